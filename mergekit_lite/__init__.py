@@ -1,0 +1,3 @@
+"""Merge and compress model checkpoints from a recipe, as a stream."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,230 @@
+"""From a typed function to everything that is known about an op.
+
+An op is one pure function under `@transform` (delta -> delta of one expert), `@combine` (all
+experts -> one), `@post` (merged delta -> merged delta) or `@preset` (a name for a chain). Its
+keyword-only parameters are the recipe's parameters; the decorator states how far it reaches.
+This module must stay importable without torch: `plan` and `schema` read specs only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from mergekit_lite.errors import nearest
+
+Kind = Literal["transform", "combine", "post", "preset"]
+Reach = Literal["element", "row", "tensor", "layer", "model"]
+"""How much of the data one call must see: any tile, whole rows, a whole tensor, a layer, a model."""
+Space = Literal["delta", "weight"]
+"""Whether a combine works on `expert - base` or on whole weights."""
+
+SPECIAL = frozenset({"place", "weights", "cut", "sums", "calibration"})
+"""Keyword-only names that the engine fills in; they are not recipe parameters."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number; `above`/`below` exclude their end, `at_least`/`at_most` include it."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def admits(self, value: float) -> bool:
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = f"{self.at_least:g} <= " if self.at_least is not None else ""
+        low = f"{self.above:g} < " if self.above is not None else low
+        high = f" <= {self.at_most:g}" if self.at_most is not None else ""
+        high = f" < {self.below:g}" if self.below is not None else high
+        return f"{low}x{high}"
+
+
+@dataclass(frozen=True)
+class Doc:
+    """What a parameter means, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One hand-checkable case: inputs, parameters and the result they must give.
+
+    Transforms and posts read `deltas[0]`; `base` defaults to zeros. `expect` is the op's own
+    result (a delta for delta ops, a weight for weight ops). `source` says where it comes from.
+    """
+
+    deltas: list[Any]
+    expect: list[Any]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    weights: list[float] | None = None
+    layer: int | None = None
+    layers: int = 1
+    tolerance: float = 1e-5
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One recipe parameter of an op: its type, default, bounds and meaning."""
+
+    name: str
+    type: Any  # float, int, bool, str, a Literal, or a union of those with None
+    default: Any  # inspect.Parameter.empty when the recipe must give it
+    range: Range | None
+    doc: str
+    per_expert: bool  # a map by expert name is meaningful
+    expert_name: bool  # the value names an expert or `base`
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def choices(self) -> tuple[Any, ...] | None:
+        return get_args(self.type) if get_origin(self.type) is Literal else None
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the value may be a gradient over depth."""
+        kinds = get_args(self.type) or (self.type,)
+        return float in kinds or int in kinds
+
+
+class ExpertName(str):
+    """Type of a parameter that names an expert of the recipe, or `base`."""
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """All that the other rooms know about an op."""
+
+    name: str
+    kind: Kind
+    function: Callable[..., Any]
+    title: str
+    paper: str
+    summary: str  # first sentence of the docstring
+    doc: str
+    parameters: Mapping[str, Parameter]
+    specials: frozenset[str]
+    vectors: tuple[Vector, ...]
+    reach: Reach = "element"
+    space: Space = "delta"
+    experts: tuple[int, int | None] = (1, None)  # how many it takes; None is "no upper limit"
+    commutative: bool = False
+    random: bool = False
+    unbiased: bool = False
+    needs: Any = None  # a Statistic (mergekit_lite.ops._statistics), or None
+    calibration: bool = False
+    compat: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # mode -> other defaults
+
+    def defaults(self, compat: str = "none") -> dict[str, Any]:
+        """Return the parameter values in force where the recipe says nothing."""
+        values = {p.name: p.default for p in self.parameters.values() if not p.required}
+        return {**values, **self.compat.get(compat, {})}
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], frozenset[str]]:
+    found: dict[str, Parameter] = {}
+    specials = set()
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if parameter.name in SPECIAL:
+            specials.add(parameter.name)
+            continue
+        annotation = parameter.annotation
+        if isinstance(annotation, str):
+            annotation = eval(annotation, function.__globals__)
+        extras: tuple[Any, ...] = ()
+        if get_origin(annotation) is Annotated:
+            annotation, *rest = get_args(annotation)
+            extras = tuple(rest)
+        # `lambda` is a Python keyword: the function spells it `lambda_`, the recipe `lambda`.
+        name = parameter.name.rstrip("_")
+        found[name] = Parameter(
+            name=name,
+            type=annotation,
+            default=parameter.default,
+            range=next((x for x in extras if isinstance(x, Range)), None),
+            doc=next((x.text for x in extras if isinstance(x, Doc)), ""),
+            per_expert="per_expert" in extras,
+            expert_name=ExpertName in (get_args(annotation) or (annotation,)),
+        )
+    return found, frozenset(specials)
+
+
+REGISTRY: dict[str, OpSpec] = {}
+
+
+def _register(kind: Kind, name: str | None = None, **facts: Any) -> Callable[[Function], Function]:
+    def decorate(function: Function) -> Function:
+        parameters, specials = _parameters(function)
+        doc = inspect.getdoc(function) or ""
+        spec = OpSpec(
+            name=(name or function.__name__).rstrip("_"),
+            kind=kind,
+            function=function,
+            summary=re.split(r"(?<=\.)\s", doc, maxsplit=1)[0].replace("\n", " "),
+            doc=doc,
+            parameters=parameters,
+            specials=specials,
+            vectors=tuple(facts.pop("vectors", ())),
+            **facts,
+        )
+        if spec.name in REGISTRY and REGISTRY[spec.name].function.__module__ != function.__module__:
+            raise ValueError(f"two ops are called `{spec.name}`")
+        REGISTRY[spec.name] = spec
+        function.spec = spec  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def transform(**facts: Any) -> Callable[[Function], Function]:
+    """Register `f(delta, *, ...) -> delta`, applied to each expert's delta on its own."""
+    return _register("transform", **facts)
+
+
+def combine(**facts: Any) -> Callable[[Function], Function]:
+    """Register `f(inputs, *, weights, ...) -> tensor`, which makes one tensor out of all experts."""
+    return _register("combine", **facts)
+
+
+def post(**facts: Any) -> Callable[[Function], Function]:
+    """Register `f(merged, *, ...) -> merged`, applied to the merged delta."""
+    return _register("post", **facts)
+
+
+def preset(**facts: Any) -> Callable[[Function], Function]:
+    """Register a name for a chain: `f(*, ...) -> [(op name, parameters), ...]`."""
+    return _register("preset", **facts)
+
+
+def get(name: str) -> OpSpec:
+    """Return the spec of the op called `name`.
+
+    Raises:
+        KeyError: no op has that name; the message names the nearest one.
+    """
+    from mergekit_lite.ops import registry
+
+    specs = registry()
+    if name not in specs:
+        raise KeyError(f"unknown op `{name}`; {nearest(name, specs)}".rstrip("; "))
+    return specs[name]

@@ -1,0 +1,1 @@
+"""One file an op; see `mergekit_lite.ops`."""

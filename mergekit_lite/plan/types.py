@@ -1,0 +1,193 @@
+"""The plan: a flat, JSON-able table with one row for each tensor that will be written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFactors:
+    """A low-rank delta `scale * B @ A`, kept as its two factors.
+
+    Attributes:
+        a: name of the (rank x in) factor in the adapter's file.
+        b: name of the (out x rank) factor.
+        scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+        transpose: the weight is stored (in x out), as in GPT-2's Conv1D.
+    """
+
+    a: str
+    b: str
+    scale: float
+    transpose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One input of a row: a whole stored tensor, or the factors of an adapter's delta.
+
+    Attributes:
+        source: key into `Plan.inputs`: `base` or an expert's name.
+        name: the tensor's name in that source ("" for an adapter that does not touch it).
+        lora: factors, when the source is an adapter.
+        zero: the source leaves this tensor as in the base (delta identically zero).
+    """
+
+    source: str
+    name: str
+    lora: LoraFactors | None = None
+    zero: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One op with every parameter resolved to a plain value for this tensor.
+
+    Attributes:
+        op: name in the op registry.
+        params: resolved parameters; a combine's hold `weights`: one number per read.
+        expert: for transforms, the expert (a `Read.source`) it is applied to.
+    """
+
+    op: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    expert: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One output tensor: what is read, what is done to it and where it goes.
+
+    Attributes:
+        name, dtype, shape: of the output (safetensors dtype).
+        shard: index into `Plan.shards`.
+        start: byte offset of the tensor from the start of its shard file.
+        kind: `copy` moves the bytes of `reads[0]` unchanged; `merge` computes.
+        base: the base tensor, when the row needs it (all delta-space rows do).
+        reads: the experts' inputs, in recipe order.
+        steps: transforms (by expert), then one combine, then posts.
+        layer: index of the tensor's layer, None outside the layers.
+        rule: where the winning decision stands in the recipe (`recipe.yaml:12:5`), and why.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: int
+    start: int
+    kind: Literal["copy", "merge"]
+    reads: tuple[Read, ...]
+    base: Read | None = None
+    steps: tuple[Step, ...] = ()
+    layer: int | None = None
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file: its final name, the JSON header it begins with and its size."""
+
+    file: str
+    nbytes: int
+    header: str
+
+
+@dataclass(frozen=True)
+class Input:
+    """One resolved source of the plan.
+
+    Attributes:
+        reference: as the recipe writes it.
+        root: resolved folder or file.
+        kind: `checkpoint` or `adapter`.
+        revision: commit of a Hub repository, or empty.
+        files: file name -> size in bytes.
+        matched: base tensors that this input covers.
+        missing: base tensors that it lacks (allowed by the recipe).
+        extra: tensors that the base lacks.
+    """
+
+    reference: str
+    root: str
+    kind: Literal["checkpoint", "adapter"]
+    revision: str = ""
+    files: Mapping[str, int] = field(default_factory=dict)
+    matched: int = 0
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, in full, decided from the recipe and the headers alone.
+
+    Attributes:
+        inputs: `base` and every expert by name.
+        jobs: one row per output tensor, ordered by (shard, start).
+        shards: output files.
+        seed: the recipe's seed.
+        layers: number of layers of the base.
+        dtype: the output dtype that the config will name (safetensors name).
+        warnings: things the user should know, each with its place.
+        recipe: the resolved recipe as plain data (after extends, vars and --set).
+        config: changes to make in the donor's config.json (key -> value).
+        compat: `none` or `mergekit`.
+    """
+
+    inputs: Mapping[str, Input]
+    jobs: tuple[Job, ...]
+    shards: tuple[Shard, ...]
+    seed: int
+    layers: int
+    dtype: str
+    warnings: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    compat: str = "none"
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text with stable key order."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Rebuild a plan from `to_json`'s text, as another machine would."""
+        raw = json.loads(text)
+
+        def read(value: dict[str, Any] | None) -> Read | None:
+            if value is None:
+                return None
+            lora = value["lora"]
+            return Read(**{**value, "lora": LoraFactors(**lora) if lora else None})
+
+        def job(value: dict[str, Any]) -> Job:
+            return Job(
+                **{
+                    **value,
+                    "shape": tuple(value["shape"]),
+                    "base": read(value["base"]),
+                    "reads": tuple(r for r in map(read, value["reads"]) if r),
+                    "steps": tuple(Step(**step) for step in value["steps"]),
+                }
+            )
+
+        tuples = ("missing", "extra")
+        inputs = {
+            name: Input(**{**value, **{key: tuple(value[key]) for key in tuples}})
+            for name, value in raw.pop("inputs").items()
+        }
+        return cls(
+            inputs=inputs,
+            jobs=tuple(job(value) for value in raw.pop("jobs")),
+            shards=tuple(Shard(**value) for value in raw.pop("shards")),
+            warnings=tuple(raw.pop("warnings")),
+            **raw,
+        )
+
+    def digest(self) -> str:
+        """Return the sha256 that names this plan; a journal of another plan is not resumed."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
