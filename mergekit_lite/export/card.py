@@ -1,0 +1,199 @@
+"""The model card of a merge: front matter that the Hub reads, and a body that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit_lite import ops
+from mergekit_lite.export.labels import hub_id, short_name, without_paths
+from mergekit_lite.plan.types import Plan
+
+if TYPE_CHECKING:
+    from mergekit_lite.engine.report import Report
+    from mergekit_lite.sources import Model
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What the card says about one input.
+
+    Attributes:
+        name: `base`, or the expert's name in the recipe.
+        label: what to call the model; never a path.
+        repository: its Hub id, where it is known.
+        facts: front matter of the input's own card.
+    """
+
+    name: str
+    label: str
+    repository: str | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def license(self) -> str:
+        """The licence its card states (the name behind `other`, if given), or an empty string."""
+        stated = self.facts.get("license")
+        if stated == "other" and self.facts.get("license_name"):
+            stated = self.facts["license_name"]
+        return ", ".join(stated) if isinstance(stated, list) else str(stated or "")
+
+
+def write_card(plan: Plan, models: Mapping[str, Model], report: Report, folder: Path) -> None:
+    """Write README.md into `folder`; its title is the folder's final name."""
+    title = folder.name.removesuffix(".partial")
+    (folder / "README.md").write_text(card(plan, models, report, title), encoding="utf-8")
+
+
+def card(plan: Plan, models: Mapping[str, Model], report: Report, title: str) -> str:
+    """Return the text of the card."""
+    parents = [
+        Parent(
+            name,
+            short_name(source),
+            hub_id(source, models[name].config),
+            front_matter(Path(source.root)),
+        )
+        for name, source in plan.inputs.items()
+    ]
+    parents.sort(key=lambda parent: parent.name != "base")
+    parts = (
+        f"---\n{_yaml(matter(plan, parents))}---",
+        f"# {title}",
+        _sentence(plan, parents),
+        f"## Recipe\n\n```yaml\n{_yaml(without_paths(plan.recipe))}```",
+        f"## Inputs\n\n{_inputs(parents, report)}",
+        f"## Method\n\n{_methods(plan)}",
+        _use(plan, title, text_model="model_type" in (models["base"].config or {})),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def matter(plan: Plan, parents: Sequence[Parent]) -> dict[str, Any]:
+    """Return the front matter: only what is known, nothing invented."""
+    known: dict[str, Any] = {}
+    # Repeated ids break the Hub's tree of models.
+    if repositories := list(dict.fromkeys(p.repository for p in parents if p.repository)):
+        known["base_model"] = repositories
+    # The Hub infers `merge` only from two ids or more, so it is said.
+    known["base_model_relation"] = "merge"
+    known["library_name"] = "transformers"
+    for key in ("pipeline_tag", "language"):
+        stated = [p.facts[key] for p in parents if p.facts.get(key)]
+        if stated and all(value == stated[0] for value in stated):
+            known[key] = stated[0]
+    known |= _license(parents)
+    known["tags"] = list(dict.fromkeys(["merge", "mergekit-lite", *methods(plan)]))
+    return known
+
+
+def methods(plan: Plan) -> list[str]:
+    """Return the names of the methods the recipe asks for: its presets and combines."""
+    names = list(dict.fromkeys(_step_names(plan)))
+    specs = ops.registry()
+    telling = [n for n in names if n in specs and specs[n].kind in ("preset", "combine")]
+    return telling or names
+
+
+def front_matter(root: Path) -> dict[str, Any]:
+    """Return the front matter of the README.md in `root`; empty where there is none to read."""
+    import yaml
+
+    try:
+        text = (root / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    lines = text.lstrip("\ufeff").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return {}
+    for end, line in enumerate(lines[1:], 1):
+        if line.strip() == "---":
+            try:
+                facts = yaml.safe_load("\n".join(lines[1:end]))
+            except yaml.YAMLError:
+                return {}
+            return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def _license(parents: Sequence[Parent]) -> dict[str, str]:
+    stated = {parent.license for parent in parents}
+    if stated == {""}:
+        return {}
+    if len(stated) > 1:
+        return {"license": "other"}
+    keys = ("license", "license_name", "license_link")
+    return {key: parents[0].facts[key] for key in keys if parents[0].facts.get(key)}
+
+
+def _step_names(plan: Plan) -> Iterable[str]:
+    recipe = plan.recipe
+    chains = [recipe.get("steps") or ()]
+    chains += [expert.get("steps") or () for expert in (recipe.get("experts") or {}).values()]
+    chains += [rule.get("steps") or () for rule in recipe.get("rules") or ()]
+    for chain in chains:
+        for step in chain:
+            yield from [step] if isinstance(step, str) else step
+
+
+def _sentence(plan: Plan, parents: Sequence[Parent]) -> str:
+    experts = len(parents) - 1
+    noun = "model" if experts == 1 else "models"
+    return (
+        f"A merge of {experts} {noun} with `{parents[0].label}`, made with mergekit-lite "
+        f"by {_listed(methods(plan))}. "
+        f"{len(plan.jobs)} tensors, {sum(1 for job in plan.jobs if job.kind == 'merge')} of them "
+        f"computed, stored as {plan.dtype}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = [f"`{name}`" for name in names] or ["copying"]
+    return ", ".join(quoted)
+
+
+def _inputs(parents: Sequence[Parent], report: Report) -> str:
+    rows = ["| name | model | licence | tensors matched | changed | norm of its delta |"]
+    rows += ["|---|---|---|---|---|---|"]
+    for parent in parents:
+        seen = report.inputs.get(parent.name)
+        counts = f"{seen.matched} | {seen.changed} | {seen.delta_norm:.4g}" if seen else "| |"
+        licence = parent.license or "not stated"
+        rows.append(f"| {parent.name} | {parent.label} | {licence} | {counts} |")
+    return "\n".join(rows)
+
+
+def _methods(plan: Plan) -> str:
+    specs = ops.registry()
+    names = dict.fromkeys([*_step_names(plan), *(s.op for job in plan.jobs for s in job.steps)])
+    lines = []
+    for spec in (specs[name] for name in names if name in specs):
+        paper = f" ({spec.paper})" if spec.paper else ""
+        lines.append(f"- `{spec.name}`: {spec.summary or spec.title}{paper}")
+    return "\n".join(lines) or "Every tensor is copied from one of the inputs."
+
+
+def _use(plan: Plan, title: str, *, text_model: bool) -> str:
+    load = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{title}", dtype="auto")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{title}")\n'
+        if text_model
+        else "from safetensors.torch import load_file\n\n"
+        f'tensors = load_file("{title}/{plan.shards[0].file}")\n'
+    )
+    return (
+        f"## Use\n\n```python\n{load}```\n\n"
+        "`recipe.lock.yaml` pins the inputs and the sha256 of every weight file; "
+        f"`mergekit-lite verify {title}` rechecks them, and `merge_report.json` says what each "
+        "input contributed."
+    )
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return text
