@@ -1,0 +1,94 @@
+"""Combines on one block: all experts' inputs to one result, in the order of the torch chain."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.kernels._jit import inlined
+
+WEIGHTED_SUM: Final = 0
+VOTE: Final = 1
+
+MEAN: Final = 0
+SUM: Final = 1
+MAX: Final = 2
+
+_ZERO = np.float32(0.0)
+
+
+@inlined
+def weighted_sum(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    weights: NDArray[np.float32],
+    divisor: np.float32,
+    out: NDArray[np.float32],
+) -> None:
+    """Write sum_i w_i x_i, divided by `divisor` unless that is 0, to `out[:n]`."""
+    first, w = x[0], weights[0]
+    for j in range(n):
+        out[j] = w * first[j]
+    for e in range(1, experts):
+        row, w = x[e], weights[e]
+        for j in range(n):
+            out[j] = out[j] + w * row[j]
+    if divisor != _ZERO:
+        for j in range(n):
+            out[j] = out[j] / divisor
+
+
+@inlined
+def vote(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    weights: NDArray[np.float32],
+    by_count: bool,
+    aggregate: int,
+    zero_plus: bool,
+    out: NDArray[np.float32],
+    ballot: NDArray[np.float32],
+    mass: NDArray[np.float32],
+) -> None:
+    """Elect a sign per entry and aggregate the inputs that agree with it (TIES, steps 2 and 3)."""
+    for j in range(n):
+        ballot[j] = _ZERO
+    for e in range(experts):
+        row, w = x[e], weights[e]
+        if by_count:
+            for j in range(n):
+                p = w * row[j]
+                plus = np.float32(1.0) if p > _ZERO else _ZERO
+                minus = np.float32(1.0) if p < _ZERO else _ZERO
+                ballot[j] = ballot[j] + (plus - minus)
+        else:
+            for j in range(n):
+                ballot[j] = ballot[j] + w * row[j]
+    tie = np.float32(1.0) if zero_plus else _ZERO
+    for j in range(n):
+        s = ballot[j]
+        ballot[j] = np.float32(1.0) if s > _ZERO else (np.float32(-1.0) if s < _ZERO else tie)
+        out[j] = _ZERO
+        mass[j] = _ZERO
+    # One product and one select an entry: nested conditions would keep LLVM from vectorising.
+    for e in range(experts):
+        row, w = x[e], weights[e]
+        if aggregate == MAX:
+            for j in range(n):
+                p = w * row[j]
+                agreeing = p if p * ballot[j] > _ZERO else _ZERO
+                out[j] = agreeing if abs(agreeing) > abs(out[j]) else out[j]
+        else:
+            for j in range(n):
+                p = w * row[j]
+                agree = p * ballot[j] > _ZERO
+                out[j] = out[j] + (p if agree else _ZERO)
+                mass[j] = mass[j] + (w if agree else _ZERO)
+    if aggregate == MEAN:
+        for j in range(n):
+            m = mass[j] if mass[j] != _ZERO else np.float32(1.0)
+            out[j] = out[j] / m

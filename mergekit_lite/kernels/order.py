@@ -1,0 +1,185 @@
+"""The exact k-th largest magnitude of a tensor that is seen tile by tile.
+
+A strided sample brackets each wanted rank; one sweep then counts what lies above the bracket and
+collects what lies inside it, from which the exact threshold and the position of its last tie
+follow. When the sample misled (the counts show it), a histogram of the top 16 magnitude bits and
+one of the low 15 bits find the threshold in two more sweeps, whatever the data.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.kernels._jit import inlined, kernel, reported
+from mergekit_lite.kernels.codec import decode
+from mergekit_lite.kernels.steps import MAGNITUDE
+from mergekit_lite.kernels.tile import load_input, transform_input
+
+_WIDTHS = np.array([2, 2, 4, 8], np.int64)
+
+
+@reported
+def _count_above(bits: NDArray[np.uint32], n: int, high: np.uint32) -> int:
+    """Return how many magnitudes exceed `high`: fp32 sums of ones are exact in any order."""
+    over = np.float32(0.0)
+    for i in range(n):
+        over += np.float32(1.0) if (bits[i] & MAGNITUDE) > high else np.float32(0.0)
+    return np.int64(over)
+
+
+@inlined
+def _collect(
+    bits: NDArray[np.uint32],
+    n: int,
+    first: int,
+    low: np.uint32,
+    high: np.uint32,
+    flags: NDArray[np.uint8],
+    magnitudes: NDArray[np.uint32],
+    indices: NDArray[np.int64],
+    filled: int,
+) -> int:
+    """Append the magnitudes in [low, high] with their flat indices; return the new fill.
+
+    A fill of one more than there is room for says that they did not fit.
+    """
+    room = magnitudes.shape[0]
+    span = np.uint32(high - low)
+    for i in range(n):
+        distance = np.uint32((bits[i] & MAGNITUDE) - low)
+        flags[i] = np.uint8(1) if distance <= span else np.uint8(0)
+    for i in range(n, (n + 7) // 8 * 8):
+        flags[i] = np.uint8(0)
+    words = flags.view(np.uint64)
+    for word in range((n + 7) // 8):
+        # Eight entries at a time: nearly all words are zero.
+        if words[word] != 0:
+            if filled + 8 > room:
+                return room + 1
+            for i in range(word * 8, word * 8 + 8):
+                if flags[i] != 0:
+                    magnitudes[filled] = bits[i] & MAGNITUDE
+                    indices[filled] = first + i
+                    filled += 1
+    return filled
+
+
+@kernel
+def scan_tile(
+    raw: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    code: NDArray[np.int64],
+    is_delta: NDArray[np.int64],
+    kinds: NDArray[np.int64],
+    floats: NDArray[np.float32],
+    ints: NDArray[np.int64],
+    depth: NDArray[np.int64],
+    brackets: NDArray[np.int64],
+    first: int,
+    count: int,
+    width: int,
+    block: int,
+    above: NDArray[np.int64],
+    filled: NDArray[np.int64],
+    magnitudes: NDArray[np.uint32],
+    indices: NDArray[np.int64],
+    bad: NDArray[np.int64],
+) -> None:
+    """Scan one tile for all wanted ranks of all experts at once.
+
+    `brackets[e, r]` is (low, high) of rank r of expert e, low > high where none is wanted;
+    `depth[e]` is how many transforms precede the one that asks. `above`, `filled` have the
+    shape (experts, ranks); `magnitudes`, `indices` one row for each of those.
+    """
+    experts = at.shape[0] - 1
+    ranks = brackets.shape[1]
+    base = np.zeros(block, np.float32)
+    x = np.empty(block, np.float32)
+    bits = x.view(np.uint32)
+    flags = np.empty((block + 7) // 8 * 8, np.uint8)
+    bins = np.empty(2048, np.int64)
+    scratch = np.empty(block, np.uint32)
+    for start in range(0, count, block):
+        n = min(block, count - start)
+        if code[0] >= 0:
+            bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
+        for e in range(experts):
+            if depth[e] < 0:
+                continue
+            bad[e + 1] += load_input(e + 1, raw, at, code, is_delta, False, base, start, n, x)
+            transform_input(
+                kinds[e], floats[e], ints[e], depth[e], x, n, first + start, width, bins, scratch
+            )
+            for r in range(ranks):
+                low, high = brackets[e, r, 0], brackets[e, r, 1]
+                if low <= high:
+                    slot = e * ranks + r
+                    above[e, r] += _count_above(bits, n, np.uint32(high))
+                    filled[e, r] = _collect(
+                        bits, n, first + start, np.uint32(low), np.uint32(high),
+                        flags, magnitudes[slot], indices[slot], filled[e, r],
+                    )  # fmt: skip
+
+
+@kernel
+def magnitudes_of_tile(
+    raw: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    code: NDArray[np.int64],
+    is_delta: NDArray[np.int64],
+    kinds: NDArray[np.int64],
+    floats: NDArray[np.float32],
+    ints: NDArray[np.int64],
+    expert: int,
+    depth: int,
+    first: int,
+    count: int,
+    width: int,
+    block: int,
+    out: NDArray[np.uint32],
+) -> None:
+    """Write the magnitude bits of one expert's delta after `depth` transforms to `out[:count]`."""
+    base = np.zeros(block, np.float32)
+    x = np.empty(block, np.float32)
+    bits = x.view(np.uint32)
+    bins = np.empty(2048, np.int64)
+    scratch = np.empty(block, np.uint32)
+    for start in range(0, count, block):
+        n = min(block, count - start)
+        if code[0] >= 0:
+            decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
+        load_input(expert + 1, raw, at, code, is_delta, False, base, start, n, x)
+        transform_input(
+            kinds[expert], floats[expert], ints[expert], depth, x, n, first + start, width,
+            bins, scratch,
+        )  # fmt: skip
+        for j in range(n):
+            out[start + j] = np.uint32(bits[j] & MAGNITUDE)
+
+
+@kernel
+def histogram(bits: NDArray[np.uint32], n: int, bins: NDArray[np.int64]) -> None:
+    """Add bits 30..15 of `bits[:n]` to 65536 bins."""
+    for i in range(n):
+        bins[bits[i] >> np.uint32(15)] += 1
+
+
+@kernel
+def refine(bits: NDArray[np.uint32], n: int, digit: int, bins: NDArray[np.int64]) -> None:
+    """Add bits 14..0 of those `bits[:n]` whose upper bits equal `digit` to 32768 bins."""
+    for i in range(n):
+        if np.int64(bits[i] >> np.uint32(15)) == digit:
+            bins[bits[i] & np.uint32(0x7FFF)] += 1
+
+
+@kernel
+def nth_equal(bits: NDArray[np.uint32], n: int, value: np.uint32, nth: int) -> tuple[int, int]:
+    """Return (position of the nth entry equal to `value` or -1, how many were seen)."""
+    seen = 0
+    for i in range(n):
+        if bits[i] == value:
+            seen += 1
+            if seen == nth:
+                return i, seen
+    return -1, seen

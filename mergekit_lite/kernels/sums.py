@@ -1,0 +1,91 @@
+"""Sums over whole tensors in fp64, in an order that does not depend on tiles or threads.
+
+Blocks of 4096 entries by flat index; in a block, entry j goes to lane j % 16, lanes are added in
+order; the caller adds the blocks with `math.fsum`, which rounds once whatever their order.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.kernels._jit import inlined, kernel
+from mergekit_lite.kernels.codec import decode
+from mergekit_lite.kernels.tile import load_input
+
+SUM_BLOCK: Final = 4096
+LANES: Final = 16
+
+_WIDTHS = np.array([2, 2, 4, 8], np.int64)
+
+
+@inlined
+def _lanes_of_product(
+    a: NDArray[np.float32], b: NDArray[np.float32], n: int, lanes: NDArray[np.float64]
+) -> float:
+    lanes[:] = 0.0
+    whole = n - n % LANES
+    for j in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += np.float64(a[j + lane]) * np.float64(b[j + lane])
+    for j in range(whole, n):
+        lanes[j - whole] += np.float64(a[j]) * np.float64(b[j])
+    total = 0.0
+    for lane in range(LANES):
+        total += lanes[lane]
+    return total
+
+
+@inlined
+def _lanes_of_magnitude(a: NDArray[np.float32], n: int, lanes: NDArray[np.float64]) -> float:
+    lanes[:] = 0.0
+    whole = n - n % LANES
+    for j in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += np.float64(abs(a[j + lane]))
+    for j in range(whole, n):
+        lanes[j - whole] += np.float64(abs(a[j]))
+    total = 0.0
+    for lane in range(LANES):
+        total += lanes[lane]
+    return total
+
+
+@kernel
+def sums_tile(
+    raw: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    code: NDArray[np.int64],
+    is_delta: NDArray[np.int64],
+    weight_space: bool,
+    count: int,
+    absolute: NDArray[np.float64],
+    gram: NDArray[np.float64],
+    bad: NDArray[np.int64],
+) -> None:
+    """Write block sums of a tile that starts at a multiple of 4096.
+
+    `absolute` has the shape (blocks, inputs), `gram` (blocks, inputs, inputs) with its upper
+    triangle filled; either may have no blocks when it is not wanted.
+    """
+    experts = at.shape[0] - 1
+    base = np.zeros(SUM_BLOCK, np.float32)
+    x = np.empty((experts, SUM_BLOCK), np.float32)
+    lanes = np.empty(LANES, np.float64)
+    for number in range((count + SUM_BLOCK - 1) // SUM_BLOCK):
+        start = number * SUM_BLOCK
+        n = min(SUM_BLOCK, count - start)
+        if code[0] >= 0:
+            bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
+        for e in range(experts):
+            bad[e + 1] += load_input(
+                e + 1, raw, at, code, is_delta, weight_space, base, start, n, x[e]
+            )
+        for e in range(experts):
+            if absolute.shape[0] > 0:
+                absolute[number, e] = _lanes_of_magnitude(x[e], n, lanes)
+            if gram.shape[0] > 0:
+                for other in range(e, experts):
+                    gram[number, e, other] = _lanes_of_product(x[e], x[other], n, lanes)

@@ -1,0 +1,168 @@
+"""The fused loop: raw tiles of all inputs in, one tile of the output out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.kernels._jit import inlined, kernel, reported
+from mergekit_lite.kernels.codec import decode, encode
+from mergekit_lite.kernels.combine import VOTE, vote, weighted_sum
+from mergekit_lite.kernels.steps import (
+    BAND,
+    CUT,
+    DARE,
+    ROW_BAND,
+    SCALE,
+    band_rows,
+    drop_random,
+    drop_top,
+    keep_top,
+)
+
+BLOCK: Final = 2048
+"""Entries worked on at a time: the fp32 scratch of four inputs stays in L1 and L2."""
+
+_WIDTHS = np.array([2, 2, 4, 8], np.int64)
+_ZERO = np.float32(0.0)
+
+
+@inlined
+def load_input(
+    i: int,
+    raw: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    code: NDArray[np.int64],
+    is_delta: NDArray[np.int64],
+    weight_space: bool,
+    base: NDArray[np.float32],
+    block: int,
+    n: int,
+    x: NDArray[np.float32],
+) -> int:
+    """Write input `i` of a block to `x[:n]`: as a delta, or as a weight in weight space."""
+    bad = 0
+    if code[i] < 0:
+        for j in range(n):
+            x[j] = _ZERO
+    else:
+        bad = decode(raw, at[i] + block * _WIDTHS[code[i]], code[i], x, n)
+    if weight_space and is_delta[i] != 0:
+        for j in range(n):
+            x[j] = base[j] + x[j]
+    elif not weight_space and is_delta[i] == 0:
+        for j in range(n):
+            x[j] = x[j] - base[j]
+    return bad
+
+
+@inlined
+def transform_input(
+    kinds: NDArray[np.int64],
+    floats: NDArray[np.float32],
+    ints: NDArray[np.int64],
+    steps: int,
+    x: NDArray[np.float32],
+    n: int,
+    first: int,
+    width: int,
+    bins: NDArray[np.int64],
+    scratch: NDArray[np.uint32],
+) -> None:
+    """Apply the first `steps` transforms of one expert to `x[:n]`, whose flat index is `first`."""
+    for t in range(steps):
+        kind, p = kinds[t], ints[t]
+        if kind == CUT:
+            keep_top(x, n, first, np.uint32(p[0]), p[1])
+        elif kind == BAND:
+            keep_top(x, n, first, np.uint32(p[0]), p[1])
+            drop_top(x, n, first, np.uint32(p[2]), p[3])
+        elif kind == DARE:
+            drop_random(x, n, first, p[0], p[1], p[2], floats[t], scratch)
+        elif kind == ROW_BAND:
+            band_rows(x, n, width, p[0], p[1], bins, scratch)
+        elif kind == SCALE:
+            for j in range(n):
+                x[j] = x[j] * floats[t]
+
+
+@reported
+def sum_of_squares(x: NDArray[np.float32], n: int) -> float:
+    """Return the sum of squares of `x[:n]`, for reports: its last digits depend on the CPU."""
+    total = np.float32(0.0)
+    for j in range(n):
+        total += x[j] * x[j]
+    return np.float64(total)
+
+
+@kernel
+def merge_tile(
+    raw: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    code: NDArray[np.int64],
+    is_delta: NDArray[np.int64],
+    weight_space: bool,
+    kinds: NDArray[np.int64],
+    floats: NDArray[np.float32],
+    ints: NDArray[np.int64],
+    combine: int,
+    weights: NDArray[np.float32],
+    divisor: np.float32,
+    options: NDArray[np.int64],
+    posts: NDArray[np.float32],
+    first: int,
+    count: int,
+    width: int,
+    block: int,
+    out: NDArray[np.uint8],
+    out_code: int,
+    bad: NDArray[np.int64],
+    norms: NDArray[np.float64],
+) -> None:
+    """Merge `count` entries from flat index `first`; the arguments are those of `Program`.
+
+    `bad[i]` and `norms[i]` gain, for input i (0 is the base), the entries that are not finite and
+    the sum of the squares of its delta; `bad[-1]` counts the output's non-finite entries.
+    """
+    inputs = at.shape[0]
+    experts = inputs - 1
+    base = np.zeros(block, np.float32)
+    x = np.empty((experts, block), np.float32)
+    merged = np.empty(block, np.float32)
+    ballot = np.empty(block, np.float32)
+    mass = np.empty(block, np.float32)
+    bins = np.empty(2048, np.int64)
+    scratch = np.empty(block, np.uint32)
+    for start in range(0, count, block):
+        n = min(block, count - start)
+        if code[0] >= 0:
+            bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
+        for e in range(experts):
+            row = x[e]
+            bad[e + 1] += load_input(
+                e + 1, raw, at, code, is_delta, weight_space, base, start, n, row
+            )
+            if not weight_space:
+                squares = sum_of_squares(row, n)
+                norms[e + 1] += squares
+            transform_input(
+                kinds[e], floats[e], ints[e], kinds.shape[1], row, n, first + start, width,
+                bins, scratch,
+            )  # fmt: skip
+        if combine == VOTE:
+            vote(
+                x, experts, n, weights, options[0] != 0, options[1], options[2] != 0,
+                merged, ballot, mass,
+            )  # fmt: skip
+        else:
+            weighted_sum(x, experts, n, weights, divisor, merged)
+        for k in range(posts.shape[0]):
+            for j in range(n):
+                merged[j] = merged[j] * posts[k]
+        if not weight_space:
+            for j in range(n):
+                y = merged[j]
+                merged[j] = base[j] if y == _ZERO else base[j] + y
+        bad[-1] += encode(merged, n, out, start * _WIDTHS[out_code], out_code)
