@@ -1,0 +1,1 @@
+"""What goes around the weights: configuration, tokenizer, card, lock, report, index."""

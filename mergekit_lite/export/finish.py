@@ -1,0 +1,101 @@
+"""From shards in a working folder to a model that is there as a whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_lite.errors import RecipeError
+from mergekit_lite.export.card import write_card
+from mergekit_lite.export.companions import copy_companions, is_weights
+from mergekit_lite.export.config import CONFIG_FILE, write_config
+from mergekit_lite.export.manifest import write_index, write_lock, write_report
+from mergekit_lite.export.target import partial_folder
+from mergekit_lite.plan.digests import file_sha256
+from mergekit_lite.plan.types import Plan
+
+if TYPE_CHECKING:
+    from mergekit_lite.engine.report import Report
+    from mergekit_lite.sources import Model
+
+
+def finish(
+    plan: Plan,
+    models: Mapping[str, Model],
+    report: Report,
+    out: Path,
+    *,
+    input_digests: Mapping[str, Mapping[str, str]],
+    overwrite: bool = False,
+) -> None:
+    """Complete the working folder of `out`, which holds all shards, and put it in place.
+
+    The index comes last: a folder with an index is complete.
+
+    Args:
+        plan: what was run.
+        models: its inputs; `base` is the donor of every other file.
+        report: what the engine saw; its `shards` hold the size and sha256 of each shard.
+        out: final folder.
+        input_digests: input -> weight file -> sha256, for the lock.
+        overwrite: replace a folder that is there.
+    """
+    work = partial_folder(out)
+    root = models["base"].root
+    _remove_strays(work, keep=report.shards)
+    written = copy_companions(root, work)
+    if write_config(plan, root, work):
+        written.append(CONFIG_FILE)
+    write_card(plan, models, report, work)
+    outputs = {file: digest for file, (_, digest) in report.shards.items()}
+    outputs |= {file: file_sha256(work / file) for file in written}
+    write_lock(plan, input_digests, outputs, work)
+    write_report(plan, report, work)
+    write_index(plan, work)
+    sync_tree(work)
+    put_in_place(work, out, overwrite=overwrite)
+
+
+def _remove_strays(work: Path, keep: Collection[str]) -> None:
+    """Remove weight files of an earlier, different run; loaders would read them too."""
+    for path in work.iterdir():
+        if path.is_file() and is_weights(path) and path.name not in keep:
+            path.unlink()
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until every file and folder below `folder` has reached the disk."""
+    for here, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(Path(here) / name)
+        _sync(Path(here))
+
+
+def put_in_place(work: Path, out: Path, *, overwrite: bool) -> None:
+    """Rename `work` to `out`; what was there is removed only once the new folder stands.
+
+    Raises:
+        RecipeError: `out` has been filled while the merge ran, and may not be replaced.
+    """
+    aside = out.with_name(f".{out.name}.replaced")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            hint = f"the merge is complete in `{work}`; move it where you want it"
+            raise RecipeError("the output folder was filled during the run", str(out), hint)
+        shutil.rmtree(aside, ignore_errors=True)
+        out.rename(aside)
+    work.rename(out)
+    _sync(out.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

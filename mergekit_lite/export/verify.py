@@ -1,0 +1,160 @@
+"""Recheck a finished merge: is every byte still what the lock says, and does it fit together?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo
+from mergekit_lite.checkpoint.index import INDEX_NAME, read_index
+from mergekit_lite.checkpoint.parse import read_file_header
+from mergekit_lite.errors import MergekitLiteError, Problem, SourceError
+from mergekit_lite.export.companions import is_weights
+from mergekit_lite.export.config import CONFIG_FILE, config_dtype, parse_config
+from mergekit_lite.plan.digests import file_sha256
+from mergekit_lite.plan.layout import OUTPUT_DTYPES
+from mergekit_lite.plan.lock import LOCK_FILE, read_lock
+
+Progress = Callable[[int], Any]
+
+
+def verify(
+    folder: str | Path,
+    *,
+    inputs: bool = False,
+    relative_to: str | Path = ".",
+    progress: Progress | None = None,
+) -> list[Problem]:
+    """Return everything that is wrong with a merged model; an empty list if it is sound.
+
+    Args:
+        folder: the output of a run, with its `recipe.lock.yaml`.
+        inputs: recheck the inputs that the lock names as well.
+        relative_to: folder from which the lock's relative references to inputs start.
+        progress: called with byte counts as files are read.
+
+    Raises:
+        SourceError: there is no such folder, or no lock in it.
+        DataError: the lock cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SourceError("no such folder", str(folder), "give the output folder of a run")
+    lock = read_lock(folder / LOCK_FILE)
+    outputs: Mapping[str, Mapping[str, Any]] = lock["outputs"]
+    problems = check_files({file: (folder / file, facts) for file, facts in outputs.items()}, progress)
+    damaged = {problem.where for problem in problems}
+    shards = [file for file in outputs if file.endswith(".safetensors")]
+    problems += _stray(folder, outputs)
+    if not damaged.intersection(shards):
+        problems += _structure(folder, shards)
+    if inputs:
+        problems += _inputs(lock, Path(relative_to), progress)
+    return problems
+
+
+def check_files(
+    files: Mapping[str, tuple[Path, Mapping[str, Any]]], progress: Progress | None = None
+) -> list[Problem]:
+    """Return which files are not of the size and sha256 they should be.
+
+    Args:
+        files: name to report -> (path, facts with `size` and `sha256`).
+        progress: called with byte counts as files are read.
+    """
+
+    def check(item: tuple[str, tuple[Path, Mapping[str, Any]]]) -> Problem | None:
+        name, (path, facts) = item
+        try:
+            found = path.stat().st_size
+            if found != facts["size"]:
+                return Problem(f"has {found:,} bytes, the lock says {facts['size']:,}", name)
+            digest = file_sha256(path, None, progress)
+        except OSError as error:
+            return Problem(f"cannot be read: {error.strerror or error}", name)
+        if digest != facts["sha256"]:
+            return Problem(f"sha256 is {digest[:12]}…, the lock says {facts['sha256'][:12]}…", name)
+        return None
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return [problem for problem in pool.map(check, files.items()) if problem]
+
+
+def _stray(folder: Path, outputs: Mapping[str, Any]) -> list[Problem]:
+    # Loaders that take every weight file of a folder would load these too.
+    hint = "remove it; some loaders read every weight file of a folder"
+    return [
+        Problem("a weight file that the merge did not write", path.name, hint)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and is_weights(path) and path.name not in (*outputs, INDEX_NAME)
+    ]
+
+
+def _structure(folder: Path, shards: Sequence[str]) -> list[Problem]:
+    try:
+        headers = {file: read_file_header(folder / file, file)[0] for file in shards}
+        problems = _index(folder, headers)
+        problems += _dtype(folder, [info for found in headers.values() for info in found.values()])
+    except MergekitLiteError as error:
+        return list(error.problems)
+    return problems
+
+
+def _index(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> list[Problem]:
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        missing = Problem(f"missing, and there are {len(headers)} weight files", INDEX_NAME)
+        return [missing] if len(headers) > 1 else []
+    index = read_index(path)
+    stored = {name: file for file, found in headers.items() for name in found}
+    total = sum(info.nbytes for found in headers.values() for info in found.values())
+    problems = [
+        Problem(f"`{name}` is in {stored.get(name, 'no file')}, the index says {file}", INDEX_NAME)
+        for name, file in index.weight_map.items()
+        if stored.get(name) != file
+    ]
+    problems += [
+        Problem(f"`{name}` of {file} is not in the index", INDEX_NAME)
+        for name, file in stored.items()
+        if name not in index.weight_map
+    ]
+    if index.total_size != total:
+        what = f"total_size is {index.total_size}, the tensors have {total} bytes"
+        problems.append(Problem(what, INDEX_NAME))
+    return problems
+
+
+def _dtype(folder: Path, tensors: Sequence[TensorInfo]) -> list[Problem]:
+    path = folder / CONFIG_FILE
+    nbytes: dict[str, int] = {}
+    for info in tensors:
+        if info.dtype in FLOAT_DTYPES:
+            nbytes[info.dtype] = nbytes.get(info.dtype, 0) + info.nbytes
+    if not path.is_file() or not nbytes:
+        return []
+    named = config_dtype(parse_config(path.read_bytes(), CONFIG_FILE))
+    stored = max(nbytes, key=lambda dtype: (nbytes[dtype], dtype))
+    names = {**OUTPUT_DTYPES, "float64": "F64"}
+    if named is None or names.get(named) == stored:
+        return []
+    return [Problem(f"names the dtype {named}, most of the weights are {stored}", CONFIG_FILE)]
+
+
+def _inputs(
+    lock: Mapping[str, Any], relative_to: Path, progress: Progress | None
+) -> list[Problem]:
+    from mergekit_lite.sources import resolve
+
+    problems: list[Problem] = []
+    files: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for name, source in lock["inputs"].items():
+        try:
+            root = resolve(source["reference"], relative_to=relative_to).root
+        except MergekitLiteError as error:
+            problems += [Problem(p.what, f"input {name}", p.hint) for p in error.problems]
+            continue
+        for file, facts in source["files"].items():
+            files[f"input {name}: {file}"] = (root if root.is_file() else root / file, facts)
+    return problems + check_files(files, progress)
