@@ -35,12 +35,14 @@ class Read:
         name: the tensor's name in that source ("" for an adapter that does not touch it).
         lora: factors, when the source is an adapter.
         zero: the source leaves this tensor as in the base (delta identically zero).
+        nbytes: bytes this input has on disk (of both factors for an adapter's delta).
     """
 
     source: str
     name: str
     lora: LoraFactors | None = None
     zero: bool = False
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,3 +193,26 @@ class Plan:
     def digest(self) -> str:
         """Return the sha256 that names this plan; a journal of another plan is not resumed."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def content_digest(self) -> str:
+        """Return the sha256 of what is computed, whatever folders the inputs lie in.
+
+        It is what the output's headers carry, so it leaves those headers out, and with them all
+        that differs from machine to machine: roots, references and places in the recipe.
+        """
+        jobs = [asdict(job) for job in self.jobs]
+        for job in jobs:
+            del job["rule"]
+        content = {
+            "inputs": {
+                name: (source.kind, sorted(source.files.items()))
+                for name, source in self.inputs.items()
+            },
+            "jobs": jobs,
+            "shards": [(shard.file, shard.nbytes) for shard in self.shards],
+            "seed": self.seed,
+            "layers": self.layers,
+            "compat": self.compat,
+        }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""sha256 of whole files, remembered so that the same input is hashed only once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Stamp = tuple[int, int, int]
+"""Size, modification time in ns and inode: what tells that a file is still the same."""
+
+_MOST_ENTRIES = 10_000
+_CHUNK = 1 << 20
+
+
+def cache_file() -> Path:
+    """Return where digests are remembered: `$XDG_CACHE_HOME/mergekit-lite/digests.json`."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "mergekit-lite" / "digests.json"
+
+
+def _load(file: Path) -> dict[str, tuple[Stamp, str]]:
+    """Read the entries of a cache file; a missing or damaged one is an empty one."""
+    try:
+        raw = json.loads(file.read_text())
+        return {
+            str(path): ((int(size), int(modified), int(inode)), str(digest))
+            for path, (size, modified, inode, digest) in raw.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+class DigestCache:
+    """Digests of files by (real path, size, modification time, inode), kept in one JSON file.
+
+    Args:
+        file: the cache file; None takes `cache_file()`.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = cache_file() if file is None else file
+        self._entries = _load(self.file)
+        self._fresh: dict[str, tuple[Stamp, str]] = {}
+
+    def get(self, path: str, stamp: Stamp) -> str | None:
+        """Return the digest of `path` as it was with this `stamp`, or None."""
+        known, digest = self._entries.get(path, ((-1, -1, -1), ""))
+        return digest if known == stamp else None
+
+    def put(self, path: str, stamp: Stamp, digest: str) -> None:
+        self._entries[path] = self._fresh[path] = (stamp, digest)
+
+    def save(self) -> None:
+        """Write what is new; another process's entries are kept, an unwritable cache is left."""
+        if not self._fresh:
+            return
+        # The newest entries come last, so the oldest are the ones that a full cache loses.
+        entries = {**_load(self.file), **self._fresh}
+        kept = dict(list(entries.items())[-_MOST_ENTRIES:])
+        text = json.dumps({path: [*stamp, digest] for path, (stamp, digest) in kept.items()})
+        with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self.file, text)
+            self._fresh.clear()
+
+
+def _replace(file: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+        os.replace(temporary, file)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def file_sha256(
+    path: str | Path,
+    cache: DigestCache | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> str:
+    """Return the sha256 of a file's bytes, from the cache where the file has not changed.
+
+    Args:
+        path: the file.
+        cache: where digests are remembered; None always reads the file.
+        progress: called with the number of bytes of each chunk read.
+    """
+    real = os.path.realpath(path)
+    digest = hashlib.sha256()
+    with open(real, "rb", buffering=0) as stream:
+        before = _stamp(os.fstat(stream.fileno()))
+        known = cache.get(real, before) if cache else None
+        if known:
+            return known
+        buffer = memoryview(bytearray(_CHUNK))
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            if progress:
+                progress(count)
+        after = _stamp(os.fstat(stream.fileno()))
+    text = digest.hexdigest()
+    # A file written while it was read has no digest worth remembering.
+    if cache and before == after:
+        cache.put(real, after, text)
+    return text

@@ -1,0 +1,217 @@
+"""What a plan will cost: bytes read and written, memory, disk and a guess of the time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+
+from mergekit_lite.errors import Problem, ResourceError
+from mergekit_lite.ops import OpSpec, registry
+from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.types import Job, Plan
+
+PROCESS_BYTES = 150_000_000
+"""Resident memory of the interpreter with numpy, numba and the compiled kernels."""
+TILE_ENTRIES = 1 << 20
+"""Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`."""
+LEAST_TILE = 1 << 16
+ROW_BYTES = 600
+"""Resident memory of a plan for each read and each step of each row."""
+
+# Measured on one core of a two-core x86-64 machine with files in the page cache, a 551 M
+# parameter bf16 base and three experts (docs/benchmarks.md); an expectation, not a promise.
+_START_SECONDS = 0.8
+_READ_BYTES_A_SECOND = 2.5e9
+_WRITE_BYTES_A_SECOND = 1.0e9
+_COPY_BYTES_A_SECOND = 2.5e9
+_FUSED_SECONDS = 0.25e-9  # for each entry and input in the fused loop
+_STATISTIC_SECONDS = 1.0e-9  # for each entry and input in a sweep that counts or sums
+_RANDOM_SECONDS = 1.0e-9  # for each entry and input that draws a mask
+_WHOLE_SECONDS = 8.0e-9  # for each entry and input of an op that must see whole tensors
+_LORA_SECONDS = 2.0e-9  # for each entry of a low-rank product, as the ranks are small
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of a plan.
+
+    Attributes:
+        read_bytes: bytes of inputs, each counted once (a second sweep finds them cached).
+        write_bytes: bytes of all output weight files.
+        peak_memory: bytes of resident memory, at most `max_memory` where that suffices.
+        disk_free: bytes free where the output goes; None when no folder was named.
+        seconds: a guess of the wall time.
+        least_memory: smallest `max_memory` that this plan can run under.
+        disk_needed: bytes still to be written there (a partial run's shards are subtracted).
+    """
+
+    read_bytes: int
+    write_bytes: int
+    peak_memory: int
+    disk_free: int | None
+    seconds: float
+    least_memory: int = 0
+    disk_needed: int = 0
+
+
+def estimate(
+    plan: Plan,
+    *,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    out: Path | None = None,
+    refuse: bool = True,
+) -> Estimate:
+    """Return what running `plan` will cost.
+
+    Args:
+        plan: what is to be run.
+        threads: workers; None is one for each core that this process may use.
+        max_memory: cap in bytes on resident memory; None is no cap.
+        out: output folder (it need not exist); its filesystem's free space is checked.
+        refuse: raise when disk or memory do not suffice, rather than just report them.
+
+    Raises:
+        ResourceError: not enough free disk, or `max_memory` below what the plan needs.
+    """
+    workers = threads or len(os.sched_getaffinity(0))
+    specs = registry()
+    read_bytes = sum(_read_bytes(job) for job in plan.jobs)
+    write_bytes = sum(shard.nbytes for shard in plan.shards)
+    table = ROW_BYTES * sum(1 + len(job.reads) + len(job.steps) for job in plan.jobs)
+    resident = max((_whole_bytes(job, specs) for job in plan.jobs), default=0)
+    inputs = max((_inputs(job) for job in plan.jobs if job.kind == "merge"), default=0)
+    fixed = PROCESS_BYTES + table + resident
+    tiles = 4 * (inputs + 2) if inputs else 0
+    peak = fixed + workers * TILE_ENTRIES * tiles
+    least = fixed + LEAST_TILE * tiles
+    result = Estimate(
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
+        peak_memory=peak if max_memory is None else min(peak, max(max_memory, least)),
+        disk_free=None if out is None else _free(out),
+        seconds=_seconds(plan, specs, workers),
+        least_memory=least,
+        disk_needed=write_bytes - (0 if out is None else _already_written(plan, out)),
+    )
+    if refuse:
+        require(result, max_memory=max_memory, out=out)
+    return result
+
+
+def require(cost: Estimate, *, max_memory: int | None, out: Path | None) -> None:
+    """Raise `ResourceError`, with what is needed and what there is, where `cost` is too high."""
+    problems = []
+    if max_memory is not None and cost.least_memory > max_memory:
+        problems.append(
+            Problem(
+                f"the merge needs {size_text(cost.least_memory)} of memory,"
+                f" and may use {size_text(max_memory)}",
+                hint=f"allow at least --max-memory {-(-cost.least_memory // 1_000_000)}MB",
+            )
+        )
+    if cost.disk_free is not None and cost.disk_needed > cost.disk_free:
+        problems.append(
+            Problem(
+                f"the output needs {size_text(cost.disk_needed)} of disk,"
+                f" {size_text(cost.disk_free)} are free",
+                where=str(out),
+                hint="free some space, or write to another disk",
+            )
+        )
+    if problems:
+        raise ResourceError(problems)
+
+
+def size_text(nbytes: int) -> str:
+    """Return a size as a person writes it: `4.1 GB`, in powers of 1000."""
+    size = float(nbytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _read_bytes(job: Job) -> int:
+    if job.kind == "copy":
+        return job.reads[0].nbytes
+    reads = {(r.source, r.name): r.nbytes for r in job.reads if not r.zero}
+    if job.base is not None:
+        reads[job.base.source, job.base.name] = job.base.nbytes
+    return sum(reads.values())
+
+
+def _inputs(job: Job) -> int:
+    return len(job.reads) + (job.base is not None)
+
+
+def _spec_of(job: Job, specs: Mapping[str, OpSpec]) -> list[OpSpec]:
+    return [specs[step.op] for step in job.steps]
+
+
+def _whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return the fp32 bytes of a row that cannot be cut into tiles, and of its low-rank factors."""
+    if job.kind == "copy":
+        return 0
+    factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
+    if all(spec.reach in ("element", "row") for spec in _spec_of(job, specs)):
+        return factors
+    return factors + 4 * prod(job.shape) * (len(job.reads) + 2)
+
+
+def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
+    @cache
+    def cost(op: str) -> float:
+        spec = specs[op]
+        whole = spec.reach not in ("element", "row")
+        return (
+            (_WHOLE_SECONDS if whole else 0.0)
+            + (_STATISTIC_SECONDS if spec.needs is not None else 0.0)
+            + (_RANDOM_SECONDS if spec.random else 0.0)
+        )
+
+    moved = arithmetic = 0.0
+    for job in plan.jobs:
+        nbytes = _read_bytes(job)
+        if job.kind == "copy":
+            moved += nbytes / _COPY_BYTES_A_SECOND
+            continue
+        entries = prod(job.shape)
+        sweeps = 2 if any(specs[step.op].needs is not None for step in job.steps) else 1
+        moved += sweeps * nbytes / _READ_BYTES_A_SECOND
+        moved += job_bytes(job) / _WRITE_BYTES_A_SECOND
+        each = sum(cost(s.op) * (1 if s.expert else len(job.reads)) for s in job.steps)
+        low_rank = _LORA_SECONDS * sum(1 for read in job.reads if read.lora)
+        arithmetic += entries * (each + low_rank + _FUSED_SECONDS * _inputs(job))
+    return _START_SECONDS + moved + arithmetic / workers
+
+
+def _existing(folder: Path) -> Path:
+    """Return the nearest folder that is there, which lies on the same filesystem-to-be."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _free(out: Path) -> int:
+    return shutil.disk_usage(_existing(out)).free
+
+
+def _already_written(plan: Plan, out: Path) -> int:
+    """Return the bytes that an interrupted run has left where this one goes on."""
+    partial = out.with_name(out.name + ".partial")
+    total = 0
+    for shard in plan.shards:
+        for file in (partial / shard.file, partial / f"{shard.file}.partial"):
+            if file.is_file():
+                # Allocated blocks, not length: a file with planned offsets is sparse at first.
+                total += min(shard.nbytes, file.stat().st_blocks * 512)
+                break
+    return total

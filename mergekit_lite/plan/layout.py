@@ -1,0 +1,132 @@
+"""Where every output tensor goes: order, shards and byte offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
+from mergekit_lite.checkpoint.header import header_text
+from mergekit_lite.checkpoint.index import shard_names
+from mergekit_lite.plan.types import Job, Plan, Shard
+
+OUTPUT_DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Names a recipe and a config use -> names that safetensors uses."""
+
+_CONFIG_NAMES = {"F64": "float64", **{stored: name for name, stored in OUTPUT_DTYPES.items()}}
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_NO_DIGEST = "0" * 64
+
+
+def output_dtype(stored: str, wanted: str) -> str:
+    """Return the dtype a tensor is written in: only floats follow the recipe's `output.dtype`.
+
+    Args:
+        stored: safetensors dtype of the base's tensor.
+        wanted: `base`, or a key of `OUTPUT_DTYPES`.
+    """
+    return stored if wanted == "base" or stored not in FLOAT_DTYPES else OUTPUT_DTYPES[wanted]
+
+
+def main_dtype(jobs: Iterable[Job]) -> str:
+    """Return the float dtype that most output bytes have; without floats, that of any bytes."""
+    nbytes: dict[str, int] = {}
+    for job in jobs:
+        nbytes[job.dtype] = nbytes.get(job.dtype, 0) + job_bytes(job)
+    floats = {dtype: count for dtype, count in nbytes.items() if dtype in FLOAT_DTYPES}
+    candidates = floats or nbytes
+    return max(candidates, key=lambda dtype: (candidates[dtype], dtype), default="F32")
+
+
+def config_changes(config: Mapping[str, Any] | None, dtype: str) -> dict[str, Any]:
+    """Return what must change in the donor's config so that it names the dtype written.
+
+    Only keys that the donor has are changed, nested configs included (a nested one is given
+    whole); a donor that names no dtype at all gets `torch_dtype`, which all readers know.
+    """
+    name = _CONFIG_NAMES.get(dtype)
+    if not config or name is None:
+        return {}
+    changes: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in _DTYPE_KEYS and value != name:
+            changes[key] = name
+        elif isinstance(value, Mapping) and key.endswith("_config") and key != "quantization_config":
+            nested = {k: name for k in _DTYPE_KEYS if value.get(k) not in (None, name)}
+            if nested:
+                changes[key] = {**value, **nested}
+    named = any(key in config for key in _DTYPE_KEYS)
+    nested_names = any(
+        isinstance(value, Mapping) and any(key in value for key in _DTYPE_KEYS)
+        for value in config.values()
+    )
+    if not named and not nested_names:
+        changes["torch_dtype"] = name
+    return changes
+
+
+def job_bytes(job: Job) -> int:
+    """Return the bytes of a row's output tensor."""
+    return prod(job.shape) * DTYPE_BYTES[job.dtype]
+
+
+def split(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Fill shards greedily, in order: no shard is empty, and only a lone tensor exceeds `limit`.
+
+    Args:
+        sizes: bytes of each tensor.
+        limit: most bytes of tensors in one shard.
+    """
+    shards: list[list[int]] = []
+    filled = 0
+    for index, size in enumerate(sizes):
+        if not shards or filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(index)
+        filled += size
+    return shards
+
+
+def lay_out(jobs: Sequence[Job], shard_size: int) -> tuple[tuple[Job, ...], tuple[Shard, ...]]:
+    """Give every row its shard and offset, and every shard its name and (unsigned) header.
+
+    Args:
+        jobs: rows in the base's file order, so that shards are filled by sequential reads.
+        shard_size: most bytes of tensors in one shard; a larger tensor gets its own.
+
+    Returns:
+        The rows ordered by (shard, start), and the shards.
+    """
+    groups = split([job_bytes(job) for job in jobs], shard_size)
+    placed: list[Job] = []
+    shards: list[Shard] = []
+    for number, (group, file) in enumerate(zip(groups, shard_names(len(groups)), strict=True)):
+        rows = [jobs[i] for i in group]
+        header, starts, nbytes = _header(rows, _NO_DIGEST)
+        shards.append(Shard(file, nbytes, header))
+        pairs = sorted(zip(starts, rows, strict=True), key=lambda pair: (pair[0], pair[1].name))
+        placed += [replace(row, shard=number, start=start) for start, row in pairs]
+    return tuple(placed), tuple(shards)
+
+
+def sign(plan: Plan) -> Plan:
+    """Return the plan with its digest in the header of every shard; no offset moves."""
+    digest = plan.content_digest()
+    by_shard: list[list[Job]] = [[] for _ in plan.shards]
+    for job in plan.jobs:
+        by_shard[job.shard].append(job)
+    shards = tuple(
+        replace(shard, header=_header(rows, digest)[0])
+        for shard, rows in zip(plan.shards, by_shard, strict=True)
+    )
+    return replace(plan, shards=shards)
+
+
+def _header(rows: Sequence[Job], digest: str) -> tuple[str, list[int], int]:
+    return header_text(
+        [(row.name, row.dtype, row.shape) for row in rows],
+        {"format": "pt", "mergekit_lite.plan": digest},
+    )
