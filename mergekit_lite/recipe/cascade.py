@@ -1,0 +1,284 @@
+"""From what a recipe says to the plain values in force for one tensor.
+
+A value is a scalar, a gradient over depth (list), or a map of those by expert. From weak to
+strong: the op's default, its default in the recipe's compat mode, the step, the rules' `set`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_lite.checkpoint.names import role_of
+from mergekit_lite.errors import RecipeError
+from mergekit_lite.ops import OpSpec, registry
+from mergekit_lite.ops._place import Place
+from mergekit_lite.recipe.schema import Recipe, RecipeStep
+
+DEFAULT = "default"
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """The tensor, and for transforms the expert, that values are resolved for.
+
+    Attributes:
+        name: output name of the tensor.
+        layer: its layer, None outside the layers.
+        layers: number of layers of the model.
+        expert: the expert; None leaves per-expert maps as maps.
+    """
+
+    name: str = ""
+    layer: int | None = None
+    layers: int = 1
+    expert: str | None = None
+
+
+def resolve(
+    value: Any, *, expert: str | None, layer: int | None, layers: int, name: str = ""
+) -> Any:
+    """Return the plain value in force for one expert and tensor.
+
+    Args:
+        value: a scalar, a gradient (list over depth) or a map of those by expert.
+        expert: whose value; None resolves the gradients inside a map and keeps the map.
+        layer: the tensor's layer, None outside the layers.
+        layers: number of layers of the model.
+        name: the tensor's name; outside the layers it tells the embedding from the rest.
+
+    Raises:
+        KeyError: the map has neither this expert nor `default`.
+    """
+    if isinstance(value, Mapping):
+        if expert is None:
+            spot: Params = {"expert": None, "layer": layer, "layers": layers, "name": name}
+            return {key: resolve(item, **spot) for key, item in value.items()}
+        value = value[expert] if expert in value else value[DEFAULT]
+    if isinstance(value, list | tuple):
+        return _interpolate(value, _depth(layer, layers, name))
+    return value
+
+
+def _depth(layer: int | None, layers: int, name: str) -> float:
+    if layer is None:
+        return 0.0 if role_of(name) == "embedding" else 1.0
+    return layer / (layers - 1) if layers > 1 else 0.0
+
+
+def _interpolate(points: Sequence[float], depth: float) -> float:
+    place = depth * (len(points) - 1)
+    left = min(math.floor(place), len(points) - 1)
+    right = min(left + 1, len(points) - 1)
+    return points[left] + (points[right] - points[left]) * (place - left)
+
+
+def expand(
+    steps: Sequence[RecipeStep | tuple[str, Mapping[str, Any]]],
+    *,
+    layer: int | None = None,
+    layers: int = 1,
+    name: str = "",
+    expert: str | None = None,
+    sets: Sequence[Mapping[str, Any]] = (),
+    compat: str = "none",
+) -> list[tuple[str, Params]]:
+    """Return the chain with presets written out and every parameter resolved.
+
+    Args:
+        steps: of the recipe, a rule or an expert.
+        layer, layers, name, expert: see `resolve`. Without an expert, per-expert maps stay maps.
+        sets: the `set` of every rule that matches the tensor, in the rules' order.
+        compat: `none` or `mergekit`.
+
+    Raises:
+        RecipeError: a preset refuses its parameters.
+    """
+    spot = Spot(name, layer, layers, expert)
+    result: list[tuple[str, Params]] = []
+    for step in steps:
+        op, given = (step.op, step.params) if isinstance(step, RecipeStep) else step
+        result += _expand(op, given, spot, sets, compat, frozenset(), ())
+    return result
+
+
+def _expand(
+    op: str,
+    given: Mapping[str, Any],
+    spot: Spot,
+    sets: Sequence[Mapping[str, Any]],
+    compat: str,
+    settled: frozenset[str],
+    inside: tuple[str, ...],
+) -> list[tuple[str, Params]]:
+    spec = registry()[op]
+    params = _params(spec, given, spot, sets, compat, settled)
+    if spec.kind != "preset":
+        return [(op, params)]
+    if op in inside:
+        raise RecipeError(f"presets expand to one another: {' -> '.join((*inside, op))}")
+    weights = params.pop("weights", None)
+    # A bare name in `set` that a preset knows is the preset's; what it hands on is not set again.
+    settled |= spec.parameters.keys()
+    result: list[tuple[str, Params]] = []
+    for inner, inner_given in _call(spec, params, spot):
+        if weights is not None and registry()[inner].kind in ("combine", "preset"):
+            inner_given = {**inner_given, "weights": weights}
+        result += _expand(inner, inner_given, spot, sets, compat, settled, (*inside, op))
+    return result
+
+
+def _call(spec: OpSpec, params: Params, spot: Spot) -> list[tuple[str, Mapping[str, Any]]]:
+    # The recipe's `lambda` is the function's `lambda_`.
+    spelt = {name.rstrip("_"): name for name in inspect.signature(spec.function).parameters}
+    arguments: Params = {spelt[name]: value for name, value in params.items()}
+    if "place" in spec.specials:
+        arguments["place"] = Place(name=spot.name, layer=spot.layer, layers=spot.layers)
+    try:
+        return list(spec.function(**arguments))
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"`{spec.name}`: {error}") from None
+
+
+def _params(
+    spec: OpSpec,
+    given: Mapping[str, Any],
+    spot: Spot,
+    sets: Sequence[Mapping[str, Any]],
+    compat: str,
+    settled: frozenset[str],
+) -> Params:
+    params = spec.defaults(compat)
+    layers_of_values = [given]
+    for values in sets:
+        layers_of_values.append(
+            {key: v for key, v in values.items() if key in spec.parameters and key not in settled}
+        )
+        prefix = f"{spec.name}."
+        layers_of_values.append(
+            {key.removeprefix(prefix): v for key, v in values.items() if key.startswith(prefix)}
+        )
+    for values in layers_of_values:
+        for key, value in values.items():
+            whole = key == "weights"  # the map is the value: it names the inputs
+            _lay(params, key, value, Spot(spot.name, spot.layer, spot.layers) if whole else spot)
+            _round(spec, params, key)
+    return params
+
+
+def _lay(params: Params, key: str, value: Any, spot: Spot) -> None:
+    """Put a value over the one in force; experts that a map does not name keep theirs."""
+    where: Params = {"layer": spot.layer, "layers": spot.layers, "name": spot.name}
+    if isinstance(value, Mapping) and spot.expert is not None:
+        if spot.expert not in value and DEFAULT not in value:
+            return
+    elif isinstance(value, Mapping) and key != "weights" and key in params:
+        under = params[key] if isinstance(params[key], Mapping) else {DEFAULT: params[key]}
+        params[key] = {**under, **resolve(value, expert=None, **where)}
+        return
+    params[key] = resolve(value, expert=spot.expert, **where)
+
+
+def _round(spec: OpSpec, params: Params, key: str) -> None:
+    parameter = spec.parameters.get(key)
+    value = params.get(key)
+    if parameter and isinstance(value, float) and parameter.type is int:
+        params[key] = round(value)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is done to one tensor, with nothing left to resolve.
+
+    Attributes:
+        transforms: by input, in the recipe's order: its own steps, then the shared transforms.
+        combine: the op that makes one tensor out of the inputs.
+        params: the combine's parameters, without weights.
+        weights: weight of each input, in the order in which they are read; `base` may be one of
+            them where the combine works on whole weights.
+        posts: what is done to the merged delta.
+    """
+
+    transforms: Mapping[str, tuple[tuple[str, Params], ...]]
+    combine: str
+    params: Params
+    weights: Mapping[str, float]
+    posts: tuple[tuple[str, Params], ...] = ()
+
+
+def chain(
+    recipe: Recipe,
+    steps: Sequence[RecipeStep],
+    *,
+    name: str = "",
+    layer: int | None = None,
+    layers: int = 1,
+    sets: Sequence[Mapping[str, Any]] = (),
+) -> Chain:
+    """Return the fully resolved chain for one tensor.
+
+    Args:
+        recipe: whose experts, weights and compat mode are in force.
+        steps: `recipe.steps` or those of the rule that won.
+        name, layer, layers: the tensor, see `resolve`.
+        sets: the `set` of every rule that matches the tensor, in the rules' order.
+
+    Raises:
+        RecipeError: a preset refuses its parameters.
+    """
+    where: Params = {"name": name, "layer": layer, "layers": layers}
+    how: Params = {**where, "sets": sets, "compat": recipe.compat}
+    kind = {name: spec.kind for name, spec in registry().items()}
+    shared = {expert: expand(steps, expert=expert, **how) for expert in recipe.experts}
+    after = [
+        [step for step in steps if kind[step[0]] != "transform"]
+        for steps in (shared.values() or [expand(steps, **how)])
+    ]
+    (combine, params), *posts = _agreed(after, tuple(shared))
+    own_weights = params.pop("weights", None)
+    names = [e for e in recipe.experts if own_weights is None or e in own_weights]
+    transforms = {}
+    for expert in names:
+        mine = expand(recipe.experts[expert].steps, expert=expert, **how) + shared[expert]
+        transforms[expert] = tuple(step for step in mine if kind[step[0]] == "transform")
+    if own_weights and "base" in own_weights:
+        names = ["base", *names]
+    weights = {e: _weight(recipe, e, own_weights, sets, where) for e in names}
+    return Chain(transforms, combine, params, weights, tuple(posts))
+
+
+def _agreed(
+    after: Sequence[list[tuple[str, Params]]], experts: Sequence[str]
+) -> list[tuple[str, Params]]:
+    """Join what each expert's values make of the ops that see all experts at once."""
+    result = []
+    for views in zip(*after, strict=True):
+        op, params = views[0][0], dict(views[0][1])
+        for key in params:
+            values = [view[1].get(key) for view in views]
+            if any(value != values[0] for value in values):
+                parameter = registry()[op].parameters[key]
+                if not parameter.per_expert:
+                    raise RecipeError(f"`{key}` of `{op}` takes one value, not one for each expert")
+                params[key] = dict(zip(experts, values, strict=True))
+        result.append((op, params))
+    return result
+
+
+def _weight(
+    recipe: Recipe,
+    expert: str,
+    own: Mapping[str, float] | None,
+    sets: Sequence[Mapping[str, Any]],
+    where: Params,
+) -> float:
+    found: Params = {"weight": 1.0}
+    given = own[expert] if own is not None else recipe.experts[expert].weight
+    for value in (given, *(values.get("weight") for values in sets)):
+        if value is not None:
+            _lay(found, "weight", value, Spot(expert=expert, **where))
+    return float(found["weight"])

@@ -1,0 +1,125 @@
+"""`extends:` - a recipe on top of others."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from mergekit_lite.errors import RecipeError
+from mergekit_lite.recipe.marks import Mark, Node
+from mergekit_lite.recipe.text import parse
+
+
+def read_file(path: Path, *, shown: str = "", where: str = "", order: int = 0) -> Node:
+    """Read and parse one recipe file.
+
+    Args:
+        path: the file.
+        shown: how places in it are spelt; the file's own name by default.
+        where: the place that asked for it.
+        order: of this file in a report of problems.
+
+    Raises:
+        RecipeError: there is no such file, it is not text or not one YAML document.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe `{path}`", where, _neighbours(path)) from None
+    except IsADirectoryError:
+        hint = "name the YAML file inside it"
+        raise RecipeError(f"`{path}` is a folder, not a recipe", where, hint) from None
+    except OSError as error:
+        raise RecipeError(f"cannot read `{path}`: {error.strerror}", where) from None
+    except UnicodeDecodeError as error:
+        what = f"`{path}` is not UTF-8 text (byte {error.start})"
+        raise RecipeError(what, where, "a recipe is a YAML text file") from None
+    return parse(text, shown or path.name, order)
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"the folder `{path.parent}` does not exist"
+    found = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
+    return f"YAML files there: {', '.join(found[:8])}" if found else "no YAML file is there"
+
+
+def merge(under: Node, over: Node) -> Node:
+    """Lay one tree over another: mappings merge by key, everything else is replaced."""
+    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
+        return over
+    merged = dict(under.value)
+    for key, node in over.value.items():
+        merged[key] = merge(merged[key], node) if key in merged else node
+    return over.with_value(merged)
+
+
+class Extender:
+    """Resolves `extends` of one recipe, depth first, and counts the files on the way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # of the recipe that was asked for; places are spelt from here
+        self.files = 0
+
+    def resolve(self, root: Node, folder: Path, chain: tuple[Path, ...]) -> Node:
+        """Return `root` laid over everything it extends.
+
+        Raises:
+            RecipeError: a file is missing or broken, or the files extend one another in a circle.
+        """
+        node = root.get("extends")
+        if node is None:
+            return root
+        own = root.with_value({k: v for k, v in root.value.items() if k != "extends"})
+        under: Node | None = None
+        for entry in node.items() or [node]:
+            if not isinstance(entry.value, str):
+                hint = "write `extends: other.yaml` or a list of such paths"
+                raise RecipeError("`extends` takes paths", str(entry.mark), hint)
+            part = self._load(entry.value, folder, chain, entry.mark)
+            under = part if under is None else merge(under, part)
+        return own if under is None else merge(under, own)
+
+    def _load(self, reference: str, folder: Path, chain: tuple[Path, ...], mark: Mark) -> Node:
+        path = (folder / reference).resolve()
+        shown = os.path.relpath(path, self.folder)
+        if path in chain:
+            circle = [p.name for p in (*chain[chain.index(path) :], path)]
+            what = f"recipes extend one another in a circle: {' -> '.join(circle)}"
+            raise RecipeError(what, str(mark), "remove one of these `extends`")
+        self.files += 1
+        root = read_file(path, shown=shown, where=str(mark), order=self.files)
+        if root.value is None:
+            return root.with_value({})
+        if not isinstance(root.value, dict):
+            raise RecipeError(f"`{reference}` is not a recipe", str(root.mark))
+        return self.resolve(self._rebase(root, path.parent), path.parent, (*chain, path))
+
+    def _rebase(self, root: Node, folder: Path) -> Node:
+        """Spell `./` and `../` references of another folder's recipe from the asked-for recipe."""
+        if folder == self.folder:
+            return root
+
+        def moved(node: Node) -> Node:
+            text = node.value
+            if not isinstance(text, str) or not text.startswith(("./", "../")):
+                return node
+            path = os.path.relpath(folder / text, self.folder)
+            return node.with_value(path if path.startswith("..") else f"./{path}")
+
+        entries = dict(root.entries())
+        if "base" in entries:
+            entries["base"] = moved(entries["base"])
+        if "experts" in entries:
+            experts = {
+                name: expert.with_value(
+                    {k: moved(v) if k in ("model", "lora") else v for k, v in expert.value.items()}
+                )
+                if isinstance(expert.value, dict)
+                else moved(expert)
+                for name, expert in entries["experts"].entries().items()
+            }
+            if experts:
+                entries["experts"] = replace(entries["experts"], value=experts)
+        return root.with_value(entries)

@@ -1,0 +1,121 @@
+"""A recipe from a file or plain data, with everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mergekit_lite.errors import nearest
+from mergekit_lite.ops import registry
+from mergekit_lite.recipe.extends import Extender, read_file
+from mergekit_lite.recipe.foreign import refuse_foreign
+from mergekit_lite.recipe.marks import Mark, Node, Problems, from_plain, kind_of, show
+from mergekit_lite.recipe.override import apply_overrides
+from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.recipe.shape import Shaper
+from mergekit_lite.recipe.variables import substitute_variables
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check all of it that can be checked without the models.
+
+    Args:
+        source: path of a YAML file, or the recipe as plain data (relative paths in it then count
+            from the working folder).
+        overrides: `path=value` texts laid over it, such as `steps.0.ties.density=0.3`.
+
+    Raises:
+        RecipeError: with every problem, each with its line and column and what to do.
+    """
+    if isinstance(source, Mapping):
+        name, folder, chain = "recipe", Path.cwd(), ()
+        root = from_plain(source, name)
+    else:
+        path = Path(source).resolve()
+        name, folder, chain = path.name, path.parent, (path,)
+        root = read_file(path)
+    problems = Problems()
+    if not isinstance(root.value, dict):
+        what = "the recipe is empty" if root.value is None else _not_a_recipe(root)
+        problems.add(what, root.mark, "it needs at least `base` and `steps`")
+        problems.raise_if_any()
+    root = Extender(folder).resolve(root, folder, chain)
+    root = apply_overrides(root, overrides, problems)
+    root = substitute_variables(root, problems)
+    if refuse_foreign(root, registry(), problems):
+        problems.raise_if_any()
+    recipe = _validated(root, problems, name, folder)
+    recipe._places.update({path: str(node.mark) for path, node in root.walk()})
+    return recipe
+
+
+def _not_a_recipe(root: Node) -> str:
+    return f"a recipe is a mapping of keys to values, this is {kind_of(root.value)}"
+
+
+def _validated(root: Node, problems: Problems, name: str, folder: Path) -> Recipe:
+    data = Shaper(root, registry(), problems).shape()
+    try:
+        recipe = Recipe.model_validate({**data, "name": name, "folder": folder})
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            if details["loc"] != ("steps",) or not problems:  # else noted with a better hint
+                _note(details, root, problems)
+        problems.raise_if_any()
+        raise
+    problems.raise_if_any()
+    return recipe
+
+
+def _note(details: ErrorDetails, root: Node, problems: Problems) -> None:
+    marks = dict(root.walk())
+    path = tuple(details["loc"])
+    label = f"`{'.'.join(str(part) for part in path)}`"
+    while path and path not in marks:
+        path = path[:-1]
+    mark: Mark = marks[path].mark
+    what, hint = _words(details, label)
+    problems.add(what, mark, hint)
+
+
+def _words(details: ErrorDetails, label: str) -> tuple[str, str]:
+    """Return what a validation error says, in the words of this package."""
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    given = f"`{show(value)}`" if isinstance(value, str | int | float) else kind_of(value)
+    if kind == "missing":
+        return f"{label} is missing", _EXAMPLES.get(label.strip("`"), "")
+    if kind == "literal_error":
+        allowed = str(context["expected"]).replace("'", "`")
+        words = [word.strip("`") for word in allowed.replace(" or ", ", ").split(", ")]
+        return f"{label} must be {allowed}, not {given}", nearest(str(value), words)
+    if kind in ("size", "layers"):
+        return f"{label}: {context['what']}", str(context.get("hint", ""))
+    if kind == "greater_than_equal":
+        return f"{label} must be at least {context['ge']}, not {given}", ""
+    wanted = _TYPES.get(kind)
+    if wanted:
+        return f"{label} must be {wanted}, not {given}", _EXAMPLES.get(label.strip("`"), "")
+    return f"{label}: {details['msg']}", ""
+
+
+_EXAMPLES = {
+    "base": "name the model that is merged into: `base: ./model`",
+    "experts": "write `experts: {NAME: {model: ...}}`",
+    "output": "write `output: {dtype: bfloat16}`",
+    "tokenizer": "write `tokenizer: {source: base}`",
+    "allow_missing": "write `allow_missing: ['*.bias']`",
+    "rules": "write `rules: [{match: '*.mlp.*', take: base}]`",
+}
+_TYPES = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "tuple_type": "a list",
+    "float_type": "a number",
+}

@@ -1,0 +1,278 @@
+"""What a recipe may say, as frozen models.
+
+The models hold a recipe after its short forms were written out (`shape.py`). Unknown keys and
+chains of ops are checked before (`check.py`, `steps.py`), where the place of every key is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    WithJsonSchema,
+)
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from mergekit_lite.checkpoint.names import ROLES as TENSOR_ROLES
+from mergekit_lite.recipe.layers import FORMS, Ranges, covers, format_layers, parse_layers
+from mergekit_lite.recipe.text import number
+
+BASE = "base"  # the name by which rules and parameters call the base; no expert may bear it
+ROLES = (*TENSOR_ROLES, "attention", "mlp")
+"""Roles a rule can match; `attention` matches `attention.q` and its like."""
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": scale**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for suffix, scale in (("B", 1000), ("iB", 1024))
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def parse_size(value: Any) -> int:
+    """Return the bytes that a size such as `5GB`, `5GiB`, `500MB` or `123456` stands for.
+
+    Raises:
+        ValueError: no positive number, or a unit that is not one of bytes.
+    """
+    match = _SIZE.fullmatch(str(value).strip())
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    if isinstance(value, bool) or not match or match[2].lower() not in units:
+        raise ValueError(
+            f"`{value}` is not a size in bytes; write 5GB (5 x 10^9 bytes), 5GiB (5 x 2^30 "
+            "bytes), 500MB or a plain number of bytes"
+        )
+    size = (
+        int(float(match[1]) * units[match[2].lower()])
+        if "." in match[1]
+        else (int(match[1]) * units[match[2].lower()])
+    )
+    if size < 1:
+        raise ValueError("a shard needs at least one byte")
+    return size
+
+
+def _size(value: Any) -> int:
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise PydanticCustomError("size", "{what}", {"what": str(error)}) from None
+
+
+def _layers(value: Any) -> Ranges:
+    try:
+        return parse_layers(value)
+    except ValueError as error:
+        raise PydanticCustomError("layers", "{what}", {"what": str(error), "hint": FORMS}) from None
+
+
+def _whole(value: Any) -> Any:
+    found = number(value)
+    if found is None or found != found or found != int(found):
+        raise PydanticCustomError("int_type", "must be a whole number")
+    return int(found)
+
+
+Weight = float | tuple[float, ...]
+"""A number, or a gradient over depth: numbers interpolated from the first layer to the last."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class RecipeStep(_Model):
+    """One op of a chain and its parameters, as the recipe gives them."""
+
+    op: str
+    """Name in the op registry."""
+    params: Mapping[str, Any] = {}
+    """Scalars, per-expert maps and gradients, not yet resolved."""
+    where: SkipJsonSchema[str] = Field("", exclude=True)
+
+
+Steps = tuple[RecipeStep, ...]
+
+
+class Expert(_Model):
+    """One model that is merged into the base."""
+
+    model: str | None = None
+    """A fine-tuned model: a folder, a `.safetensors` file or `zoo:NAME`."""
+    lora: str | None = None
+    """A PEFT LoRA adapter of the base, read lazily."""
+    weight: Weight | None = None
+    """Its weight in the combine: a number, or a list interpolated over depth."""
+    steps: Steps = ()
+    """Transforms run on this expert before the recipe's shared chain."""
+    where: SkipJsonSchema[str] = Field("", exclude=True)
+
+    @property
+    def reference(self) -> str:
+        """The model or adapter, whichever is given."""
+        return self.model or self.lora or ""
+
+
+_LAYERS_PATTERN = r"^\s*\d+(\s*-\s*\d*)?(\s*,\s*\d+(\s*-\s*\d*)?)*\s*$"
+LayerRanges = Annotated[
+    Ranges,
+    BeforeValidator(_layers),
+    PlainSerializer(format_layers),
+    WithJsonSchema(
+        {
+            "oneOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": _LAYERS_PATTERN},
+                {"type": "array", "items": {"type": ["integer", "string"]}, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+
+class Match(_Model):
+    """Which tensors a rule is about; all of what is given must hold."""
+
+    name: str | None = None
+    """Shell-style pattern of the tensor's name, such as `*.mlp.*`; upper and lower case differ."""
+    layers: LayerRanges | None = None
+    """Layers counted from 0: `3`, `0-4`, `0-4,7,30-` or a list. Matches no tensor outside the
+    layers."""
+    role: Annotated[str | None, WithJsonSchema({"enum": list(ROLES)})] = None
+    """What the tensor does; `attention` covers `attention.q` and its like."""
+
+    def matches(self, name: str, layer: int | None, role: str) -> bool:
+        """Return whether a tensor is meant; its layer is None outside the layers."""
+        if self.name is not None and not fnmatchcase(name, self.name):
+            return False
+        if self.layers is not None and (layer is None or not covers(self.layers, layer)):
+            return False
+        return self.role is None or role == self.role or role.startswith(f"{self.role}.")
+
+
+class Rule(_Model):
+    """What happens to the tensors that `match` describes; the last matching rule wins."""
+
+    match: Match
+    """A name pattern, or `{name, layers, role}`."""
+    take: str | None = None
+    """Take the tensor from this expert (or `base`) unchanged."""
+    drop: Literal[True] | None = None
+    """Leave the tensor out of the result."""
+    steps: Steps | None = None
+    """Use this chain in place of the recipe's."""
+    set: Mapping[str, Any] | None = None
+    """Parameters to change in whichever chain is in force: `density`, `magnitude.density`,
+    `weight`."""
+    where: SkipJsonSchema[str] = Field("", exclude=True)
+
+    @property
+    def action(self) -> str:
+        """Which of `take`, `drop`, `steps` and `set` the rule has."""
+        return next(key for key in ACTIONS if getattr(self, key) is not None)
+
+
+ACTIONS = ("take", "drop", "steps", "set")
+
+
+class Tokenizer(_Model):
+    """Whose tokenizer goes with the result."""
+
+    source: Literal["base"] = "base"
+    """`base`: copied from the base unchanged."""
+
+
+Dtype = Literal["base", "bfloat16", "float16", "float32"]
+
+
+class Output(_Model):
+    """How the result is stored."""
+
+    dtype: Dtype = "base"
+    """Storage dtype of the float tensors; `base` keeps that of each of the base's tensors."""
+    shard_size: Annotated[
+        int,
+        BeforeValidator(_size),
+        WithJsonSchema(
+            {
+                "oneOf": [
+                    {"type": "integer", "minimum": 1},
+                    {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([KMGTkmgt]?[iI]?[bB])?\s*$"},
+                ]
+            }
+        ),
+    ] = 5_000_000_000
+    """Largest shard, in bytes: `5GB`, `5GiB`, `500MB` or a number. A larger tensor has a shard of
+    its own."""
+
+
+class Recipe(_Model):
+    """A checked recipe: everything a plan needs to know besides the models themselves."""
+
+    schema_version: Literal[1] = 1
+    """Version of the recipe language."""
+    base: str
+    """The model that is merged into: a folder, a `.safetensors` file or `zoo:NAME`."""
+    experts: Mapping[str, Expert] = {}
+    """The models that are merged, by the names that the rest of the recipe uses."""
+    steps: Annotated[Steps, Field(min_length=1)]
+    """The chain for every float tensor: transforms, then one combine, then posts."""
+    rules: tuple[Rule, ...] = ()
+    """Exceptions from the chain, in order; a rule that matches no tensor is an error."""
+    tokenizer: Tokenizer = Tokenizer()
+    """Whose tokenizer goes with the result."""
+    output: Output = Output()
+    """How the result is stored."""
+    expect: Mapping[str, Any] = {}
+    """Bounds on quality that `eval` checks."""
+    seed: Annotated[int, BeforeValidator(_whole), Field(ge=0)] = 0
+    """Seed of every random op; the same recipe with the same seed gives the same bytes."""
+    compat: Literal["none", "mergekit"] = "none"
+    """`mergekit` reproduces that tool's numbers where they differ from the papers'."""
+    allow_missing: tuple[str, ...] = ()
+    """Name patterns of base tensors that an expert may lack; it then leaves them as in the base."""
+    extra: Literal["error", "drop"] = "error"
+    """What to do with tensors of an expert that the base lacks."""
+
+    name: SkipJsonSchema[str] = Field("recipe", exclude=True)
+    folder: SkipJsonSchema[Path] = Field(Path(), exclude=True)
+    _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+
+    def at(self, *path: str | int) -> str:
+        """Return where a value stands (`recipe.yaml:14:9`), or its nearest parent's place.
+
+        Args:
+            path: keys and list indices from the top, such as `"rules", 2, "match"`.
+        """
+        while path and path not in self._places:
+            path = path[:-1]
+        return self._places.get(path, self.name)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe as JSON-able data that `load` accepts and reads as the same recipe."""
+        data: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        data["steps"] = _written(data["steps"])
+        for expert in data["experts"].values():
+            if steps := _written(expert.pop("steps")):
+                expert["steps"] = steps
+        for rule in data["rules"]:
+            if "steps" in rule:
+                rule["steps"] = _written(rule["steps"])
+        return data
+
+
+def _written(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{step["op"]: step["params"]} for step in steps]

@@ -1,0 +1,160 @@
+"""From the tree of a recipe to the plain data that its models take, noting what is wrong.
+
+Short forms are written out, unknown keys named with the place where they belong, chains and
+values held against the op specs. Nothing stops at the first problem.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mergekit_lite.errors import nearest
+from mergekit_lite.ops import OpSpec
+from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
+from mergekit_lite.recipe.order import Checker
+from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
+from mergekit_lite.recipe.rules import RuleReader
+from mergekit_lite.recipe.schema import Expert, Output, Tokenizer
+from mergekit_lite.recipe.steps import Chains, StepNode
+from mergekit_lite.recipe.values import WEIGHT
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_RESERVED = {"base": "the base model", "default": "the other entries of a per-expert map"}
+
+
+class Shaper:
+    """Reads one recipe's tree."""
+
+    def __init__(self, root: Node, specs: Mapping[str, OpSpec], problems: Problems) -> None:
+        self.root = root
+        self.specs = specs
+        self.problems = problems
+        nodes = root.get("experts")
+        self.experts = nodes.entries() if nodes else {}
+        names = tuple(self.experts)
+        compat = root.get("compat")
+        mode = "mergekit" if compat is not None and compat.value == "mergekit" else "none"
+        self.chains = Chains(specs, names, problems)
+        self.checker = Checker(specs, names, mode, problems)
+
+    def shape(self) -> dict[str, Any]:
+        """Return plain data for `Recipe`; keys that cannot be read are left out."""
+        entries = self.known(self.root, TOP, "")
+        data = {key: node.plain() for key, node in entries.items() if node.value is not None}
+        if "base" in entries:
+            self._reference(entries["base"])
+        steps = self._steps(entries.get("steps"))
+        combine = None
+        if steps is not None and "steps" in entries:
+            combine = self.checker.chain(steps, entries["steps"].mark)
+        data["steps"] = [step.plain() for step in steps or ()]
+        own: list[StepNode] = []
+        if isinstance(data.get("experts"), dict):
+            data["experts"] = {
+                name: self._expert(name, node, combine, own) for name, node in self.experts.items()
+            }
+        if isinstance(data.get("rules"), list):
+            reader = RuleReader(self, [*(steps or ()), *own])
+            data["rules"] = reader.read(entries["rules"].items())
+        for key, model in (("output", Output), ("tokenizer", Tokenizer)):
+            if isinstance(data.get(key), dict):
+                inner = self.known(entries[key], keys_of(model), key)
+                data[key] = {name: node.plain() for name, node in inner.items()}
+        if "tokenizer" in entries and not self._tokenizer(entries["tokenizer"]):
+            del data["tokenizer"]
+        return data
+
+    def known(self, node: Node, keys: list[str], owner: str) -> dict[str, Node]:
+        """Return the entries under known keys and note the others, with where they belong."""
+        result = {}
+        for key, value in node.entries().items():
+            path = f"{owner}.{key}" if owner else key
+            if key in keys:
+                result[key] = value
+            elif path in NOT_YET:
+                what = f"`{path}` ({NOT_YET[path]}) is not supported by this version"
+                self.problems.add(what, value.key, "remove it")
+            else:
+                self._unknown(key, value.key, keys, owner)
+        return result
+
+    def _unknown(self, key: str, mark: Mark, keys: list[str], owner: str) -> None:
+        near = nearest(key, keys)
+        home = belongs(key, self.specs)
+        listed = f"known here: {', '.join(f'`{name}`' for name in keys)}"
+        inside = f" in `{owner}`" if owner else ""
+        self.problems.add(f"unknown key `{key}`{inside}", mark, home or near or listed)
+
+    def _reference(self, node: Node) -> None:
+        if isinstance(node.value, str) and node.value.startswith("@"):
+            what = f"`{node.value}` names a stage; stages are not supported by this version"
+            self.problems.add(what, node.mark, "merge it first and name its folder here")
+        elif node.value == "":
+            self.problems.add("the model's name is empty", node.mark, "name a folder or file")
+
+    def _steps(self, node: Node | None) -> list[StepNode] | None:
+        if node is None or node.value is None:
+            mark = node.key if node else self.root.mark
+            self.problems.add(
+                "the recipe has no `steps`",
+                mark,
+                "say what to do, for example `steps: [{ties: {density: 0.2}}]`",
+            )
+            return None
+        return self.chains.read(node)
+
+    def _expert(
+        self, name: str, node: Node, combine: OpSpec | None, own: list[StepNode]
+    ) -> dict[str, Any]:
+        if name in _RESERVED:
+            what = f"no expert can be called `{name}`: it means {_RESERVED[name]}"
+            self.problems.add(what, node.key, "choose another name")
+        elif not _NAME.fullmatch(name):
+            what = f"`{name}` is no name for an expert"
+            self.problems.add(what, node.key, "use letters, digits and any of _ . + -")
+        where = str(node.key)
+        if isinstance(node.value, str):
+            self._reference(node)
+            return {"model": node.value, "where": where}
+        if not isinstance(node.value, dict):
+            what = f"the expert `{name}` must be a model or a mapping, not {kind_of(node.value)}"
+            self.problems.add(what, node.mark, f"write `{name}: {{model: ...}}`")
+            return {"where": where}
+        owner = f"experts.{name}"
+        entries = self.known(node, keys_of(Expert), owner)
+        data = {key: value.plain() for key, value in entries.items()}
+        given = [key for key in ("model", "lora") if key in entries]
+        if len(given) != 1:
+            both = "has both `model` and `lora`" if given else "names no model"
+            hint = "give `model: ...` or `lora: ...`" + (", not both" if given else "")
+            self.problems.add(f"the expert `{name}` {both}", node.key, hint)
+        for key in given:
+            self._reference(entries[key])
+            if not isinstance(entries[key].value, str):
+                kind = kind_of(entries[key].value)
+                self.problems.add(
+                    f"`{key}` of the expert `{name}` must be text, not {kind}", entries[key].mark
+                )
+                del data[key]
+        data["weight"] = None
+        if "weight" in entries:
+            reader = self.chains.reader
+            weight = replace(WEIGHT, name="weight")
+            data["weight"] = reader.read(weight, entries["weight"], owner, maps=False)
+        if "steps" in entries:
+            read = self.chains.read(entries["steps"])
+            self.checker.own(read, combine)
+            own += read
+            data["steps"] = [step.plain() for step in read]
+        return {**data, "where": where}
+
+    def _tokenizer(self, node: Node) -> bool:
+        source = node.get("source")
+        if source is None or source.value == "base":
+            return True
+        what = f"`tokenizer: {{source: {show(source.value)}}}` is not supported by this version"
+        self.problems.add(what, source.mark, "`base` is: its tokenizer is copied unchanged")
+        return False
