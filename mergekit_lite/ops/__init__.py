@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
+from mergekit_lite.ops._chain import merge, merge_tensors
 from mergekit_lite.ops._spec import REGISTRY, OpSpec, get
 
-__all__ = ["OpSpec", "get", "registry"]
+__all__ = ["OpSpec", "get", "merge", "merge_tensors", "registry"]
 
 
 @cache

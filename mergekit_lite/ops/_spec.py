@@ -9,8 +9,10 @@ This module must stay importable without torch: `plan` and `schema` read specs o
 from __future__ import annotations
 
 import inspect
+import keyword
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -18,7 +20,8 @@ from mergekit_lite.errors import nearest
 
 Kind = Literal["transform", "combine", "post", "preset"]
 Reach = Literal["element", "row", "tensor", "layer", "model"]
-"""How much of the data one call must see: any tile, whole rows, a whole tensor, a layer, a model."""
+"""How much of the data one call must see: any tile, whole rows (a tile's last dimension is the
+tensor's; a 1-D tensor is one row), a whole tensor in its shape, a layer, a model."""
 Space = Literal["delta", "weight"]
 """Whether a combine works on `expert - base` or on whole weights."""
 
@@ -104,6 +107,31 @@ class Parameter:
         kinds = get_args(self.type) or (self.type,)
         return float in kinds or int in kinds
 
+    def problem(self, value: Any) -> str:
+        """Return what is wrong with one plain value, or an empty string."""
+        kinds = (self.type,) if self.choices else get_args(self.type) or (self.type,)
+        if self.choices:
+            allowed = ", ".join(str(choice) for choice in self.choices)
+            return "" if value in self.choices else f"is {value!r}; it must be one of {allowed}"
+        if not any(_is_a(value, kind) for kind in kinds):
+            names = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
+            return f"is {value!r}; it must be of type {names}"
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and self.range is not None and not self.range.admits(value):
+            return f"is {value!r}; it must be in {self.range}"
+        return ""
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is ExpertName:
+        return isinstance(value, str)
+    return isinstance(value, kind)
+
 
 class ExpertName(str):
     """Type of a parameter that names an expert of the recipe, or `base`."""
@@ -127,11 +155,74 @@ class OpSpec:
     space: Space = "delta"
     experts: tuple[int, int | None] = (1, None)  # how many it takes; None is "no upper limit"
     commutative: bool = False
+    idempotent: bool = False  # equal inputs with equal weights give that input back
+    base_fills: bool = False  # with one input too few, the base is the first input
+    structural: bool = False  # decided by the plan from names alone; computes nothing
     random: bool = False
     unbiased: bool = False
     needs: Any = None  # a Statistic (mergekit_lite.ops._statistics), or None
     calibration: bool = False
     compat: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # mode -> other defaults
+    reach_of: Callable[[Mapping[str, Any]], Reach] | None = None
+    shaped: Callable[[Mapping[str, Any], Sequence[int]], Mapping[str, Any]] | None = None
+    check: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
+
+    def reach_for(self, params: Mapping[str, Any]) -> Reach:
+        """Return the reach with these parameters; it is never wider than `reach`."""
+        return self.reach_of(params) if self.reach_of else self.reach
+
+    def params_for(self, params: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
+        """Return the parameters for a tensor of this shape (1-D tensors are often spared).
+
+        Applying it twice changes nothing, so every caller that knows the shape may apply it.
+        """
+        return self.shaped(params, shape) if self.shaped else params
+
+    def reads(self, params: Mapping[str, Any], experts: Sequence[str]) -> tuple[str, ...]:
+        """Return the names whose tensors a combine takes in, in order; `base` may be among them.
+
+        A parameter that names an expert reads that one alone; a map of weights reads the experts
+        it names, the base first; else all experts are read.
+        """
+        for name, parameter in self.parameters.items():
+            if self.kind == "combine" and parameter.expert_name and params.get(name) is not None:
+                return (str(params[name]),)
+        weights = params.get("weights")
+        names = tuple(experts)
+        if isinstance(weights, Mapping):
+            names = tuple(name for name in ("base", *experts) if name in weights)
+        fill = self.base_fills and len(names) + 1 == self.experts[1]
+        return ("base", *names) if fill and "base" not in names else names
+
+    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the recipe's parameters as the function spells them (`lambda` as `lambda_`)."""
+        return {
+            f"{name}_" if keyword.iskeyword(name) else name: value
+            for name, value in params.items()
+            if name in self.parameters
+        }
+
+    def problems(self, params: Mapping[str, Any]) -> list[str]:
+        """Return all that is wrong with plain parameter values, in words; empty if nothing is.
+
+        `weights` is looked at only by the op's own check, when it is a list of numbers.
+        """
+        found = []
+        for name, value in params.items():
+            if name not in self.parameters:
+                if name not in SPECIAL:
+                    hint = nearest(name, self.parameters)
+                    found.append(f"`{self.name}` has no parameter `{name}`; {hint}".rstrip("; "))
+                continue
+            wrong = self.parameters[name].problem(value)
+            if wrong:
+                found.append(f"`{self.name}.{name}` {wrong}")
+        for name, parameter in self.parameters.items():
+            if parameter.required and name not in params:
+                found.append(f"`{self.name}` needs `{name}`: {parameter.doc}")
+        if not found and self.check is not None:
+            found.extend(self.check({**self.defaults(), **params}))
+        return found
 
     def defaults(self, compat: str = "none") -> dict[str, Any]:
         """Return the parameter values in force where the recipe says nothing."""
@@ -202,7 +293,7 @@ def transform(**facts: Any) -> Callable[[Function], Function]:
 
 
 def combine(**facts: Any) -> Callable[[Function], Function]:
-    """Register `f(inputs, *, weights, ...) -> tensor`, which makes one tensor out of all experts."""
+    """Register `f(inputs, *, weights, ...) -> tensor`, one tensor out of all experts."""
     return _register("combine", **facts)
 
 

@@ -1,0 +1,83 @@
+"""DARE before TIES-Merging."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from mergekit_lite.ops._spec import Doc, Range, Vector, preset
+
+TAUS = [
+    [[4, -3, 1, 0.5, 0, -2]],
+    [[-1, -5, 2, -0.5, 3, 2]],
+    [[2, 1, -6, 0.25, 0, 1]],
+]
+
+
+@preset(
+    title="DARE with TIES-Merging",
+    paper="Yu et al. 2024, arXiv 2311.03099, with Yadav et al. 2023, arXiv 2306.01708",
+    random=True,
+    compat={
+        "mergekit": {
+            "density": 1.0,
+            "rescale": "l1",
+            "trim_density": 1.0,
+            "density_1d": None,
+            "agg": "sum",
+        }
+    },
+    vectors=[
+        Vector(
+            TAUS,
+            [[3, -4, -6, 0, 3, -2]],
+            {"density": 1.0, "trim_density": 0.5},
+            source="merge_methods 18: density 1 is TIES with exact k",
+        ),
+        Vector(
+            TAUS,
+            [[6, -8, -6, 0.75, 3, 3]],
+            {"density": 1.0, "trim_density": 1.0, "agg": "sum"},
+            source="merge_methods 18: sign election without trim, sum (as mergekit)",
+        ),
+    ],
+)
+def dare_ties(
+    *,
+    density: Annotated[
+        float, Range(above=0, at_most=1), Doc("chance of an entry to be kept"), "per_expert"
+    ] = 0.5,
+    rescale: Annotated[
+        Literal["inv_density", "l1", "none"],
+        Doc("multiply what is kept by 1/density, or so that the sum of magnitudes is unchanged"),
+    ] = "inv_density",
+    trim_density: Annotated[
+        float,
+        Range(above=0, at_most=1),
+        Doc("fraction of all entries that TIES then keeps; 1 leaves the trim out"),
+        "per_expert",
+    ] = 0.2,
+    density_1d: Annotated[
+        float | None,
+        Range(above=0, at_most=1),
+        Doc("fraction that TIES keeps of 1-D tensors; null means `trim_density`"),
+    ] = 1.0,
+    elect: Annotated[
+        Literal["mass", "count"], Doc("vote by summed magnitude or by head count")
+    ] = "mass",
+    agg: Annotated[
+        Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
+    ] = "mean",
+    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Drop random entries of each task vector, scale up the rest, then run TIES.
+
+    Stands for `dare`, `magnitude`, `sign_consensus` and `scale`. The authors run TIES whole, with
+    its own trim and mean; mergekit leaves the trim out and sums.
+    """
+    trim = ("magnitude", {"density": trim_density, "density_1d": density_1d})
+    return [
+        ("dare", {"density": density, "rescale": rescale}),
+        *([] if trim_density == 1 else [trim]),
+        ("sign_consensus", {"elect": elect, "agg": agg}),
+        ("scale", {"lambda": lambda_}),
+    ]

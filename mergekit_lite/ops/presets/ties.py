@@ -1,0 +1,84 @@
+"""TIES-Merging: trim, elect, merge."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from mergekit_lite.ops._spec import Doc, Range, Vector, preset
+
+TAUS = [
+    [[4, -3, 1, 0.5, 0, -2]],
+    [[-1, -5, 2, -0.5, 3, 2]],
+    [[2, 1, -6, 0.25, 0, 1]],
+]
+
+
+@preset(
+    title="TIES-Merging",
+    paper="Yadav et al. 2023, arXiv 2306.01708",
+    idempotent=True,
+    compat={"mergekit": {"density": 1.0, "density_1d": None}},
+    vectors=[
+        Vector(
+            TAUS,
+            [[3, -4, -6, 0, 3, -2]],
+            {"density": 0.5},
+            source="merge_methods 18: exact k, unit weights",
+        ),
+        Vector(
+            TAUS,
+            [[3, -4, -6, 0, 3, 1.5]],
+            {"density": 0.5, "tie_mode": "threshold"},
+            source="merge_methods 18: all ties kept (as the official code gives)",
+        ),
+        Vector(
+            TAUS,
+            [[6, -8, -6, 0, 3, 3]],
+            {"density": 0.5, "tie_mode": "threshold", "agg": "sum"},
+            source="merge_methods 18: official disjoint sum",
+        ),
+        Vector(
+            TAUS,
+            [[1.5, -2, -3, 0.1875, 1.5, 0.75]],
+            {"density": 1.0, "lambda": 0.5},
+            source="merge_methods 18: no trim, halved by lambda",
+        ),
+    ],
+)
+def ties(
+    *,
+    density: Annotated[
+        float, Range(above=0, at_most=1), Doc("fraction of entries kept"), "per_expert"
+    ] = 0.2,
+    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    density_1d: Annotated[
+        float | None,
+        Range(above=0, at_most=1),
+        Doc("fraction kept of 1-D tensors, such as norms and biases; null means `density`"),
+    ] = 1.0,
+    scope: Annotated[
+        Literal["tensor", "model"], Doc("trim each tensor, or the model as a whole (the paper)")
+    ] = "tensor",
+    tie_mode: Annotated[
+        Literal["exact", "threshold"], Doc("keep exactly k entries, or all tied with the k-th")
+    ] = "exact",
+    elect: Annotated[
+        Literal["mass", "count"], Doc("vote by summed magnitude or by head count")
+    ] = "mass",
+    agg: Annotated[
+        Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
+    ] = "mean",
+    zero_sign: Annotated[
+        Literal["plus", "none"], Doc("a vote of exactly zero elects plus, or nobody")
+    ] = "plus",
+) -> list[tuple[str, dict[str, Any]]]:
+    """Trim each task vector, elect a sign for each entry and merge what agrees.
+
+    Stands for `magnitude`, `sign_consensus` and `scale`.
+    """
+    trim = {"density": density, "density_1d": density_1d, "scope": scope, "tie_mode": tie_mode}
+    return [
+        ("magnitude", trim),
+        ("sign_consensus", {"elect": elect, "agg": agg, "zero_sign": zero_sign}),
+        ("scale", {"lambda": lambda_}),
+    ]

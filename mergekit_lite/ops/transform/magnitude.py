@@ -1,0 +1,94 @@
+"""Trim a task vector to its largest entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from mergekit_lite.ops._place import Cut, Place
+from mergekit_lite.ops._spec import Doc, Range, Vector, transform
+from mergekit_lite.ops._statistics import Order
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def ranks(params: Mapping[str, Any], size: int) -> tuple[int, ...]:
+    """k = max(1, floor(density * size)); nothing to rank when everything is kept."""
+    density = params["density"]
+    return () if density >= 1 else (max(1, int(density * size)),)
+
+
+def shaped(params: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
+    """Norm gains and biases have a density of their own, save in a ranking of the whole model."""
+    spared = params.get("density_1d")
+    if spared is None or len(shape) > 1 or params.get("scope") == "model":
+        return params
+    return {**params, "density": spared}
+
+
+TAU_2 = [[-1, -5], [2, -0.5], [3, 2]]
+
+
+@transform(
+    title="Magnitude pruning of task vectors",
+    paper="Yadav et al. 2023, arXiv 2306.01708 (the trim of TIES-Merging)",
+    needs=Order(ranks, ties="tie_mode", scope="scope"),
+    shaped=shaped,
+    compat={"mergekit": {"density": 1.0, "density_1d": None}},
+    vectors=[
+        Vector(
+            [TAU_2],
+            [[0, -5], [2, 0], [3, 0]],
+            {"density": 0.5},
+            source="exact k: of two tied entries the first is kept, by hand",
+        ),
+        Vector(
+            [TAU_2],
+            [[0, -5], [2, 0], [3, 2]],
+            {"density": 0.5, "tie_mode": "threshold"},
+            source="threshold: both tied entries are kept, by hand",
+        ),
+        Vector([[[1, -2, 3]]], [[0, 0, 3]], {"density": 0.01}, source="k is at least 1, by hand"),
+        Vector([[1, -2, 3]], [1, -2, 3], {"density": 0.4}, source="a 1-D tensor is spared"),
+        Vector(
+            [[1, -2, 3]], [0, 0, 3], {"density": 0.4, "density_1d": None}, source="unless it is not"
+        ),
+    ],
+)
+def magnitude(
+    delta: Tensor,
+    *,
+    place: Place,
+    cut: tuple[Cut, ...],
+    density: Annotated[
+        float, Range(above=0, at_most=1), Doc("fraction of entries kept"), "per_expert"
+    ] = 0.2,
+    density_1d: Annotated[
+        float | None,
+        Range(above=0, at_most=1),
+        Doc("fraction kept of 1-D tensors, such as norms and biases; null means `density`"),
+    ] = 1.0,
+    scope: Annotated[
+        Literal["tensor", "model"],
+        Doc("rank each tensor on its own, or all of the model together (then also 1-D ones)"),
+    ] = "tensor",
+    tie_mode: Annotated[
+        Literal["exact", "threshold"],
+        Doc("keep exactly k entries, first ones of a tie first, or all tied with the k-th"),
+    ] = "exact",
+) -> Tensor:
+    """Keep the entries of largest magnitude and set all others to zero.
+
+    Of n entries the max(1, floor(density * n)) largest are kept. With `scope: model` the entries
+    of all float tensors are ranked together, as the paper does, and ties are all kept.
+
+    Order of operations: y = x where |x| > threshold, or |x| == threshold and index < until;
+    else +0.0. With density 1 there is no cut and y = x.
+    """
+    import torch
+
+    delta = delta.float()
+    if not cut:
+        return delta
+    return torch.where(cut[0].keeps(delta.abs(), place.index(delta)), delta, 0.0)
