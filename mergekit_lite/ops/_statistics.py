@@ -161,10 +161,11 @@ def totals(inputs: Sequence[Tensor], *, absolute: bool = True, gram: bool = True
     """
     exact = [value.detach().float().double() for value in inputs]
     magnitudes = tuple(add_blocks(block_sums(x.abs())) for x in exact) if absolute else ()
-    products: dict[tuple[int, int], float] = {}
-    if gram:
-        for i, left in enumerate(exact):
-            for j, right in enumerate(exact[: i + 1]):
-                products[i, j] = products[j, i] = add_blocks(block_sums(left * right))
-    rows = tuple(tuple(products[i, j] for j in range(len(exact))) for i in range(len(exact)))
-    return Sums(absolute=magnitudes, gram=rows if gram else ())
+    if not gram:
+        return Sums(absolute=magnitudes)
+    size = len(exact)
+    products = [[0.0] * size for _ in range(size)]
+    for i, left in enumerate(exact):
+        for j, right in enumerate(exact[: i + 1]):
+            products[i][j] = products[j][i] = add_blocks(block_sums(left * right))
+    return Sums(absolute=magnitudes, gram=tuple(tuple(row) for row in products))
