@@ -184,7 +184,7 @@ def methods(models: Path, layers: int, dtype: str) -> dict[str, Method]:
             _ours(
                 models,
                 {"a": None, "b": None},
-                steps=[{"take": {"expert": "a"}}],
+                steps=[{"take": {"source": "a"}}],
                 rules=[
                     {"match": {"layers": f"{half}-{layers - 1}"}, "take": "b"},
                     {"match": "model.norm.weight", "take": "b"},

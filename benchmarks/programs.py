@@ -52,11 +52,11 @@ class Program:
 
 
 def ours(cache: Path) -> Program:
-    """Return this project, with its compiled kernels kept under `cache`."""
+    """Return this project, with compiled kernels and remembered checksums kept under `cache`."""
     script = Path(sys.executable).with_name("mergekit-lite")
     code = "from mergekit_lite.cli.main import main; main()"
     start = (str(script),) if script.exists() else (sys.executable, "-c", code)
-    environment = {"MERGEKIT_LITE_CACHE": str(cache)}
+    environment = {"XDG_CACHE_HOME": str(cache)}
     if not script.exists():
         environment["PYTHONPATH"] = str(ROOT)
     python = Path(sys.executable)
