@@ -82,12 +82,3 @@ def ties_head(config: Config) -> bool | None:
     """
     found = value(config, "tie_word_embeddings")
     return found if isinstance(found, bool) else None
-
-
-def quantisation(config: Config) -> str:
-    """Return the name of the scheme a config says its weights are quantised with, or nothing."""
-    for key in ("quantization_config", "compression_config"):
-        found = value(config, key)
-        if isinstance(found, Mapping):
-            return str(found.get("quant_method") or found.get("format") or key)
-    return ""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mergekit_lite.errors import Problem
-from mergekit_lite.plan.names import few
 
 _SHOWN = 5
 
@@ -78,10 +77,5 @@ class Findings:
 
     def all_warnings(self) -> tuple[str, ...]:
         """Return every warning, those of tensors as one line a kind."""
-        grouped = (
-            f"{g.where}: {g}" if g.where else str(g) for g in self._warning_groups.values()
-        )
+        grouped = (f"{g.where}: {g}" if g.where else str(g) for g in self._warning_groups.values())
         return (*self.warnings, *grouped)
-
-
-__all__ = ["Findings", "Group", "few"]

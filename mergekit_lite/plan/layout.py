@@ -53,7 +53,9 @@ def config_changes(config: Mapping[str, Any] | None, dtype: str) -> dict[str, An
     for key, value in config.items():
         if key in _DTYPE_KEYS and value != name:
             changes[key] = name
-        elif isinstance(value, Mapping) and key.endswith("_config") and key != "quantization_config":
+        elif (
+            isinstance(value, Mapping) and key.endswith("_config") and key != "quantization_config"
+        ):
             nested = {k: name for k in _DTYPE_KEYS if value.get(k) not in (None, name)}
             if nested:
                 changes[key] = {**value, **nested}

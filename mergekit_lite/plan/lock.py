@@ -182,8 +182,7 @@ def changed_inputs(lock: Mapping[str, Any], now: Mapping[str, Any]) -> list[Prob
             elif found["sha256"] != facts["sha256"]:
                 problems.append(
                     Problem(
-                        f"sha256 is {found['sha256'][:12]}…, the lock says"
-                        f" {facts['sha256'][:12]}…",
+                        f"sha256 is {found['sha256'][:12]}…, the lock says {facts['sha256'][:12]}…",
                         where=f"{name}: {file}",
                         hint="the input has changed since the lock was written",
                     )

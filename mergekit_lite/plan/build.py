@@ -1,0 +1,155 @@
+"""From a recipe and the headers of its models to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergekit_lite.checkpoint import layer_count, role_of
+from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, SourceError
+from mergekit_lite.plan.check import check_base, check_expert, check_used
+from mergekit_lite.plan.configs import ties_head
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.inputs import View, check_repeats, placed, plan_inputs, views
+from mergekit_lite.plan.layout import config_changes, lay_out, main_dtype, sign
+from mergekit_lite.plan.rows import Rows
+from mergekit_lite.plan.rules import check_rules
+from mergekit_lite.plan.types import Job, Plan
+from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.sources import Kind, Model, resolve
+
+
+def models(recipe: Recipe) -> dict[str, Model]:
+    """Resolve the base and every expert of a recipe; only headers are read.
+
+    Returns:
+        `base` and the experts' names -> models.
+
+    Raises:
+        SourceError, DataError, RecipeError: all models that cannot be had, in one error.
+    """
+    found, errors = _resolve_all(recipe)
+    if errors:
+        raise _joined(errors)
+    return found
+
+
+def build(recipe: Recipe, models: Mapping[str, Model] | None = None) -> Plan:
+    """Decide every output tensor, from the recipe and the headers of its models alone.
+
+    Args:
+        recipe: a checked recipe.
+        models: its resolved models, where the caller has them; see `models`.
+
+    Raises:
+        RecipeError: all problems that names, shapes, dtypes and configs show.
+        SourceError: a model is missing.
+        DataError: a header is damaged.
+    """
+    errors: list[MergekitLiteError] = []
+    if models is None:
+        models, errors = _resolve_all(recipe)
+    findings = Findings()
+    jobs: list[Job] = []
+    found: dict[str, View] = {}
+    layers = 0
+    if "base" in models:
+        found = views(recipe, models)
+        layers = layer_count(found["base"].tensors)
+        _check_inputs(recipe, found, findings)
+        if not errors and not found["base"].settled:
+            jobs = _rows(recipe, found, layers, findings)
+    if problems := findings.all_problems():
+        errors = [*errors, RecipeError(problems)]
+    if errors:
+        raise _joined(errors)
+    return _plan(recipe, found, jobs, layers, findings)
+
+
+def _resolve_all(recipe: Recipe) -> tuple[dict[str, Model], list[MergekitLiteError]]:
+    wanted: dict[str, tuple[str, Kind, str]] = {
+        "base": (recipe.base, "checkpoint", recipe.at("base"))
+    }
+    for name, expert in recipe.experts.items():
+        key = "model" if expert.lora is None else "lora"
+        kind: Kind = "checkpoint" if expert.lora is None else "adapter"
+        wanted[name] = (expert.reference, kind, recipe.at("experts", name, key))
+    found: dict[str, Model] = {}
+    known: dict[tuple[str, Kind], Model] = {}
+    errors: list[MergekitLiteError] = []
+    for name, (reference, kind, where) in wanted.items():
+        try:
+            if (reference, kind) not in known:
+                known[reference, kind] = resolve(reference, relative_to=recipe.folder, kind=kind)
+            found[name] = known[reference, kind]
+        except (RecipeError, DataError, SourceError) as error:
+            errors.append(type(error)(placed(error.problems, where)))
+    return found, errors
+
+
+def _joined(errors: list[MergekitLiteError]) -> MergekitLiteError:
+    """Return one error with all problems; damaged bytes outrank missing ones, those a misfit."""
+    kinds = (DataError, SourceError, RecipeError)
+    kind = next(kind for kind in kinds if any(isinstance(error, kind) for error in errors))
+    problems: dict[Problem, None] = {}
+    for error in errors:
+        problems |= dict.fromkeys(error.problems)
+    return kind(list(problems))
+
+
+def _check_inputs(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
+    base = found["base"]
+    check_base(recipe, base, findings)
+    base.settled = bool(findings.problems)
+    for name, view in found.items():
+        if name != "base" and not base.settled:
+            check_expert(recipe, view, base, findings)
+    check_repeats(recipe, found, findings)
+
+
+def _rows(recipe: Recipe, found: Mapping[str, View], layers: int, findings: Findings) -> list[Job]:
+    base = found["base"]
+    rows = Rows(recipe, found, layers, findings)
+    jobs = [job for info in base.tensors.values() if (job := rows.row(info)) is not None]
+    check_rules(rows.rules, layers, findings, base.tensors)
+    check_used(recipe, found, findings)
+    if not findings.all_problems():
+        _check_output(recipe, base, jobs, findings)
+    return jobs
+
+
+def _check_output(recipe: Recipe, base: View, jobs: list[Job], findings: Findings) -> None:
+    if not jobs:
+        findings.problem(
+            "every tensor is dropped, nothing is left to write",
+            recipe.at("rules"),
+            "narrow the rules that say `drop`",
+        )
+    written = {job.name for job in jobs}
+    dropped = [name for name in base.tensors if name not in written and role_of(name) == "head"]
+    if dropped and ties_head(base.model.config) is False:
+        findings.warn(
+            f"`{dropped[0]}` is dropped, but the config says that the head is not tied to the"
+            " embedding: loaders will make up a head",
+            recipe.at("rules"),
+        )
+
+
+def _plan(
+    recipe: Recipe, found: Mapping[str, View], jobs: list[Job], layers: int, findings: Findings
+) -> Plan:
+    dtype = main_dtype(jobs)
+    placed_jobs, shards = lay_out(jobs, recipe.output.shard_size)
+    return sign(
+        Plan(
+            inputs=plan_inputs(recipe, found),
+            jobs=placed_jobs,
+            shards=shards,
+            seed=recipe.seed,
+            layers=layers,
+            dtype=dtype,
+            warnings=findings.all_warnings(),
+            recipe=recipe.plain(),
+            config=config_changes(found["base"].model.config, dtype),
+            compat=recipe.compat,
+        )
+    )

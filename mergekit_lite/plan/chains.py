@@ -1,0 +1,77 @@
+"""The chain in force for a tensor, resolved once for all tensors that share it."""
+
+from __future__ import annotations
+
+from mergekit_lite.errors import RecipeError
+from mergekit_lite.ops import registry
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.rules import Decision
+from mergekit_lite.recipe.cascade import Chain, chain
+from mergekit_lite.recipe.schema import Recipe
+
+Key = tuple[tuple[int, ...], int | None, bool, str]
+
+
+class Chains:
+    """Resolves chains and remembers them: a model of 1000 tensors has few hundred different ones.
+
+    Args:
+        recipe: whose chains are resolved.
+        layers: number of layers of the base.
+        findings: where problems of resolved values are noted.
+    """
+
+    def __init__(self, recipe: Recipe, layers: int, findings: Findings) -> None:
+        self.recipe = recipe
+        self.layers = layers
+        self.findings = findings
+        self.resolved = 0
+        self._known: dict[Key, Chain | None] = {}
+        self._ops = registry()
+
+    def get(self, decision: Decision, name: str, layer: int | None, role: str) -> Chain | None:
+        """Return the chain for a tensor; None where it has a problem, which is noted."""
+        key = (decision.matched, layer, role == "embedding", self._own(decision, name))
+        if key not in self._known:
+            self._known[key] = self._resolve(decision, name, layer)
+            self.resolved += 1
+        return self._known[key]
+
+    def _own(self, decision: Decision, name: str) -> str:
+        """Return the name if the chain may depend on it: a preset that looks at the tensor."""
+        specs = (self._ops[step.op] for step in decision.steps)
+        looks = any(spec.kind == "preset" and "place" in spec.specials for spec in specs)
+        return name if looks else ""
+
+    def _resolve(self, decision: Decision, name: str, layer: int | None) -> Chain | None:
+        try:
+            found = chain(
+                self.recipe,
+                decision.steps,
+                name=name,
+                layer=layer,
+                layers=self.layers,
+                sets=decision.sets,
+            )
+        except RecipeError as error:
+            for problem in error.problems:
+                self.findings.problem(problem.what, problem.where or decision.where, problem.hint)
+            return None
+        except KeyError as error:
+            self.findings.problem(
+                f"a map by expert has no value for `{error.args[0]}`",
+                decision.where,
+                "add it, or a `default`",
+            )
+            return None
+        return found if self._sound(found, decision) else None
+
+    def _sound(self, found: Chain, decision: Decision) -> bool:
+        """Check values that only resolving showed: of gradients, of presets, of rules' `set`."""
+        steps = [step for own in found.transforms.values() for step in own]
+        steps += [(found.combine, {**found.params, "weights": list(found.weights.values())})]
+        steps += found.posts
+        problems = [problem for op, params in steps for problem in self._ops[op].problems(params)]
+        for problem in problems:
+            self.findings.problem(problem, decision.where)
+        return not problems

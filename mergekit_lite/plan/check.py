@@ -1,0 +1,194 @@
+"""Whether an expert as a whole fits the base, from headers and configs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mergekit_lite.checkpoint import layer_count, role_of
+from mergekit_lite.plan import configs
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.inputs import View, extra_names
+from mergekit_lite.plan.names import few, plural, prefix_between
+from mergekit_lite.plan.rules import layer_span
+from mergekit_lite.recipe.schema import Recipe
+
+
+def check_base(recipe: Recipe, base: View, findings: Findings) -> None:
+    """Note what keeps the base from being merged into."""
+    where = recipe.at("base")
+    if base.model.quantization:
+        _is_quantised(base, where, findings)
+    if not base.tensors:
+        findings.problem("the base holds no tensors", where, "check that the download is whole")
+    for warning in base.model.header.warnings:
+        findings.warn(warning, where)
+
+
+def check_expert(recipe: Recipe, view: View, base: View, findings: Findings) -> None:
+    """Note what keeps an expert as a whole from being merged; sets `view.settled` if anything does.
+
+    Problems of the whole model come first and alone: once a prefix or another architecture
+    explains all tensors, a list of tensors would only hide it.
+    """
+    where = recipe.at("experts", view.name)
+    for warning in view.model.header.warnings:
+        findings.warn(warning, where)
+    if view.is_base:
+        return
+    before = len(findings.problems)
+    if view.model.quantization:
+        _is_quantised(view, where, findings)
+    if view.model.kind == "adapter":
+        _check_extra(recipe, view, findings, where)
+    elif len(findings.problems) == before:
+        _check_checkpoint(recipe, view, base, findings, where)
+    view.settled = len(findings.problems) > before
+
+
+def _is_quantised(view: View, where: str, findings: Findings) -> None:
+    findings.problem(
+        f"`{view.model.reference}` is quantised ({view.model.quantization});"
+        " quantised inputs are not supported by this version",
+        where,
+        "use the 16-bit checkpoint that it was made from",
+    )
+
+
+def _check_checkpoint(
+    recipe: Recipe, view: View, base: View, findings: Findings, where: str
+) -> None:
+    missing = [name for name in view.base if name not in view.tensors]
+    extra = extra_names(view)
+    prefix = prefix_between(missing, extra)
+    if prefix is not None:
+        mine, theirs = prefix.example
+        findings.problem(
+            f"expert `{view.name}`: {prefix}; {prefix.matched} of {len(view.base)} tensors would"
+            f" match, such as `{mine}` as `{theirs}`",
+            where,
+            "save the expert again with the class that the base was saved with",
+        )
+        return
+    if _other_family(view, base, len(missing) + len(extra), findings, where):
+        return
+    if _other_depth(view, findings, where):
+        return
+    _check_settings(view, base, findings, where)
+    _check_heads(recipe, view, base, missing, extra, findings, where)
+    _check_extra(recipe, view, findings, where)
+
+
+def _other_family(view: View, base: View, unmatched: int, findings: Findings, where: str) -> bool:
+    mine, theirs = view.model.config, base.model.config
+    left, right = configs.model_type(mine), configs.model_type(theirs)
+    if left and right and left != right:
+        findings.problem(
+            f"not mergeable: expert `{view.name}` is a `{left}` model, the base a `{right}` model",
+            where,
+            "only models of one architecture can be merged",
+        )
+        return True
+    left, right = configs.architectures(mine), configs.architectures(theirs)
+    if not left or not right or left == right:
+        return False
+    what = f"expert `{view.name}` is a {left}, the base a {right}"
+    if not unmatched:
+        findings.warn(f"{what}; their tensors match", where)
+        return False
+    findings.warn(what, where)
+    return False
+
+
+def _other_depth(view: View, findings: Findings, where: str) -> bool:
+    mine, theirs = layer_count(view.tensors), layer_count(view.base)
+    if mine == theirs:
+        return False
+    findings.problem(
+        f"expert `{view.name}` has {layer_span(mine)}, the base {layer_span(theirs)}",
+        where,
+        "only models of equal depth can be merged",
+    )
+    return True
+
+
+def _check_settings(view: View, base: View, findings: Findings, where: str) -> None:
+    mine, theirs = view.model.config, base.model.config
+    view.sizes = configs.sizes_differ(mine, theirs)
+    if settings := configs.behaviour_differs(mine, theirs):
+        findings.warn(
+            f"expert `{view.name}` is configured differently: {settings};"
+            " the result is configured like the base",
+            where,
+        )
+
+
+def _check_heads(
+    recipe: Recipe,
+    view: View,
+    base: View,
+    missing: Sequence[str],
+    extra: Sequence[str],
+    findings: Findings,
+    where: str,
+) -> None:
+    """Settle a head that only one of base and expert has, the other's being tied."""
+    for head in (name for name in missing if role_of(name) == "head"):
+        twin = _embedding_like(head, view)
+        # A config without the key ties by default, and one that said no would have a head.
+        if twin is not None and configs.ties_head(view.model.config) is not False:
+            view.renamed[head] = twin
+            findings.warn(
+                f"expert `{view.name}` ties its head to its embedding: `{twin}` stands for"
+                f" `{head}`",
+                where,
+            )
+    for head in (name for name in extra if role_of(name) == "head"):
+        if recipe.extra == "drop" or configs.ties_head(base.model.config) is False:
+            continue
+        view.left_out.add(head)
+        if configs.ties_head(view.model.config):
+            findings.warn(
+                f"expert `{view.name}` stores `{head}` but ties it to its embedding; it is left"
+                " out, as in the base",
+                where,
+            )
+        else:
+            findings.problem(
+                f"expert `{view.name}` has a head of its own (`{head}`), the base ties its head"
+                " to its embedding",
+                where,
+                "use an untied base, or write `extra: drop` to leave the expert's head out",
+            )
+
+
+def _embedding_like(head: str, view: View) -> str | None:
+    """Return the expert's token embedding, which has the shape of the base's head."""
+    shape = view.base[head].shape
+    found = [
+        name
+        for name, info in view.tensors.items()
+        if role_of(name) == "embedding" and info.shape == shape
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _check_extra(recipe: Recipe, view: View, findings: Findings, where: str) -> None:
+    extra = [name for name in extra_names(view) if name not in view.left_out]
+    if not extra:
+        return
+    what = f"expert `{view.name}` has {plural(len(extra), 'tensor')} that the base lacks"
+    if recipe.extra == "drop":
+        findings.warn(f"{what}; dropped: {few(extra)}", where)
+    else:
+        findings.problem(
+            f"{what}: {few(extra)}",
+            where,
+            "write `extra: drop` to leave them out",
+        )
+
+
+def check_used(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
+    """Warn of experts that no row reads."""
+    for name, view in found.items():
+        if name != "base" and not view.used:
+            findings.warn(f"expert `{name}` is not used by any tensor", recipe.at("experts", name))

@@ -1,0 +1,220 @@
+"""What each input has to offer for a tensor of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo, role_of
+from mergekit_lite.errors import Problem
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.types import Input, LoraFactors, Read
+from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.sources import Model
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Return `4096x11008`; a scalar is `()`."""
+    return "x".join(map(str, shape)) or "()"
+
+
+@dataclass
+class View:
+    """One input of a merge, seen through the base's names.
+
+    Attributes:
+        name: key into `Plan.inputs`.
+        model: the resolved source.
+        base: the base's tensors.
+        is_base: the input is the base itself, under whatever name.
+        settled: a problem of the whole model has been noted, so tensors are not checked one by one.
+        renamed: base name -> the expert's tensor that stands for it (the embedding of a tied head).
+        left_out: its tensors that the base lacks and that need no further mention.
+        sizes: in which sizes its config differs from the base's, in words.
+        used: rows that read it.
+    """
+
+    name: str
+    model: Model
+    base: Mapping[str, TensorInfo]
+    is_base: bool = False
+    settled: bool = False
+    renamed: dict[str, str] = field(default_factory=dict)
+    left_out: set[str] = field(default_factory=set)
+    sizes: str = ""
+    used: int = 0
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self.model.header.tensors
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape it has for a base tensor, None where it has nothing to say."""
+        if self.model.adapter is not None:
+            adapter = self.model.adapter
+            known = name in adapter.factors or name in adapter.replaced
+            return adapter.shape(name) if known else None
+        info = self.tensors.get(self.renamed.get(name, name))
+        return info.shape if info else None
+
+    def dtype(self, name: str) -> str | None:
+        """Return the dtype it stores for a base tensor, None where it has no whole tensor."""
+        if self.model.adapter is not None:
+            stored = self.model.adapter.replaced.get(name)
+        else:
+            stored = self.renamed.get(name, name)
+        info = self.tensors.get(stored) if stored is not None else None
+        return info.dtype if info else None
+
+    def covers(self, name: str) -> bool:
+        """Return whether it says anything about a base tensor; an adapter need not."""
+        return self.shape(name) is not None
+
+    def read(self, name: str) -> Read:
+        """Return how a base tensor is read from it; a tensor that it may lack is `zero`."""
+        if self.is_base and self.name != "base":
+            return Read(self.name, name, zero=True)
+        adapter = self.model.adapter
+        if adapter is not None and name in adapter.factors:
+            factors = adapter.factors[name]
+            nbytes = sum(self.tensors[factor].nbytes for factor in (factors.a, factors.b))
+            lora = LoraFactors(factors.a, factors.b, factors.scale, factors.transpose)
+            return Read(self.name, name, lora=lora, nbytes=nbytes)
+        stored = self.renamed.get(name, name)
+        if adapter is not None:
+            stored = adapter.replaced.get(name, "")
+        if stored not in self.tensors:
+            return Read(self.name, "", zero=True)
+        return Read(self.name, stored, nbytes=self.tensors[stored].nbytes)
+
+
+def views(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, View]:
+    """Return the base and every expert that was found, as views of the base's names."""
+    base = models["base"]
+    names = base.header.tensors
+    result = {"base": View("base", base, names, is_base=True)}
+    for name in recipe.experts:
+        if name in models:
+            same = models[name].adapter is None and _same_place(models[name].root, base.root)
+            result[name] = View(name, models[name], names, is_base=same)
+    return result
+
+
+def _same_place(left: Path, right: Path) -> bool:
+    return left == right or left.resolve() == right.resolve()
+
+
+def check_repeats(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
+    """Warn of experts that are the base, or each other."""
+    seen: dict[Path, str] = {}
+    for name, view in found.items():
+        if name == "base":
+            continue
+        where = recipe.at("experts", name)
+        if view.is_base:
+            findings.warn(f"expert `{name}` is the base: its delta is zero", where)
+        root = view.model.root.resolve()
+        if root in seen:
+            findings.warn(f"experts `{seen[root]}` and `{name}` are the same model", where)
+        seen.setdefault(root, name)
+
+
+def check_tensor(view: View, info: TensorInfo, recipe: Recipe, findings: Findings) -> bool:
+    """Note what keeps a tensor of an expert from being merged; return whether nothing does."""
+    if view.settled or view.is_base:
+        return not view.settled
+    where = recipe.at("experts", view.name)
+    shape = view.shape(info.name)
+    if shape is None:
+        return _may_lack(view, info, recipe, findings)
+    if shape != info.shape:
+        _wrong_shape(view, info, shape, recipe, findings)
+        return False
+    dtype = view.dtype(info.name)
+    if dtype is not None and (dtype in FLOAT_DTYPES) != (info.dtype in FLOAT_DTYPES):
+        findings.problem_with(
+            f"`{info.name}` {dtype} (base {info.dtype})",
+            f"expert `{view.name}` stores other kinds of numbers than the base",
+            where,
+            "one of the two is quantised or damaged: use the 16-bit checkpoint",
+        )
+        return False
+    if dtype == "F64":
+        findings.warn_of(f"`{info.name}`", f"`{view.name}` has F64 tensors, computed in fp32")
+    return True
+
+
+def _may_lack(view: View, info: TensorInfo, recipe: Recipe, findings: Findings) -> bool:
+    if view.model.adapter is not None:
+        return True
+    if any(fnmatchcase(info.name, pattern) for pattern in recipe.allow_missing):
+        return True
+    findings.problem_with(
+        f"`{info.name}`",
+        f"expert `{view.name}` lacks tensors that the base has",
+        recipe.at("experts", view.name),
+        "if that is meant, list patterns of them under `allow_missing`; the expert then leaves"
+        " them as in the base",
+    )
+    return False
+
+
+def _wrong_shape(
+    view: View, info: TensorInfo, shape: tuple[int, ...], recipe: Recipe, findings: Findings
+) -> None:
+    rows = role_of(info.name) in ("embedding", "head") and shape[1:] == info.shape[1:]
+    where = recipe.at("experts", view.name)
+    odd = f"`{info.name}` {shape_text(shape)} (base {shape_text(info.shape)})"
+    if rows:
+        findings.problem_with(
+            odd,
+            f"expert `{view.name}` has another vocabulary than the base",
+            where,
+            "this version merges equal rows only, and cannot tell padding from real tokens;"
+            " `{match: {role: embedding}, take: base}` and the same for `role: head` keep the"
+            " base's rows",
+        )
+    else:
+        sizes = f" ({view.sizes})" if view.sizes else ""
+        findings.problem_with(
+            odd,
+            f"expert `{view.name}` has other shapes than the base{sizes}",
+            where,
+            "only models of one architecture and size can be merged",
+        )
+
+
+def plan_inputs(recipe: Recipe, found: Mapping[str, View]) -> dict[str, Input]:
+    """Return the inputs of a plan: where they are and how far they cover the base's names."""
+    result = {}
+    for name, view in found.items():
+        model = view.model
+        names = view.base
+        matched = [n for n in names if view.covers(n)]
+        lacking = () if model.adapter is not None else tuple(n for n in names if not view.covers(n))
+        result[name] = Input(
+            reference=model.reference,
+            root=str(model.root),
+            kind="checkpoint" if model.adapter is None else "adapter",
+            revision=model.revision or "",
+            files=dict(model.header.files),
+            matched=len(matched),
+            missing=lacking,
+            extra=tuple(extra_names(view)),
+        )
+    return result
+
+
+def extra_names(view: View) -> list[str]:
+    """Return what an expert has and the base has not."""
+    adapter = view.model.adapter
+    own = [*adapter.factors, *adapter.replaced] if adapter is not None else list(view.tensors)
+    stand_ins = set(view.renamed.values())
+    return [name for name in own if name not in view.base and name not in stand_ins]
+
+
+def placed(problems: tuple[Problem, ...], where: str) -> list[Problem]:
+    """Return problems with the place in the recipe that led to them."""
+    return [p if p.where else replace(p, where=where) for p in problems]

@@ -1,0 +1,253 @@
+"""From a tensor of the base and the recipe's decision about it to one row of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo, layer_of, role_of
+from mergekit_lite.ops import OpSpec, registry
+from mergekit_lite.plan.chains import Chains
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.inputs import View, check_tensor, shape_text
+from mergekit_lite.plan.layout import output_dtype
+from mergekit_lite.plan.names import plural
+from mergekit_lite.plan.rules import Decision, Rules
+from mergekit_lite.plan.shortcuts import least_inputs, same_as, wanted
+from mergekit_lite.plan.types import Job, Read, Step
+from mergekit_lite.recipe.cascade import Chain
+from mergekit_lite.recipe.schema import Recipe
+
+_IDENTITY = Step("passthrough", {"source": None, "scale": 1.0, "weights": [1.0]})
+"""What a row does that only changes the dtype, or only forms an adapter's weight."""
+
+
+class Rows:
+    """Makes the rows of one plan.
+
+    Args:
+        recipe: what is wanted.
+        found: the base and the experts.
+        layers: number of layers of the base.
+        findings: where problems are noted.
+    """
+
+    def __init__(
+        self, recipe: Recipe, found: Mapping[str, View], layers: int, findings: Findings
+    ) -> None:
+        self.recipe = recipe
+        self.found = found
+        self.findings = findings
+        self.rules = Rules(recipe)
+        self.chains = Chains(recipe, layers, findings)
+        self._ops = registry()
+
+    def row(self, info: TensorInfo) -> Job | None:
+        """Return the row of one tensor; None if it is dropped or has a problem, which is noted."""
+        layer, role = layer_of(info.name), role_of(info.name)
+        decision = self.rules.decide(info.name, layer, role)
+        if decision.action == "drop":
+            return None
+        if decision.action == "take":
+            return self._take(info, decision.take, layer, decision)
+        if info.dtype not in FLOAT_DTYPES:
+            return self._not_float(info, layer, decision)
+        chain = self.chains.get(decision, info.name, layer, role)
+        if chain is None:
+            return None
+        spec = self._ops[chain.combine]
+        names = spec.reads({**chain.params, "weights": chain.weights}, list(self.recipe.experts))
+        if spec.structural:  # `drop`, as the only op of a chain
+            return None
+        return self._merge(info, spec, chain, names, layer, decision)
+
+    def _take(
+        self, info: TensorInfo, source: str, layer: int | None, decision: Decision
+    ) -> Job | None:
+        view = self.found.get(source)
+        if view is None or not check_tensor(view, info, self.recipe, self.findings):
+            return None
+        view.used += 1
+        stored = view.dtype(info.name)
+        if info.dtype not in FLOAT_DTYPES and stored not in (None, info.dtype):
+            self.findings.problem_with(
+                f"`{info.name}` {stored} (base {info.dtype})",
+                f"expert `{source}` stores other dtypes than the base",
+                decision.where,
+                "`take: base` for these, or no rule at all",
+            )
+            return None
+        return self._copy(info, self._whole(view, info), layer, decision, "")
+
+    def _not_float(self, info: TensorInfo, layer: int | None, decision: Decision) -> Job:
+        for view in self.found.values():
+            shape, dtype = view.shape(info.name), view.dtype(info.name)
+            if (
+                not view.settled
+                and shape is not None
+                and (shape, dtype) != (info.shape, info.dtype)
+            ):
+                self.findings.warn_of(
+                    f"`{info.name}` {dtype} {shape_text(shape or ())}"
+                    f" (base {info.dtype} {shape_text(info.shape)})",
+                    f"expert `{view.name}` differs in tensors that are not floats and are copied"
+                    " from the base",
+                )
+        return self._copy(
+            info, self._whole(self.found["base"], info), layer, decision, "not a float"
+        )
+
+    def _merge(
+        self,
+        info: TensorInfo,
+        spec: OpSpec,
+        chain: Chain,
+        names: Sequence[str],
+        layer: int | None,
+        decision: Decision,
+    ) -> Job | None:
+        names = wanted(spec, names, chain.weights)
+        fit = [
+            view is not None and check_tensor(view, info, self.recipe, self.findings)
+            for view in map(self.found.get, names)
+        ]
+        if not all(fit) or not self._enough(spec, names, decision):
+            return None
+        for name in names:
+            self.found[name].used += 1
+        if spec.space == "weight":
+            if not self._on_whole_weights(spec, chain, names, decision):
+                return None
+            return self._merge_weights(info, spec, chain, names, layer, decision)
+        return self._merge_deltas(info, spec, chain, names, layer, decision)
+
+    def _merge_weights(
+        self,
+        info: TensorInfo,
+        spec: OpSpec,
+        chain: Chain,
+        names: Sequence[str],
+        layer: int | None,
+        decision: Decision,
+    ) -> Job:
+        reads = [self._whole(self.found[name], info) for name in names]
+        weights = [chain.weights.get(name, 1.0) for name in names]
+        same = same_as(spec, chain.params, reads, weights)
+        if same is not None:
+            return self._copy(info, same, layer, decision, f"`{spec.name}` of one tensor")
+        return self._computed(
+            info, reads, [self._combine(spec, chain, weights, info)], layer, decision
+        )
+
+    def _merge_deltas(
+        self,
+        info: TensorInfo,
+        spec: OpSpec,
+        chain: Chain,
+        names: Sequence[str],
+        layer: int | None,
+        decision: Decision,
+    ) -> Job:
+        base = self._whole(self.found["base"], info)
+        reads = [self.found[name].read(info.name) for name in names]
+        if all(read.zero for read in reads):
+            return self._copy(info, base, layer, decision, "every delta is zero")
+        weights = [chain.weights.get(name, 1.0) for name in names]
+        # A zero delta stays zero under every transform, and still counts in the combine.
+        steps = [
+            Step(op, self._ops[op].params_for(params, info.shape), expert=read.source)
+            for read in reads
+            if not read.zero
+            for op, params in chain.transforms.get(read.source, ())
+        ]
+        steps.append(self._combine(spec, chain, weights, info))
+        steps += [
+            Step(op, self._ops[op].params_for(params, info.shape)) for op, params in chain.posts
+        ]
+        return self._computed(info, reads, steps, layer, decision, base=base)
+
+    def _combine(
+        self, spec: OpSpec, chain: Chain, weights: Sequence[float], info: TensorInfo
+    ) -> Step:
+        params = spec.params_for(chain.params, info.shape)
+        return Step(spec.name, {**params, "weights": list(weights)})
+
+    def _enough(self, spec: OpSpec, names: Sequence[str], decision: Decision) -> bool:
+        least, most = spec.experts
+        if any(parameter.expert_name for parameter in spec.parameters.values()):
+            least, most = 1, 1
+        if least_inputs(spec) <= len(names) and (most is None or len(names) <= most):
+            return True
+        count = f"{least}" if most == least else f"{least} to {most}" if most else f"{least}+"
+        names_one = next((p.name for p in spec.parameters.values() if p.expert_name), "")
+        self.findings.problem(
+            f"`{spec.name}` takes {plural(least, 'input') if most == 1 else count + ' inputs'},"
+            f" here are {len(names)}: {', '.join(names)}",
+            decision.where,
+            f"name it: `{names_one}: NAME`"
+            if names_one
+            else "pick its inputs: `weights: {NAME: 1, ...}`",
+        )
+        return False
+
+    def _on_whole_weights(
+        self, spec: OpSpec, chain: Chain, names: Sequence[str], decision: Decision
+    ) -> bool:
+        """Refuse an expert's own steps where nothing can apply them; `take` needs none."""
+        if any(parameter.expert_name for parameter in spec.parameters.values()):
+            return True
+        own = [name for name in names if chain.transforms.get(name)]
+        for name in own:
+            self.findings.problem(
+                f"expert `{name}` has steps of its own, which work on differences to the base;"
+                f" `{spec.name}` works on whole weights",
+                decision.where,
+                f"use `task_arithmetic` in place of `{spec.name}` here, or remove the steps",
+            )
+        return not own
+
+    def _whole(self, view: View, info: TensorInfo) -> Read:
+        """Return how the whole weight is read: the base's where the expert leaves it alone."""
+        read = view.read(info.name)
+        return self.found["base"].read(info.name) if read.zero else read
+
+    def _copy(
+        self, info: TensorInfo, read: Read, layer: int | None, decision: Decision, why: str
+    ) -> Job:
+        """Return a row that moves bytes, or one that only casts where the dtype changes."""
+        stored = self.found[read.source].dtype(info.name)
+        reason = f"{decision}; {why}" if why else str(decision)
+        dtype = output_dtype(info.dtype, self.recipe.output.dtype)
+        if read.lora is None and stored == dtype:
+            return Job(
+                info.name, dtype, info.shape, 0, 0, "copy", (read,), layer=layer, rule=reason
+            )
+        return self._computed(info, [read], [_IDENTITY], layer, decision, why=why)
+
+    def _computed(
+        self,
+        info: TensorInfo,
+        reads: Sequence[Read],
+        steps: Sequence[Step],
+        layer: int | None,
+        decision: Decision,
+        base: Read | None = None,
+        why: str = "",
+    ) -> Job:
+        if info.dtype == "F64":
+            self.findings.warn_of(f"`{info.name}`", "the base has F64 tensors, computed in fp32")
+        # An adapter's weight is the base's plus its delta.
+        if base is None and any(read.lora for read in reads):
+            base = self.found["base"].read(info.name)
+        return Job(
+            name=info.name,
+            dtype=output_dtype(info.dtype, self.recipe.output.dtype),
+            shape=info.shape,
+            shard=0,
+            start=0,
+            kind="merge",
+            reads=tuple(reads),
+            base=base,
+            steps=tuple(steps),
+            layer=layer,
+            rule=f"{decision}; {why}" if why else str(decision),
+        )
