@@ -6,7 +6,6 @@ strong: the op's default, its default in the recipe's compat mode, the step, the
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,9 +132,7 @@ def _expand(
 
 
 def _call(spec: OpSpec, params: Params, spot: Spot) -> list[tuple[str, Mapping[str, Any]]]:
-    # The recipe's `lambda` is the function's `lambda_`.
-    spelt = {name.rstrip("_"): name for name in inspect.signature(spec.function).parameters}
-    arguments: Params = {spelt[name]: value for name, value in params.items()}
+    arguments = spec.arguments(params)
     if "place" in spec.specials:
         arguments["place"] = Place(name=spot.name, layer=spot.layer, layers=spot.layers)
     try:

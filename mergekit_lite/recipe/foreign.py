@@ -62,7 +62,7 @@ def _equivalent(entries: dict[str, Node], specs: Mapping[str, OpSpec]) -> str:
         return general
     recipe = _convert(name, base, listed, entries, specs)
     text = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=88)
-    return "the same in this language:\n" + "".join(f"      {line}\n" for line in text.splitlines())
+    return "in this language, roughly:" + "".join(f"\n      {line}" for line in text.splitlines())
 
 
 def _convert(

@@ -31,8 +31,9 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     Raises:
         RecipeError: with every problem, each with its line and column and what to do.
     """
+    chain: tuple[Path, ...] = ()
     if isinstance(source, Mapping):
-        name, folder, chain = "recipe", Path.cwd(), ()
+        name, folder = "recipe", Path.cwd()
         root = from_plain(source, name)
     else:
         path = Path(source).resolve()

@@ -12,6 +12,8 @@ from mergekit_lite.recipe.cascade import expand
 from mergekit_lite.recipe.marks import Mark, Problems
 from mergekit_lite.recipe.steps import StepNode
 
+_MANY = 1 << 20  # layers of the imagined model on which presets are tried: enough for any of them
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -95,7 +97,7 @@ class Checker:
                 found = expand(
                     [(step.op, step.params)],
                     layer=0,
-                    layers=2,
+                    layers=_MANY,
                     expert=expert,
                     compat=self.compat,
                 )
@@ -122,10 +124,9 @@ class Checker:
                 self._whole_weights(part, combine)
 
     def _whole_weights(self, part: _Part, combine: OpSpec) -> None:
-        side = "after" if part.spec.kind == "post" else "before"
         what = (
             f"`{combine.name}` works on whole weights, so {part.label}, which works on "
-            f"differences to the base, cannot stand {side} it"
+            "differences to the base, cannot stand in one chain with it"
         )
         deltas = [n for n, s in self.specs.items() if s.kind == "combine" and s.space == "delta"]
         better = "task_arithmetic" if "task_arithmetic" in deltas else next(iter(deltas), "")
@@ -134,17 +135,20 @@ class Checker:
 
     def _count(self, combine: _Part) -> None:
         spec = combine.spec
-        if any(parameter.expert_name for parameter in spec.parameters.values()):
-            return  # such an op names its inputs itself
-        weights = combine.params.get("weights")
-        inputs = len(weights) if isinstance(weights, Mapping) else len(self.experts)
+        choosers = [p.name for p in spec.parameters.values() if p.expert_name]
+        inputs = spec.reads(combine.params, self.experts)
+        if any(combine.params.get(name) is not None for name in choosers):
+            return  # such an op names its one input itself
         least, most = spec.experts
-        if inputs >= least and (most is None or inputs <= most):
-            return
-        wanted = f"{least}" if most == least else f"at least {least}"
-        if most is not None and inputs > most and most != least:
-            wanted = f"at most {most}"
-        what = f"{combine.label} takes {wanted} expert{'s' * (wanted != '1')}, here are {inputs}"
-        many = most is not None and inputs > most and "weights" in spec.specials
-        hint = "pick its inputs: `weights: {NAME: 1, ...}`" if many else ""
-        self.problems.add(what, combine.written.mark, hint or "add them under `experts`")
+        if choosers and len(inputs) > 1:
+            what = f"{combine.label} cannot tell which of {len(inputs)} experts is meant"
+            hint = f"name one: `{spec.name}: {{{choosers[0]}: NAME}}`"
+            self.problems.add(what, combine.written.mark, hint)
+        elif len(inputs) < least or (most is not None and len(inputs) > most):
+            wanted = f"at least {least}" if len(inputs) < least else f"at most {most}"
+            wanted = str(least) if least == most else wanted
+            plural = "" if wanted.endswith(" 1") or wanted == "1" else "s"
+            what = f"{combine.label} takes {wanted} expert{plural}, here are {len(inputs)}"
+            many = len(inputs) > least and spec.kind == "combine"
+            hint = "pick its inputs: `weights: {NAME: 1, ...}`" if many else ""
+            self.problems.add(what, combine.written.mark, hint or "add them under `experts`")

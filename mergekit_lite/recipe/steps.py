@@ -103,6 +103,7 @@ class Chains:
 
     def _params(self, spec: OpSpec, nodes: dict[str, Node], mark: Mark) -> dict[str, Any]:
         params: dict[str, Any] = {}
+        before = len(self.problems)
         for name, node in nodes.items():
             parameter = spec.parameters.get(name)
             if parameter is not None:
@@ -117,7 +118,16 @@ class Chains:
             if parameter.required and name not in nodes:
                 what = f"`{spec.name}` needs `{name}`"
                 self.problems.add(what, mark, f"{name}: {parameter.doc}" if parameter.doc else "")
+        if len(self.problems) == before:
+            self._together(spec, params, mark)
         return params
+
+    def _together(self, spec: OpSpec, params: dict[str, Any], mark: Mark) -> None:
+        """Ask the op whether its values fit one another, where they are the same everywhere."""
+        plain = not any(isinstance(value, dict | list) for value in params.values())
+        if spec.check is not None and plain:
+            for what in spec.check({**spec.defaults(), **params}):
+                self.problems.add(f"`{spec.name}`: {what}", mark)
 
     def _covers_all(self, spec: OpSpec, name: str, value: Any, node: Node) -> None:
         if not isinstance(value, dict) or DEFAULT in value or not spec.parameters[name].required:
@@ -152,5 +162,6 @@ class Chains:
 
 
 def takes_weights(spec: OpSpec) -> bool:
-    """Return whether a step with this op may give `weights` of its own."""
-    return spec.kind == "preset" or (spec.kind == "combine" and "weights" in spec.specials)
+    """Return whether a step with this op may give `weights` of its own, which name its inputs."""
+    picks = "weights" in spec.specials or spec.experts[1] is not None
+    return spec.kind == "preset" or (spec.kind == "combine" and picks)
