@@ -31,7 +31,8 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/mergekit-lite run recipes/zoo-task-arithmetic.yaml --out merged --overwrite
-	$(BIN)/mergekit-lite zoo score zoo:smol zoo:smol-de zoo:smol-fr zoo:smol-wordnet merged
+	$(BIN)/mergekit-lite zoo score zoo:smol zoo:smol-german zoo:smol-french \
+		zoo:smol-dictionary merged
 
 test: $(READY)
 	$(PYTEST) -q
