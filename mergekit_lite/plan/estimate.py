@@ -6,14 +6,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from pathlib import Path
 
 from mergekit_lite.errors import Problem, ResourceError
 from mergekit_lite.ops import OpSpec, registry
+from mergekit_lite.ops._statistics import Order, Totals
 from mergekit_lite.plan.layout import job_bytes
-from mergekit_lite.plan.types import Job, Plan
+from mergekit_lite.plan.types import Job, Plan, Step
 
 PROCESS_BYTES = 150_000_000
 """Resident memory of the interpreter with numpy, numba and the compiled kernels."""
@@ -151,31 +151,30 @@ def _inputs(job: Job) -> int:
     return len(job.reads) + (job.base is not None)
 
 
-def _spec_of(job: Job, specs: Mapping[str, OpSpec]) -> list[OpSpec]:
-    return [specs[step.op] for step in job.steps]
-
-
 def _whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     """Return the fp32 bytes of a row that cannot be cut into tiles, and of its low-rank factors."""
     if job.kind == "copy":
         return 0
     factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
-    if all(spec.reach in ("element", "row") for spec in _spec_of(job, specs)):
+    if not any(_is_whole(specs[step.op], step) for step in job.steps):
         return factors
     return factors + 4 * prod(job.shape) * (len(job.reads) + 2)
 
 
-def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
-    @cache
-    def cost(op: str) -> float:
-        spec = specs[op]
-        whole = spec.reach not in ("element", "row")
-        return (
-            (_WHOLE_SECONDS if whole else 0.0)
-            + (_STATISTIC_SECONDS if spec.needs is not None else 0.0)
-            + (_RANDOM_SECONDS if spec.random else 0.0)
-        )
+def _is_whole(spec: OpSpec, step: Step) -> bool:
+    return spec.reach_for(step.params) not in ("element", "row")
 
+
+def _is_swept(spec: OpSpec, step: Step, size: int) -> bool:
+    """Return whether a step needs a sweep over the tensor before its first tile."""
+    if isinstance(spec.needs, Order):
+        return bool(spec.needs.ranks(step.params, size))
+    if isinstance(spec.needs, Totals):
+        return spec.needs.wanted(step.params)
+    return spec.needs is not None
+
+
+def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
     moved = arithmetic = 0.0
     for job in plan.jobs:
         nbytes = _read_bytes(job)
@@ -183,12 +182,17 @@ def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
             moved += nbytes / _COPY_BYTES_A_SECOND
             continue
         entries = prod(job.shape)
-        sweeps = 2 if any(specs[step.op].needs is not None for step in job.steps) else 1
-        moved += sweeps * nbytes / _READ_BYTES_A_SECOND
-        moved += job_bytes(job) / _WRITE_BYTES_A_SECOND
-        each = sum(cost(s.op) * (1 if s.expert else len(job.reads)) for s in job.steps)
-        low_rank = _LORA_SECONDS * sum(1 for read in job.reads if read.lora)
-        arithmetic += entries * (each + low_rank + _FUSED_SECONDS * _inputs(job))
+        each, sweeps = _FUSED_SECONDS * _inputs(job), 1
+        each += _LORA_SECONDS * sum(1 for read in job.reads if read.lora)
+        for step in job.steps:
+            spec, inputs = specs[step.op], 1 if step.expert else len(job.reads)
+            swept = _is_swept(spec, step, entries)
+            sweeps = 2 if swept else sweeps
+            each += inputs * _STATISTIC_SECONDS * swept
+            each += inputs * _RANDOM_SECONDS * spec.random
+            each += inputs * _WHOLE_SECONDS * _is_whole(spec, step)
+        moved += sweeps * nbytes / _READ_BYTES_A_SECOND + job_bytes(job) / _WRITE_BYTES_A_SECOND
+        arithmetic += entries * each
     return _START_SECONDS + moved + arithmetic / workers
 
 

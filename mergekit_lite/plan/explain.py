@@ -1,0 +1,163 @@
+"""Why a tensor of the output is what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergekit_lite.checkpoint import layer_of, role_of
+from mergekit_lite.errors import RecipeError, nearest
+from mergekit_lite.plan.build import models as resolve_models
+from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.rules import Rules, describe, describe_match
+from mergekit_lite.plan.types import Job, Plan, Read, Step
+from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.sources import Model
+
+
+def explain(
+    plan: Plan, recipe: Recipe, tensor: str, models: Mapping[str, Model] | None = None
+) -> dict[str, Any]:
+    """Return, as plain data, which rule won for a tensor and what is read, done and written.
+
+    Args:
+        plan: made from `recipe`.
+        recipe: whose rules decided.
+        tensor: name of a tensor of the output, or of one that a rule drops.
+        models: the recipe's models, where the caller has them.
+
+    Raises:
+        RecipeError: there is no such tensor; the message offers the nearest name.
+    """
+    models = models or resolve_models(recipe)
+    known = models["base"].header.tensors
+    if tensor not in known:
+        raise RecipeError(
+            f"there is no tensor `{tensor}`",
+            hint=nearest(tensor, known) or "`mergekit-lite inspect` lists the names of a model",
+        )
+    rules = Rules(recipe)
+    layer, role = layer_of(tensor), role_of(tensor)
+    decision = rules.decide(tensor, layer, role)
+    matched = [
+        {
+            "where": recipe.rules[index].where or recipe.at("rules", index),
+            "match": describe_match(recipe.rules[index].match),
+            "does": describe(recipe.rules[index]),
+            "won": index == decision.winner,
+        }
+        for index in decision.matched
+    ]
+    found: dict[str, Any] = {
+        "tensor": tensor,
+        "layer": layer,
+        "layers": plan.layers,
+        "role": role,
+        "decision": {"where": decision.where, "why": decision.why},
+        "rules": matched,
+    }
+    job = next((job for job in plan.jobs if job.name == tensor), None)
+    if job is None:
+        return {**found, "kind": "drop", "reads": [], "steps": [], "writes": None}
+    return {**found, **_row(plan, job, models)}
+
+
+def _row(plan: Plan, job: Job, models: Mapping[str, Model]) -> dict[str, Any]:
+    reads = [("base", job.base)] if job.base is not None else []
+    reads += [("input", read) for read in job.reads]
+    return {
+        "kind": job.kind,
+        "why": job.rule,
+        "reads": [place for part, read in reads for place in _places(read, part, models)],
+        "steps": [
+            {"op": step.op, **({"expert": step.expert} if step.expert else {}), **_named(step, job)}
+            for step in job.steps
+        ],
+        "writes": {
+            "file": plan.shards[job.shard].file,
+            "offset": job.start,
+            "bytes": job_bytes(job),
+            "dtype": job.dtype,
+            "shape": list(job.shape),
+        },
+    }
+
+
+def _named(step: Step, job: Job) -> dict[str, Any]:
+    """Return a step's parameters, with weights by the name of what they weigh."""
+    params = dict(step.params)
+    weights = params.pop("weights", None)
+    named: dict[str, Any] = {"params": params}
+    if weights is not None:
+        pairs = zip(job.reads, weights, strict=True)
+        named["weights"] = {read.source: weight for read, weight in pairs}
+    return named
+
+
+def _places(read: Read, part: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
+    if read.zero:
+        return [{"source": read.source, "part": part, "zero": True}]
+    model = models[read.source]
+    parts = {read.name: part}
+    if read.lora is not None:
+        scale = f"scale {read.lora.scale:g}"
+        parts = {read.lora.a: f"lora A, {scale}", read.lora.b: f"lora B, {scale}"}
+    folder = model.root if model.root.is_dir() else model.root.parent
+    return [
+        {
+            "source": read.source,
+            "part": part,
+            "tensor": name,
+            "file": str(folder / info.file),
+            "offset": info.start,
+            "bytes": info.nbytes,
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+        }
+        for name, part in parts.items()
+        for info in (model.header.tensors[name],)
+    ]
+
+
+def explain_text(explanation: Mapping[str, Any]) -> str:
+    """Return what `explain` found, for a person to read."""
+    layer = explanation["layer"]
+    depth = f"layer {layer} of {explanation['layers']}" if layer is not None else "no layer"
+    lines = [f"{explanation['tensor']}  ({explanation['role']}, {depth})"]
+    decision = explanation["decision"]
+    lines.append(f"decided by  {decision['where']}  {decision['why']}")
+    for rule in explanation["rules"]:
+        won = "won" if rule["won"] else "applied" if rule["does"].startswith("set ") else "lost"
+        lines.append(f"  {won:8}{rule['where']}  {rule['does']} for {rule['match']}")
+    if explanation["kind"] == "drop":
+        return "\n".join([*lines, "writes      nothing: the tensor is dropped"])
+    lines.append(f"{explanation['kind']:12}{explanation['why']}")
+    lines += [f"reads       {_read_text(read)}" for read in explanation["reads"]]
+    lines += [f"does        {_step_text(step)}" for step in explanation["steps"]]
+    writes = explanation["writes"]
+    shape = "x".join(map(str, writes["shape"]))
+    lines.append(
+        f"writes      {writes['file']} at {writes['offset']}: {writes['dtype']} {shape},"
+        f" {writes['bytes']} bytes"
+    )
+    return "\n".join(lines)
+
+
+def _read_text(read: Mapping[str, Any]) -> str:
+    if read.get("zero"):
+        return f"{read['source']}: nothing, its delta is zero"
+    shape = "x".join(map(str, read["shape"]))
+    part = "" if read["part"] == "input" else f" ({read['part']})"
+    return (
+        f"{read['source']}{part}: {read['tensor']}, {read['file']} at {read['offset']}:"
+        f" {read['dtype']} {shape}, {read['bytes']} bytes"
+    )
+
+
+def _step_text(step: Mapping[str, Any]) -> str:
+    params = ", ".join(f"{key} {value}" for key, value in step["params"].items())
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in step.get("weights", {}).items())
+    of = f" of {step['expert']}" if "expert" in step else ""
+    return f"{step['op']}{of}" + "".join(
+        f"; {part}" for part in (params, f"weights {weights}" if weights else "") if part
+    )
