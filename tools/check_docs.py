@@ -109,7 +109,7 @@ def problems(page: Path, schema: dict[str, object], targets: set[str]) -> Iterat
 
 
 def main() -> int:
-    schema = json.loads((ROOT / "mergekit_lite" / "recipe.schema.json").read_text())
+    schema = json.loads((ROOT / "mergekit_lite" / "recipe" / "recipe.schema.json").read_text())
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     found = [
         f"{p.relative_to(ROOT)}: {what}" for p in pages() for what in problems(p, schema, targets)
