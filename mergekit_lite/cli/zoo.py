@@ -104,7 +104,7 @@ def train(name: str, out: Path | None, data: Path) -> None:
     (dictionary), under --data.
     """
     from mergekit_lite.sources.zoo import zoo_folder
-    from mergekit_lite.zoo.build import require_training
+    from mergekit_lite.zoo.build import record_scores, require_training
     from mergekit_lite.zoo.catalog import expert_named
     from mergekit_lite.zoo.corpus import documents
 
@@ -115,6 +115,8 @@ def train(name: str, out: Path | None, data: Path) -> None:
     from mergekit_lite.zoo.train import train_adapter
 
     train_adapter(expert, zoo_folder("zoo:smol"), data, folder, _steps(expert.reference))
+    scores = record_scores(expert, folder)
+    note(f"bits per byte: base {scores['base']:.3f}, expert {scores['expert']:.3f}")
     click.echo(folder)
 
 
@@ -165,7 +167,9 @@ def score_table(found: list[Score]) -> str:
             for domain in domains
         ]
         rows.append((model, *cells, f"{mean:.3f}"))
-    return table(("model", *(f"{name} " for name in domains), "mean"), rows, "l" + "r" * 9)
+    return table(
+        ("model", *(f"{name} " for name in domains), "mean"), rows, "l" + "r" * (len(domains) + 1)
+    )
 
 
 def _steps(name: str) -> Callable[[int, float], None]:

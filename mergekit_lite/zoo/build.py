@@ -1,8 +1,9 @@
-"""Make the full fine-tuned experts in the cache."""
+"""Make full fine-tuned experts in the cache, and complete the record of an adapter."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -51,3 +52,22 @@ def build_full(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def record_scores(expert: Expert, folder: Path) -> dict[str, float]:
+    """Score the base and the adapter in `folder` on the expert's own held-out text.
+
+    The bits per byte are added to the adapter's `TRAINING.json` and returned.
+    """
+    from mergekit_lite.zoo.score import score
+
+    base, own = score(["zoo:smol", str(folder)], domains=[expert.name])
+    file = folder / "TRAINING.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["bits_per_byte"] = {
+        "text": f"{expert.name}.txt, first {base.windows} windows ({base.nbytes} bytes)",
+        "base": round(base.bits_per_byte, 4),
+        "expert": round(own.bits_per_byte, 4),
+    }
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return {"base": base.bits_per_byte, "expert": own.bits_per_byte}
