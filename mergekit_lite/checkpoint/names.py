@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 ROLES = (
     "embedding", "head", "norm", "router", "other",
@@ -15,6 +16,7 @@ ROLES = (
 _SIDE_STACK = re.compile(r"visual|vision|image|audio|speech|vit|vae|mtp", re.IGNORECASE)
 _NORM = re.compile(r"norm|^ln_\w+$|^ln\d*$", re.IGNORECASE)
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _ROUTER = re.compile(r"router|^gate$|_gate$|^gate_inp$|^wg$")
 
 
@@ -90,6 +92,25 @@ def layer_count(names: Iterable[str]) -> int:
 
 def role_of(name: str) -> str:
     """Return the part a tensor plays, one of `ROLES`, from the naming habits of transformers."""
+    return _role_of_skeleton(_NUMBER.sub(".0", name))
+
+
+def role_matches(pattern: str, role: str) -> bool:
+    """Return whether a recipe's role covers `role`: itself, or all below it (`attention`)."""
+    return role == pattern or role.startswith(pattern + ".")
+
+
+def _mlp_role(parts: list[str]) -> str:
+    # BERT calls both halves `dense` and tells them apart by the module around it.
+    module = parts[-2] if parts[-1] == "dense" and len(parts) > 1 else parts[-1]
+    if module in _MLP_WORDS:
+        return _MLP_WORDS[module]
+    return "mlp.other" if any(map(_MLP.search, parts)) else "other"
+
+
+@cache
+def _role_of_skeleton(name: str) -> str:
+    """`role_of` for a name whose numbers are all 0: a model has few of those."""
     layered = layer_of(name) is not None
     parts = [part for part in name.split(".") if not part.isdecimal()]
     if len(parts) > 1 and parts[-1] in _PARAMETERS:
@@ -105,18 +126,5 @@ def role_of(name: str) -> str:
     if not _EMBEDDINGS.isdisjoint(parts):
         return "embedding"
     if layered:
-        return _mlp_role(parts)
+        return _mlp_role(parts) if parts else "other"
     return "other" if _HEADS.isdisjoint(parts) else "head"
-
-
-def role_matches(pattern: str, role: str) -> bool:
-    """Return whether a recipe's role covers `role`: itself, or all below it (`attention`)."""
-    return role == pattern or role.startswith(pattern + ".")
-
-
-def _mlp_role(parts: list[str]) -> str:
-    # BERT calls both halves `dense` and tells them apart by the module around it.
-    module = parts[-2] if parts[-1] == "dense" and len(parts) > 1 else parts[-1]
-    if module in _MLP_WORDS:
-        return _MLP_WORDS[module]
-    return "mlp.other" if any(map(_MLP.search, parts)) else "other"

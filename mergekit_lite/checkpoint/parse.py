@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from mergekit_lite.errors import DataError, RecipeError, SourceError
 HEADER_LIMIT = 100_000_000
 """Most bytes of JSON that the safetensors format allows."""
 
-SUBBYTE_DTYPES = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
-"""Dtypes of quantised checkpoints whose entries share bytes."""
-
 FRESH_COPY = "the file is damaged or was not written as safetensors: fetch or save it again"
 
 # Larger than any address space: a product beyond it is an attack or rot, never a tensor.
 _BYTES_LIMIT = 1 << 63
+# Their entries share bytes. A tuple, because what is looked up may be no hashable value.
+_SUBBYTE_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
+_KEYS = {"dtype", "shape", "data_offsets"}
 
 _OTHER_FORMATS: Mapping[bytes, tuple[str, str]] = {
     b"version https://git-lfs": (
@@ -55,17 +55,7 @@ def read_header_bytes(
         DataError: the header is malformed or does not agree with the file's size.
         RecipeError: the file is well-formed but holds a dtype that cannot be merged.
     """
-    end = header_end(data[:64], file, file_size)
-    if len(data) < end:
-        raise DataError(
-            f"`{file}` is cut short: its header needs {end:,} bytes, {len(data):,} are there",
-            hint=FRESH_COPY,
-        )
-    raw = parse_json(data[8:end], file)
-    metadata = raw.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
-        raise DataError(f"`{file}`: `__metadata__` is not a map of strings", hint=FRESH_COPY)
-    return _layout(raw, file, end, file_size), metadata
+    return _parse(data, file, file, file_size)
 
 
 def read_file_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict[str, str], int]:
@@ -88,13 +78,36 @@ def read_file_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict
             f"cannot read `{path}`: {error.strerror or error}",
             hint="check that the file exists and that you may read it",
         ) from error
-    tensors, metadata = read_header_bytes(bytes(data), str(path), size)
-    if file != str(path):
-        tensors = {
-            name: TensorInfo(name, info.dtype, info.shape, file, info.start)
-            for name, info in tensors.items()
-        }
+    tensors, metadata = _parse(bytes(data), file, str(path), size)
     return tensors, metadata, size
+
+
+def _parse(
+    data: bytes, file: str, label: str, file_size: int
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Parse a header; tensors are given `file`, errors speak of `label`."""
+    end = header_end(data[:64], label, file_size)
+    if len(data) < end:
+        raise DataError(
+            f"`{label}` is cut short: its header needs {end:,} bytes, {len(data):,} are there",
+            hint=FRESH_COPY,
+        )
+    raw = parse_json(data[8:end], label)
+    metadata = raw.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+        raise DataError(f"`{label}`: `__metadata__` is not a map of strings", hint=FRESH_COPY)
+    spans = []
+    for name, value in raw.items():
+        try:
+            spans.append((*_entry(value), name))
+        except _Fault as fault:
+            what = f"`{label}`: tensor `{name}` {fault}"
+            if isinstance(fault, _Quantised):
+                hint = "merge the 16-bit checkpoint that it was made from"
+                raise RecipeError(what, hint=hint) from None
+            raise DataError(what, hint=FRESH_COPY) from None
+    spans.sort()
+    return _layout(spans, file, label, end, file_size), metadata
 
 
 def header_end(start: bytes, file: str, file_size: int) -> int:
@@ -154,15 +167,59 @@ def _unique(file: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
     return pairs
 
 
-def _layout(raw: dict[str, Any], file: str, data_start: int, size: int) -> dict[str, TensorInfo]:
-    """Check every entry, then that the entries tile the data of the file without a hole."""
-    spans = sorted((*_entry(name, value, file), name) for name, value in raw.items())
+class _Fault(Exception):
+    """What is wrong with one entry, without its name."""
+
+
+class _Quantised(_Fault):
+    """The entry is sound, but its numbers are codes."""
+
+
+def _entry(value: Any) -> tuple[int, int, str, tuple[int, ...]]:
+    """Return (begin, end, dtype, shape) of one header entry."""
+    if type(value) is not dict or value.keys() != _KEYS:
+        raise _Fault("is not described by exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if type(dtype) is not str or dtype not in DTYPE_BYTES:
+        if dtype in _SUBBYTE_DTYPES:
+            raise _Quantised(f"has the quantised dtype {dtype}, not supported by this version")
+        raise _Fault(f"has the unknown dtype {dtype!r}")
+    if type(shape) is not list:
+        raise _Fault("has a shape that is not a list")
+    nbytes = DTYPE_BYTES[dtype]
+    for length in shape:
+        if type(length) is not int or length < 0:
+            raise _Fault(f"has the size {length!r} in its shape; sizes are integers from 0 up")
+        # Each size is bounded on its own too, because a zero hides the others in the product.
+        nbytes *= length
+        if nbytes >= _BYTES_LIMIT or length >= _BYTES_LIMIT:
+            raise _Fault(f"has a shape whose product overflows: {shape}")
+    if type(offsets) is not list or len(offsets) != 2:
+        raise _Fault("has data_offsets that are not two integers")
+    begin, end = offsets
+    if type(begin) is not int or type(end) is not int:
+        raise _Fault("has data_offsets that are not two integers")
+    if not 0 <= begin <= end:
+        raise _Fault(f"has data_offsets out of range: {offsets}")
+    if end - begin != nbytes:
+        raise _Fault(f"spans {end - begin:,} bytes, but {dtype} {shape} needs {nbytes:,}")
+    return begin, end, dtype, tuple(shape)
+
+
+def _layout(
+    spans: Sequence[tuple[int, int, str, tuple[int, ...], str]],
+    file: str,
+    label: str,
+    data_start: int,
+    size: int,
+) -> dict[str, TensorInfo]:
+    """Check that the entries tile the data of the file without a hole."""
     tensors, position = {}, 0
     for begin, end, dtype, shape, name in spans:
         if begin != position:
             fault = "overlaps the one before it" if begin < position else "leaves a gap before it"
             raise DataError(
-                f"`{file}`: tensor `{name}` {fault} (starts at {begin}, expected {position})",
+                f"`{label}`: tensor `{name}` {fault} (starts at {begin}, expected {position})",
                 hint=FRESH_COPY,
             )
         tensors[name] = TensorInfo(name, dtype, shape, file, data_start + begin)
@@ -170,50 +227,13 @@ def _layout(raw: dict[str, Any], file: str, data_start: int, size: int) -> dict[
     needed = data_start + position
     if needed > size:
         raise DataError(
-            f"`{file}` is cut short: the header needs {needed:,} bytes, the file has {size:,}",
+            f"`{label}` is cut short: the header needs {needed:,} bytes, the file has {size:,}",
             hint="the download or the copy did not finish: fetch the file again",
         )
     if needed < size:
         raise DataError(
-            f"`{file}` has {size - needed:,} bytes after its last tensor "
+            f"`{label}` has {size - needed:,} bytes after its last tensor "
             f"(the header accounts for {needed:,} of {size:,})",
             hint=FRESH_COPY,
         )
     return tensors
-
-
-def _entry(name: str, value: Any, file: str) -> tuple[int, int, str, tuple[int, ...]]:
-    """Return (begin, end, dtype, shape) of one header entry."""
-
-    def fault(text: str) -> DataError:
-        return DataError(f"`{file}`: tensor `{name}` {text}", hint=FRESH_COPY)
-
-    if type(value) is not dict or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise fault("is not described by exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if type(dtype) is not str or dtype not in DTYPE_BYTES:
-        if dtype in SUBBYTE_DTYPES:
-            raise RecipeError(
-                f"`{file}`: tensor `{name}` has the quantised dtype {dtype}; "
-                "quantised checkpoints are not supported by this version",
-                hint="merge the 16-bit checkpoint that it was made from",
-            )
-        raise fault(f"has the unknown dtype {dtype!r}")
-    if type(shape) is not list:
-        raise fault("has a shape that is not a list")
-    nbytes = DTYPE_BYTES[dtype]
-    for length in shape:
-        if type(length) is not int or length < 0:
-            raise fault(f"has the size {length!r} in its shape; sizes are integers from 0 up")
-        nbytes *= length
-    # A zero hides the other sizes in the product, so these are bounded on their own.
-    if nbytes >= _BYTES_LIMIT or any(length >= _BYTES_LIMIT for length in shape):
-        raise fault(f"has a shape whose product overflows: {shape}")
-    if type(offsets) is not list or len(offsets) != 2 or any(type(o) is not int for o in offsets):
-        raise fault("has data_offsets that are not two integers")
-    begin, end = offsets
-    if not 0 <= begin <= end:
-        raise fault(f"has data_offsets out of range: {offsets}")
-    if end - begin != nbytes:
-        raise fault(f"spans {end - begin:,} bytes, but {dtype} {shape} needs {nbytes:,}")
-    return begin, end, dtype, tuple(shape)
