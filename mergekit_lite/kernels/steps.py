@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from mergekit_lite.kernels._jit import inlined
 
+IDENTITY: Final = 0
 CUT: Final = 1
 BAND: Final = 2
 DARE: Final = 3
 ROW_BAND: Final = 4
-SCALE: Final = 5
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 _DIGIT: Final = 20  # magnitudes are binned by bits 30..20: 2048 bins, which stay in L1

@@ -15,7 +15,6 @@ from mergekit_lite.kernels.steps import (
     CUT,
     DARE,
     ROW_BAND,
-    SCALE,
     band_rows,
     drop_random,
     drop_top,
@@ -77,15 +76,12 @@ def transform_input(
         if kind == CUT:
             keep_top(x, n, first, np.uint32(p[0]), p[1])
         elif kind == BAND:
-            keep_top(x, n, first, np.uint32(p[0]), p[1])
-            drop_top(x, n, first, np.uint32(p[2]), p[3])
+            drop_top(x, n, first, np.uint32(p[0]), p[1])
+            keep_top(x, n, first, np.uint32(p[2]), p[3])
         elif kind == DARE:
             drop_random(x, n, first, p[0], p[1], p[2], floats[t], scratch)
         elif kind == ROW_BAND:
             band_rows(x, n, width, p[0], p[1], bins, scratch)
-        elif kind == SCALE:
-            for j in range(n):
-                x[j] = x[j] * floats[t]
 
 
 @reported

@@ -1,0 +1,42 @@
+"""Runs one row on the CPU through the fused kernels: read a tile, merge it, write it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.engine.program import Program, set_gram
+from mergekit_lite.engine.ranks import resolve_cuts
+from mergekit_lite.engine.row import Row, Write
+from mergekit_lite.engine.totals import gram_of
+from mergekit_lite.kernels.codec import CODES
+from mergekit_lite.kernels.tile import merge_tile
+
+
+def merge_row(
+    row: Row, program: Program, write: Write, stop: threading.Event, *, allow_nonfinite: bool
+) -> None:
+    """Find the statistics that the program waits for, then compute and write every tile."""
+    resolve_cuts(row, program, stop)
+    if program.gram is not None:
+        set_gram(program, gram_of(row, stop))
+    row.check_finite(allow_nonfinite)
+    merge_tiles(row, program, write, stop)
+    row.check_finite(allow_nonfinite)
+
+
+def merge_tiles(row: Row, program: Program, write: Write, stop: threading.Event) -> None:
+    """Compute the row's tiles with all statistics resolved, handing each to `write`."""
+    out_code = CODES[row.job.dtype]
+    width = DTYPE_BYTES[row.job.dtype]
+    out = np.empty(min(row.tile, row.size) * width, np.uint8)
+    for first, count in row.tiles(stop):
+        merge_tile(
+            row.pool.raw, row.at, row.codes, row.is_delta, program.weight_space,
+            program.kinds, program.floats, program.ints,
+            program.combine, program.weights, program.divisor, program.options, program.posts,
+            first, count, program.width, row.block, out, out_code, row.bad, row.norms,
+        )  # fmt: skip
+        write(out[: count * width], first * width)

@@ -1,0 +1,171 @@
+"""Brings tiles of a row's inputs into memory: stored tensors and low-rank deltas alike."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
+from mergekit_lite.errors import DataError
+from mergekit_lite.plan.types import Job, Read
+
+if TYPE_CHECKING:
+    from mergekit_lite.checkpoint.reader import Reader
+    from mergekit_lite.sources import Model
+
+SLOT_ALIGNMENT = 4096
+CACHE_LINE = 64
+
+
+class Readers:
+    """Every weight file of a plan's models, opened once and shared by all workers."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self._models = models
+        self._open: dict[tuple[str, str], Reader] = {}
+        self._lock = threading.Lock()
+        self._counts: dict[int, int] = {}
+
+    def info(self, source: str, name: str) -> TensorInfo:
+        """Return where tensor `name` of a source is stored."""
+        return self._models[source].header.tensors[name]
+
+    def reader(self, source: str, file: str) -> Reader:
+        """Return the reader of one file, opened at first use."""
+        key = (source, file)
+        with self._lock:
+            if key not in self._open:
+                self._open[key] = self._models[source].open(file)
+            return self._open[key]
+
+    def read(self, source: str, info: TensorInfo, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` from byte `start` of a tensor on."""
+        self.reader(source, info.file).read_into(out, info.start + start)
+        self.count(out.nbytes)
+
+    def count(self, nbytes: int) -> None:
+        """Note bytes that this thread has read."""
+        thread = threading.get_ident()
+        self._counts[thread] = self._counts.get(thread, 0) + nbytes
+
+    def bytes_of_thread(self) -> int:
+        """Return how many bytes the calling thread has read."""
+        return self._counts.get(threading.get_ident(), 0)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read so far by all workers, every sweep counted."""
+        return sum(list(self._counts.values()))
+
+    def tensor(self, source: str, name: str) -> NDArray[np.float32]:
+        """Return a whole (small) tensor in fp32."""
+        info = self.info(source, name)
+        raw = np.empty(info.nbytes, np.uint8)
+        self.read(source, info, 0, raw)
+        return as_float32(raw, info.dtype).reshape(info.shape)
+
+    def close(self) -> None:
+        for reader in self._open.values():
+            reader.close()
+
+
+def as_float32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """Return stored entries as fp32 (exactly, but for F64, which is rounded)."""
+    if dtype == "BF16":
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    kind = {"F16": np.float16, "F32": np.float32, "F64": np.float64}.get(dtype)
+    if kind is None:
+        raise DataError(f"dtype {dtype} does not enter arithmetic")
+    return raw.view(kind).astype(np.float32)
+
+
+@dataclass
+class LowRank:
+    """The two fp32 factors of an adapter's delta, in the orientation of the stored weight."""
+
+    left: NDArray[np.float32]  # rows x rank
+    right: NDArray[np.float32]  # rank x width
+    scale: np.float32
+
+
+def low_rank(readers: Readers, read: Read) -> LowRank:
+    """Read the factors of an adapter's delta."""
+    factors = read.lora
+    if factors is None:
+        raise DataError(f"`{read.name}` of `{read.source}` is not a low-rank delta")
+    a, b = readers.tensor(read.source, factors.a), readers.tensor(read.source, factors.b)
+    left, right = (a.T, b.T) if factors.transpose else (b, a)
+    return LowRank(
+        np.ascontiguousarray(left), np.ascontiguousarray(right), np.float32(factors.scale)
+    )
+
+
+@dataclass
+class Slot:
+    """One input of a row: where it is stored, or how it is computed."""
+
+    read: Read
+    info: TensorInfo | None  # None: absent, or a low-rank delta
+    factors: LowRank | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the entries in memory; empty when there are none."""
+        if self.factors is not None:
+            return "F32"
+        return self.info.dtype if self.info is not None else ""
+
+
+def slots_of(job: Job, readers: Readers) -> list[Slot]:
+    """Return the base's slot (absent when the row does not need it) and then every read's."""
+    nothing = Read(source="", name="", zero=True)
+    slots = []
+    for read in (job.base or nothing, *job.reads):
+        if read.zero or not (read.name or read.lora):
+            slots.append(Slot(read, None))
+        elif read.lora is not None:
+            slots.append(Slot(read, None, low_rank(readers, read)))
+        else:
+            info = readers.info(read.source, read.name)
+            if prod(info.shape) != prod(job.shape):
+                raise DataError(
+                    f"`{info.name}` has shape {list(info.shape)}, the plan says {list(job.shape)}",
+                    where=read.source,
+                )
+            slots.append(Slot(read, info))
+    return slots
+
+
+class TilePool:
+    """One worker's memory for raw tiles, reused for every row.
+
+    A tile of an input lies at an address congruent to its file offset modulo a cache line:
+    reads into other positions were measured five times slower (docs/benchmarks.md).
+    """
+
+    def __init__(self) -> None:
+        self.raw: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._memory: NDArray[np.uint8] = self.raw
+
+    def allocate(self, nbytes: int) -> NDArray[np.uint8]:
+        """Return new memory; other devices want another kind of it."""
+        return np.empty(nbytes, np.uint8)
+
+    def positions(self, slots: list[Slot], tile: int) -> NDArray[np.int64]:
+        """Return where each slot's page-aligned space begins, after making room for all."""
+        at, end = [], 0
+        for slot in slots:
+            at.append(end)
+            width = DTYPE_BYTES[slot.dtype] if slot.dtype else 0
+            end += -(-(tile * width + CACHE_LINE) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+        if self.raw.nbytes < end:
+            self._memory = self.allocate(end + SLOT_ALIGNMENT)
+            skip = -self._memory.ctypes.data % SLOT_ALIGNMENT
+            self.raw = self._memory[skip : skip + end]
+        return np.array(at, np.int64)

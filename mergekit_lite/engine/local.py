@@ -1,0 +1,240 @@
+"""Executes a plan on this machine: workers take rows in order, shards close behind them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_lite.engine.events import Event
+from mergekit_lite.engine.executor import executor_named
+from mergekit_lite.engine.inputs import Readers
+from mergekit_lite.engine.journal import Journal
+from mergekit_lite.engine.memory import MemoryGate, tile_for
+from mergekit_lite.engine.options import Contribution, Options, Report, ShardDone
+from mergekit_lite.engine.shard import Emit, OpenShard, Worker
+from mergekit_lite.engine.sweep import find_known, load_known
+from mergekit_lite.errors import DataError, Interrupted
+from mergekit_lite.kernels._jit import compiled_before, enabled
+from mergekit_lite.plan.types import Job, Plan
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
+
+TICK_SECONDS = 0.25
+
+
+def execute(
+    plan: Plan,
+    models: Mapping[str, Model],
+    folder: Path,
+    options: Options,
+    emit: Emit,
+) -> Report:
+    """Write every shard of `plan` into `folder`, taking up what an earlier run has finished.
+
+    Args:
+        plan: the table of rows.
+        models: the plan's inputs by name, opened.
+        folder: working folder; made if it is not there.
+        options: how to run.
+        emit: called with events, from any thread.
+
+    Raises:
+        RecipeError: the folder holds an unfinished run of another plan.
+        DataError: an input or a result is corrupt or not finite; the folder is removed.
+        ResourceError: the disk is full; the folder stays and can be resumed.
+        Interrupted: the run was stopped; the folder stays and can be resumed.
+    """
+    began = time.monotonic()
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder, plan)
+    done = {shard.shard: shard for shard in journal.resume()}
+    left = [number for number in range(len(plan.shards)) if number not in done]
+    if done:
+        text = f"found {len(done)} of {len(plan.shards)} shards done"
+        emit(Event("note", text=text, shards=len(plan.shards)))
+    resumed = len(done)
+    try:
+        _sweep_model(plan, models, folder, options)
+        executor = executor_named(options.executor)
+        for shard in executor.run(plan, models, left, folder, options, emit):
+            journal.add(shard)
+            done[shard.shard] = shard
+    except DataError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped with {len(done)} of {len(plan.shards)} shards done",
+            hint="run the same command again to resume",
+        ) from None
+    return _report(plan, [done[n] for n in sorted(done)], resumed, time.monotonic() - began)
+
+
+def _sweep_model(plan: Plan, models: Mapping[str, Model], folder: Path, options: Options) -> None:
+    readers = Readers(models)
+    try:
+        find_known(plan, readers, folder, tile_for(plan, options))
+    finally:
+        readers.close()
+
+
+def _report(plan: Plan, shards: Sequence[ShardDone], resumed: int, seconds: float) -> Report:
+    total: dict[str, Contribution] = {name: Contribution() for name in plan.inputs}
+    for shard in shards:
+        for name, part in shard.inputs.items():
+            total[name] = total.get(name, Contribution()) + part
+    fresh = shards[resumed:] if resumed == len(shards) else shards
+    return Report(
+        shards={shard.file: (shard.nbytes, shard.sha256) for shard in shards},
+        inputs={name: part.report() for name, part in total.items() if name != "base"},
+        seconds=seconds,
+        bytes_read=sum(shard.bytes_read for shard in fresh),
+        bytes_written=sum(shard.nbytes for shard in fresh),
+        resumed_shards=resumed,
+    )
+
+
+class LocalExecutor:
+    """Threads of this process: numba and the file calls release the interpreter lock."""
+
+    def run(
+        self,
+        plan: Plan,
+        models: Mapping[str, Model],
+        shards: Sequence[int],
+        folder: Path,
+        options: Options,
+        emit: Emit,
+    ) -> Iterator[ShardDone]:
+        """Yield each shard once its file is complete; see `Executor`."""
+        if not shards:
+            return
+        if enabled() and not compiled_before():
+            emit(Event("note", text="compiling the kernels, once (about 15 seconds)"))
+        crew = _Crew(plan, models, shards, folder, options, emit)
+        try:
+            yield from crew.work()
+        finally:
+            crew.dismiss()
+
+
+class _Crew:
+    """The workers of one call, the rows they have in hand and the shards they have open."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        models: Mapping[str, Model],
+        shards: Sequence[int],
+        folder: Path,
+        options: Options,
+        emit: Emit,
+    ) -> None:
+        self.plan, self.folder, self.options, self.emit = plan, folder, options, emit
+        self.stop = threading.Event()
+        self.readers = Readers(models)
+        self.known = load_known(folder)
+        self.tile = tile_for(plan, options)
+        self.gate = MemoryGate(plan, options)
+        wanted = set(shards)
+        self.jobs = [job for job in plan.jobs if job.shard in wanted]
+        counts = {number: 0 for number in shards}
+        for job in self.jobs:
+            counts[job.shard] += 1
+        self.open = {n: OpenShard(plan, n, count, folder) for n, count in counts.items()}
+        self.workers = min(options.workers, max(len(self.jobs), 1))
+        self.rows = ThreadPoolExecutor(self.workers, thread_name_prefix="row")
+        # One thread puts closed shards on the disk while the next ones are computed.
+        self.closing = ThreadPoolExecutor(1, thread_name_prefix="close")
+        self.local = threading.local()
+        self.began = time.monotonic()
+        self.total = sum(plan.shards[n].nbytes for n in shards)
+        self.written = 0
+
+    def work(self) -> Iterator[ShardDone]:
+        """Hand out rows in order, a few ahead of the workers, and yield shards as they close."""
+        waiting = iter(self.jobs)
+        running: dict[Future[bool], Job] = {}
+        closing: set[Future[ShardDone]] = set()
+        closing.update(self._close(n) for n, shard in self.open.items() if shard.left == 0)
+        self._tell("start")
+        exhausted = False
+        while not exhausted or running or closing:
+            while not exhausted and len(running) < 2 * self.workers:
+                job = next(waiting, None)
+                exhausted = job is None
+                if job is not None:
+                    running[self.rows.submit(self._row, job)] = job
+            ready, _ = wait([*running, *closing], timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
+            for future in ready:
+                if future in closing:
+                    closing.discard(future)  # type: ignore[arg-type]
+                    shard: ShardDone = future.result()  # type: ignore[assignment]
+                    self._tell("shard", shard.shard, shard.file)
+                    yield shard
+                    continue
+                job = running.pop(future)  # type: ignore[arg-type]
+                self.written += _row_bytes(job)
+                if future.result():
+                    closing.add(self._close(job.shard))
+            if running:
+                first = next(iter(running.values()))
+                self._tell("progress", first.shard, first.name)
+        self._tell("done")
+
+    def dismiss(self) -> None:
+        """Stop all threads, close all files."""
+        self.stop.set()
+        self.rows.shutdown(wait=True, cancel_futures=True)
+        self.closing.shutdown(wait=True, cancel_futures=True)
+        for shard in self.open.values():
+            shard.abandon()
+        self.readers.close()
+
+    def _row(self, job: Job) -> bool:
+        if self.stop.is_set():
+            raise Interrupted("stopped")
+        worker = getattr(self.local, "worker", None)
+        if worker is None:
+            worker = self.local.worker = Worker(
+                self.plan,
+                self.readers,
+                self.options,
+                tile=self.tile,
+                known=self.known,
+                stop=self.stop,
+                number=threading.get_ident(),
+            )
+        with self.gate.room_for(job):
+            return bool(worker.run(job, self.open[job.shard]))
+
+    def _close(self, number: int) -> Future[ShardDone]:
+        return self.closing.submit(self.open[number].close)
+
+    def _tell(self, kind: str, shard: int = -1, name: str = "") -> None:
+        self.emit(
+            Event(
+                kind,  # type: ignore[arg-type]
+                bytes_read=self.readers.bytes_read,
+                bytes_written=self.written,
+                bytes_total=self.total,
+                shard=shard + 1,
+                shards=len(self.plan.shards),
+                name=name,
+                seconds=time.monotonic() - self.began,
+            )
+        )
+
+
+def _row_bytes(job: Job) -> int:
+    from mergekit_lite.plan.layout import job_bytes
+
+    return job_bytes(job)

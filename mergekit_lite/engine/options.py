@@ -1,0 +1,138 @@
+"""What a run may be told, and what it tells afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mergekit_lite.errors import RecipeError
+
+TILE_ENTRIES = 1 << 17
+"""Entries of a tile on the CPU: five bf16 inputs of it stay near the core."""
+LEAST_TILE = 1 << 12
+"""No tile is smaller: sums are blocked by this many entries."""
+DEVICE_TILE_ENTRIES = 1 << 23
+"""Entries of a tile on a GPU, where launches and transfers have a fixed price."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is executed; none of it changes a byte of the result.
+
+    Attributes:
+        threads: workers; None is one for each core this process may use.
+        max_memory: cap in bytes on resident memory; None is no cap.
+        device: where the arithmetic runs; `auto` takes a GPU when torch finds one.
+        fresh: throw an unfinished run away instead of resuming it.
+        overwrite: replace a non-empty output folder.
+        allow_nonfinite: let NaN and infinity of an input or a result pass.
+        executor: name of a registered executor.
+    """
+
+    threads: int | None = None
+    max_memory: int | None = None
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    fresh: bool = False
+    overwrite: bool = False
+    allow_nonfinite: bool = False
+    executor: str = "local"
+
+    @property
+    def workers(self) -> int:
+        """Number of worker threads."""
+        if self.threads is not None and self.threads < 1:
+            raise RecipeError(f"--threads is {self.threads}; it must be at least 1")
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class ExpertReport:
+    """What an expert gave to the merge.
+
+    Attributes:
+        matched: tensors of the output that it was read for.
+        changed: of these, how many differ from the base in any entry.
+        delta_norm: root of the sum of squares of its delta over those tensors, to 6 digits.
+    """
+
+    matched: int = 0
+    changed: int = 0
+    delta_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """An expert's part in some tensors: counts and the sum of squares of its delta."""
+
+    matched: int = 0
+    changed: int = 0
+    squares: float = 0.0
+
+    def __add__(self, other: Contribution) -> Contribution:
+        return Contribution(
+            self.matched + other.matched,
+            self.changed + other.changed,
+            self.squares + other.squares,
+        )
+
+    def report(self) -> ExpertReport:
+        norm = float(f"{self.squares**0.5:.6g}")
+        return ExpertReport(self.matched, self.changed, norm)
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """One finished output file.
+
+    Attributes:
+        shard: its number in the plan.
+        file: its final name.
+        nbytes: its size.
+        sha256: of the whole file.
+        inputs: what each expert gave to its tensors.
+        bytes_read: bytes read for it.
+    """
+
+    shard: int
+    file: str
+    nbytes: int
+    sha256: str
+    inputs: Mapping[str, Contribution] = field(default_factory=dict)
+    bytes_read: int = 0
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        inputs = {k: [v.matched, v.changed, v.squares] for k, v in self.inputs.items()}
+        return {**self.__dict__, "inputs": inputs}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> ShardDone:
+        """Rebuild it from `to_data`."""
+        inputs = {k: Contribution(*v) for k, v in data["inputs"].items()}
+        return cls(**{**data, "inputs": inputs})
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        shards: output file -> (bytes, sha256).
+        inputs: per expert, what it gave.
+        seconds: wall time of the engine.
+        bytes_read, bytes_written: of this run alone.
+        resumed_shards: shards that an earlier, interrupted run had finished.
+        rounded_away: share of merged deltas that the output dtype cannot hold; None if unknown.
+        warnings: what the run noticed.
+    """
+
+    shards: Mapping[str, tuple[int, str]]
+    inputs: Mapping[str, ExpertReport]
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    resumed_shards: int = 0
+    rounded_away: float | None = None
+    warnings: tuple[str, ...] = ()

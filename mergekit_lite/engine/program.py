@@ -1,0 +1,215 @@
+"""Compiles a row's chain of steps into the arguments of the fused CPU kernels.
+
+A chain made of other ops than these, or of theirs with parameters the kernels do not know, has
+no program: the torch chain runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.kernels.combine import MAX, MEAN, SUM, VOTE, WEIGHTED_SUM
+from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND
+from mergekit_lite.ops import OpSpec, registry
+from mergekit_lite.ops._arithmetic import total_weight
+from mergekit_lite.ops._place import Cut, Sums, random_key
+from mergekit_lite.ops._statistics import EVERY, Order
+from mergekit_lite.ops.combine.slerp import arc_weights
+from mergekit_lite.ops.transform.breadcrumbs import band
+from mergekit_lite.ops.transform.dare import rescale_factor
+from mergekit_lite.plan.types import Job, Step
+
+_AGGREGATES = {"mean": MEAN, "sum": SUM, "max": MAX}
+
+
+@dataclass
+class Transform:
+    """One transform of one expert in the kernels' terms.
+
+    Attributes:
+        kind, factor, numbers: as the kernels take them.
+        ranks: whose cuts it waits for.
+        keep_ties: its cuts keep every tied entry.
+        of_model: its cut comes from the sweep over the whole model.
+        width: entries of a row, if it works on rows.
+    """
+
+    kind: int
+    factor: float = 1.0
+    numbers: list[int] = field(default_factory=list)
+    ranks: tuple[int, ...] = ()
+    keep_ties: bool = False
+    of_model: bool = False
+    width: int = 0
+
+
+@dataclass
+class Program:
+    """A row's chain as flat arrays.
+
+    Attributes:
+        kinds, floats, ints: transforms by (expert, position); ints hold up to 6 numbers each.
+        wanted: (expert, position) -> ranks whose cuts must be found before it can run.
+        keep_ties: (expert, position) of cuts that keep every tied entry.
+        of_model: (expert, position) of cuts that come from the sweep over the whole model.
+        combine, weights, divisor, options: the combine and its parameters.
+        posts: factors of the posts, in order.
+        weight_space: whether experts enter as whole weights.
+        width: entries of a row when a step works on rows, else 0.
+        gram: parameters of a combine whose weights come from inner products (`set_gram`).
+    """
+
+    kinds: NDArray[np.int64]
+    floats: NDArray[np.float32]
+    ints: NDArray[np.int64]
+    combine: int
+    weights: NDArray[np.float32]
+    divisor: np.float32
+    options: NDArray[np.int64]
+    posts: NDArray[np.float32]
+    weight_space: bool
+    width: int = 0
+    wanted: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    keep_ties: set[tuple[int, int]] = field(default_factory=set)
+    of_model: set[tuple[int, int]] = field(default_factory=set)
+    gram: Mapping[str, Any] | None = None
+
+    def set_cuts(self, expert: int, position: int, cuts: Sequence[Cut]) -> None:
+        """Enter the cuts that transform `position` of an expert asked for."""
+        every = (expert, position) in self.keep_ties
+        numbers = []
+        for cut in cuts:
+            numbers += [threshold_bits(cut), EVERY if every and cut.until else cut.until]
+        self.ints[expert, position, : len(numbers)] = numbers
+        self.wanted.pop((expert, position), None)
+        self.of_model.discard((expert, position))
+
+
+def threshold_bits(cut: Cut) -> int:
+    """Return the magnitude bits of a cut's threshold."""
+    return int(np.float32(cut.threshold).view(np.uint32))
+
+
+def compile_job(job: Job, seed: int) -> Program | None:
+    """Return the program of a row, or None when only the torch chain can run it."""
+    specs = registry()
+    size = prod(job.shape)
+    rows: dict[str, list[Transform]] = {read.source: [] for read in job.reads}
+    combine: Step | None = None
+    posts: list[float] = []
+    for step in job.steps:
+        spec = specs[step.op]
+        params = {**spec.defaults(), **spec.params_for(step.params, job.shape)}
+        if spec.kind == "transform":
+            row = _transform(spec, params, job, step.expert, seed, size)
+            if row is None:
+                return None
+            rows[step.expert].append(row)
+        elif spec.kind == "combine":
+            combine = step
+        elif step.op == "scale" and set(step.params) <= {"lambda"}:
+            posts.append(float(params["lambda"]))
+        else:
+            return None
+    if combine is None:
+        return None
+    return _assemble(job, combine, list(rows.values()), posts)
+
+
+def _transform(
+    spec: OpSpec, params: Mapping[str, Any], job: Job, expert: str, seed: int, size: int
+) -> Transform | None:
+    """Return one transform in the kernels' terms, or None when they do not know it."""
+    density = float(params.get("density") or 0.0)
+    if spec.name == "dare" and params["rescale"] != "l1":
+        key = random_key(seed, spec.name, expert, job.name)
+        factor = rescale_factor(density, params["rescale"], None)
+        return Transform(DARE, factor, [key & 0xFFFFFFFF, key >> 32, round(density * 2**32)])
+    if spec.name not in ("magnitude", "breadcrumbs") or not isinstance(spec.needs, Order):
+        return None
+    if density >= 1:
+        return Transform(IDENTITY)
+    if spec.reach_for(params) == "row":
+        width = job.shape[-1] if job.shape else 1
+        top, last = band(density, float(params["gamma"]), width)
+        return Transform(ROW_BAND, numbers=[top, last - top], width=width)
+    kind = CUT if spec.name == "magnitude" else BAND
+    ranks = () if spec.needs.of_model(params) else spec.needs.ranks(params, size)
+    return Transform(
+        kind,
+        ranks=tuple(ranks),
+        keep_ties=spec.needs.keeps_ties(params),
+        of_model=spec.needs.of_model(params),
+    )
+
+
+def _assemble(
+    job: Job,
+    combine: Step,
+    rows: list[list[Transform]],
+    posts: list[float],
+) -> Program | None:
+    spec = registry()[combine.op]
+    params = {**spec.defaults(), **combine.params}
+    experts, depth = len(job.reads), max((len(row) for row in rows), default=0)
+    weights = np.array(params.get("weights") or [1.0] * experts, np.float32)
+    divisor, options, kind = np.float32(0.0), np.zeros(3, np.int64), WEIGHTED_SUM
+    gram = None
+    if combine.op in ("linear", "task_arithmetic"):
+        if params["normalize"]:
+            divisor = np.float32(total_weight(weights.tolist()))
+        if combine.op == "task_arithmetic":
+            posts = [float(params["lambda"]), *posts]
+    elif combine.op == "sign_consensus":
+        kind = VOTE
+        if params["agg"] not in _AGGREGATES or params["zero_sign"] not in ("plus", "none"):
+            return None
+        options[:] = (
+            params["elect"] == "count",
+            _AGGREGATES[params["agg"]],
+            params["zero_sign"] == "plus",
+        )
+    elif combine.op in ("take", "passthrough"):
+        weights = np.array([params.get("scale", 1.0)], np.float32)
+    elif combine.op == "slerp":
+        gram = params
+    else:
+        return None
+    program = Program(
+        kinds=np.zeros((experts, depth), np.int64),
+        floats=np.ones((experts, depth), np.float32),
+        ints=np.zeros((experts, depth, 6), np.int64),
+        combine=kind,
+        weights=weights,
+        divisor=divisor,
+        options=options,
+        posts=np.array(posts, np.float32),
+        weight_space=spec.space == "weight",
+        width=max((step.width for row in rows for step in row), default=0),
+        gram=gram,
+    )
+    for e, row in enumerate(rows):
+        for t, step in enumerate(row):
+            program.kinds[e, t] = step.kind
+            program.floats[e, t] = step.factor
+            program.ints[e, t, : len(step.numbers)] = step.numbers
+            if step.ranks:
+                program.wanted[e, t] = step.ranks
+            if step.keep_ties:
+                program.keep_ties.add((e, t))
+            if step.of_model:
+                program.of_model.add((e, t))
+    return program
+
+
+def set_gram(program: Program, sums: Sums) -> None:
+    """Turn inner products into the two weights of a spherical interpolation."""
+    if program.gram is not None:
+        t, limit = float(program.gram["t"]), float(program.gram["dot_threshold"])
+        program.weights = np.array(arc_weights(t, limit, sums), np.float32)

@@ -1,0 +1,190 @@
+"""Finds the exact k-th largest magnitudes of a row's deltas, one sweep for all experts.
+
+A strided sample brackets every wanted rank. One sweep counts what lies above each bracket and
+collects what lies inside, which gives the threshold and the position of its last tie exactly.
+Counts that contradict the sample send that rank to a histogram of the upper 16 magnitude bits,
+one of the lower 15, and a search for the last tie: three sweeps, whatever the data.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.engine.program import Program
+from mergekit_lite.engine.row import Row
+from mergekit_lite.kernels.order import (
+    histogram,
+    magnitudes_of_tile,
+    nth_equal,
+    refine,
+    scan_tile,
+)
+from mergekit_lite.ops._place import Cut
+
+SAMPLE_CHUNK = 1024
+SMALL = 1 << 16
+"""Tensors up to this many entries are collected whole."""
+LARGEST = 0x7FFFFFFF
+SPREAD = 6.0
+"""Half width of a bracket in standard deviations of the sampled rank."""
+
+
+@dataclass
+class Wanted:
+    """One rank of one expert's delta, as it is before transform `position`."""
+
+    expert: int
+    position: int
+    slot: int  # which of the transform's ranks
+    rank: int
+    low: int = 0
+    high: int = LARGEST
+    cut: Cut | None = None
+
+
+def resolve_cuts(row: Row, program: Program, stop: threading.Event) -> None:
+    """Find every cut that the row's program still wants, transform after transform."""
+    while program.wanted:
+        # Only the first open transform of each expert: later ones see its result.
+        first: dict[int, int] = {}
+        for expert, position in sorted(program.wanted):
+            first.setdefault(expert, position)
+        wanted = [
+            Wanted(expert, position, slot, rank)
+            for expert, position in first.items()
+            for slot, rank in enumerate(program.wanted[expert, position])
+        ]
+        _find(row, program, wanted, stop)
+        for expert, position in first.items():
+            cuts = [w.cut for w in wanted if w.expert == expert and w.cut is not None]
+            program.set_cuts(expert, position, cuts)
+
+
+def _find(row: Row, program: Program, wanted: list[Wanted], stop: threading.Event) -> None:
+    for want in wanted:
+        if want.rank <= 0:
+            want.cut = Cut(float("inf"), 0)
+        want.rank = min(want.rank, row.size)
+    open_ = [want for want in wanted if want.cut is None]
+    if not open_:
+        return
+    if row.size > SMALL:
+        _bracket(row, program, open_)
+    _scan(row, program, open_, stop)
+    for want in open_:
+        if want.cut is None:
+            want.cut = _by_histogram(row, program, want, stop)
+
+
+def _magnitudes(
+    row: Row, program: Program, want: Wanted, first: int, count: int
+) -> NDArray[np.uint32]:
+    """Return the magnitude bits of one expert's delta in a tile that is loaded."""
+    out = np.empty(count, np.uint32)
+    magnitudes_of_tile(
+        row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
+        program.ints, want.expert, want.position, first, count, program.width, row.block, out,
+    )  # fmt: skip
+    return out
+
+
+def _bracket(row: Row, program: Program, wanted: list[Wanted]) -> None:
+    """Set `low` and `high` of each wanted rank from evenly spaced chunks of the row."""
+    width = max(program.width, 1)
+    chunk = min(-(-SAMPLE_CHUNK // width) * width, row.tile)
+    chunks = min(max(row.size // (chunk * 64), 16), 128)
+    step = max(row.size // chunks // width, 1) * width
+    samples: dict[int, list[NDArray[np.uint32]]] = {want.expert: [] for want in wanted}
+    for number in range(chunks):
+        first = number * step
+        count = min(chunk, row.size - first)
+        row.load(first, count)
+        for expert, parts in samples.items():
+            want = next(w for w in wanted if w.expert == expert)
+            parts.append(_magnitudes(row, program, want, first, count))
+    for expert, parts in samples.items():
+        sample = np.concatenate(parts)
+        total = len(sample)
+        for want in (w for w in wanted if w.expert == expert):
+            share = want.rank / row.size
+            centre = share * total
+            spread = SPREAD * (total * share * (1 - share)) ** 0.5 + 4
+            above, below = int(centre - spread), int(centre + spread)
+            # Ascending order statistics of the sample; beyond its ends nothing is known.
+            if below < total:
+                want.low = int(np.partition(sample, total - 1 - below)[total - 1 - below])
+            if above >= 0:
+                want.high = int(np.partition(sample, total - 1 - above)[total - 1 - above])
+
+
+def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Event) -> None:
+    experts = len(row.job.reads)
+    ranks = 1 + max(want.slot for want in wanted)
+    brackets = np.empty((experts, ranks, 2), np.int64)
+    brackets[:, :, 0], brackets[:, :, 1] = 1, 0
+    depth = np.full(experts, -1, np.int64)
+    for want in wanted:
+        brackets[want.expert, want.slot] = want.low, want.high
+        depth[want.expert] = want.position
+    above = np.zeros((experts, ranks), np.int64)
+    filled = np.zeros((experts, ranks), np.int64)
+    room = max(SMALL, min(row.size // 16, 1 << 20)) + 8
+    magnitudes = np.empty((experts * ranks, room), np.uint32)
+    indices = np.empty((experts * ranks, room), np.int64)
+    for first, count in row.tiles(stop):
+        scan_tile(
+            row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
+            program.ints, depth, brackets, first, count, program.width, row.block,
+            above, filled, magnitudes, indices, row.bad,
+        )  # fmt: skip
+    for want in wanted:
+        n = int(filled[want.expert, want.slot])
+        rank = want.rank - int(above[want.expert, want.slot])
+        if n < room and 0 < rank <= n:
+            slot = want.expert * ranks + want.slot
+            want.cut = _cut(magnitudes[slot, :n], indices[slot, :n], rank)
+
+
+def _cut(magnitudes: NDArray[np.uint32], indices: NDArray[np.int64], rank: int) -> Cut:
+    """Return the cut after the `rank` largest of the collected magnitudes."""
+    n = len(magnitudes)
+    threshold = np.partition(magnitudes, n - rank)[n - rank]
+    ties = rank - int(np.count_nonzero(magnitudes > threshold))
+    tied = indices[magnitudes == threshold]
+    return Cut(float(threshold.view(np.float32)), int(tied[ties - 1]) + 1)
+
+
+def _by_histogram(row: Row, program: Program, want: Wanted, stop: threading.Event) -> Cut:
+    """Return the cut of one rank by counting all magnitudes, bits 30..15 and then 14..0."""
+
+    def tiles() -> Iterator[tuple[int, NDArray[np.uint32]]]:
+        for first, count in row.tiles(stop):
+            yield first, _magnitudes(row, program, want, first, count)
+
+    upper = np.zeros(1 << 16, np.int64)
+    for _, bits in tiles():
+        histogram(bits, len(bits), upper)
+    digit, rank = bin_of(upper, want.rank)
+    lower = np.zeros(1 << 15, np.int64)
+    for _, bits in tiles():
+        refine(bits, len(bits), digit, lower)
+    rest, ties = bin_of(lower, rank)
+    threshold = np.uint32((digit << 15) | rest)
+    for first, bits in tiles():
+        position, seen = nth_equal(bits, len(bits), threshold, ties)
+        if position >= 0:
+            return Cut(float(threshold.view(np.float32)), first + position + 1)
+        ties -= seen
+    raise AssertionError("the histogram counted an entry that no tile holds")
+
+
+def bin_of(bins: NDArray[np.int64], rank: int) -> tuple[int, int]:
+    """Return the bin that holds the `rank`-th largest entry, and its rank within that bin."""
+    from_top = np.cumsum(bins[::-1])
+    place = int(np.searchsorted(from_top, rank))
+    return len(bins) - 1 - place, rank - int(from_top[place - 1] if place else 0)

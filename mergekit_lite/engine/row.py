@@ -1,0 +1,137 @@
+"""One row in a worker's hands: its inputs tile by tile, and what was seen of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.engine.inputs import CACHE_LINE, Readers, Slot, TilePool, slots_of
+from mergekit_lite.engine.options import LEAST_TILE, Contribution
+from mergekit_lite.errors import DataError, Interrupted, Problem
+from mergekit_lite.kernels.codec import CODES
+from mergekit_lite.kernels.lora import low_rank_tile
+from mergekit_lite.kernels.tile import BLOCK
+from mergekit_lite.plan.types import Job
+
+Write = Callable[[NDArray[np.uint8], int], None]
+"""Takes the bytes of a tile and their offset in the output tensor."""
+
+
+class Row:
+    """One row being computed by one worker: its inputs in memory and its counters.
+
+    Args:
+        job: the row.
+        readers: open weight files.
+        pool: the worker's memory.
+        tile: entries of a tile, about.
+        width: entries of a tensor row, where a step works on whole rows, else 0.
+        weight_space: whether experts enter as whole weights.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        readers: Readers,
+        pool: TilePool,
+        *,
+        tile: int,
+        width: int = 0,
+        weight_space: bool,
+    ) -> None:
+        self.job = job
+        self.weight_space = weight_space
+        self.readers = readers
+        self.pool = pool
+        self.size = prod(job.shape)
+        self.slots = slots_of(job, readers)
+        self.codes = np.array([CODES[s.dtype] if s.dtype else -1 for s in self.slots], np.int64)
+        self.is_delta = np.array([s.info is None for s in self.slots], np.int64)
+        self.tile, self.block = tile_and_block(tile, width)
+        self.space = pool.positions(self.slots, min(self.tile, max(self.size, 1)))
+        self.at = self.space.copy()
+        self.bad = np.zeros(len(self.slots) + 1, np.int64)
+        self.norms = np.zeros(len(self.slots), np.float64)
+
+    def tiles(self, stop: threading.Event) -> Iterator[tuple[int, int]]:
+        """Yield (first, count) of every tile once its inputs are in memory."""
+        for first in range(0, self.size, self.tile):
+            if stop.is_set():
+                raise Interrupted("stopped")
+            count = min(self.tile, self.size - first)
+            self.load(first, count)
+            yield first, count
+
+    def load(self, first: int, count: int) -> None:
+        """Bring entries [first, first + count) of every input into the pool."""
+        for i, slot in enumerate(self.slots):
+            if not slot.dtype:
+                continue
+            width = DTYPE_BYTES[slot.dtype]
+            begin = int(self.space[i])
+            if slot.info is not None:
+                begin += (slot.info.start + first * width) % CACHE_LINE
+            self.at[i] = begin
+            part = self.pool.raw[begin : begin + count * width]
+            if slot.info is not None:
+                self.readers.read(slot.read.source, slot.info, first * width, part)
+            elif slot.factors is not None:
+                f = slot.factors
+                low_rank_tile(f.left, f.right, f.scale, first, count, part.view(np.float32))
+
+    def check_finite(self, allow: bool) -> None:
+        """Raise DataError naming every input, or the output, that holds NaN or infinity."""
+        if allow or not self.bad.any():
+            self.bad[:] = 0
+            return
+        problems = [
+            Problem(
+                f"{self.bad[i]:,} of {self.size:,} entries are NaN or infinite",
+                where=f"{slot.read.source}: {slot.read.name or self.job.name}",
+                hint="the input is broken: fetch or train it again, leave this tensor to the "
+                "base by a rule, or pass --allow-nonfinite",
+            )
+            for i, slot in enumerate(self.slots)
+            if self.bad[i]
+        ]
+        if not problems:
+            problems = [
+                Problem(
+                    f"{self.bad[-1]:,} of {self.size:,} merged entries do not fit {self.job.dtype}",
+                    where=self.job.name,
+                    hint="lower the weights, choose output dtype bfloat16 or float32, or pass "
+                    "--allow-nonfinite",
+                )
+            ]
+        raise DataError(problems)
+
+    def contributions(self) -> dict[str, Contribution]:
+        """Return what each expert gave to this row."""
+        return contributions_of(self.slots, self.norms.tolist(), self.weight_space)
+
+
+def tile_and_block(tile: int, width: int) -> tuple[int, int]:
+    """Return the entries of a tile and of a block; both hold whole rows where a step needs rows."""
+    if width == 0:
+        return max(tile, LEAST_TILE), BLOCK
+    block = max(BLOCK // width, 1) * width
+    return max(tile // block, 1) * block, block
+
+
+def contributions_of(
+    slots: list[Slot], squares: list[float], weight_space: bool
+) -> dict[str, Contribution]:
+    """Return each expert's part in one row; in weight space no delta is measured."""
+    parts = {}
+    for slot, square in zip(slots[1:], squares[1:], strict=True):
+        if slot.read.source in ("", "base"):
+            continue
+        changed = 0 if weight_space else int(square != 0.0)
+        matched = int(not slot.read.zero)
+        parts[slot.read.source] = Contribution(matched, changed, 0.0 if weight_space else square)
+    return parts

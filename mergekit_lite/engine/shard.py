@@ -1,0 +1,226 @@
+"""Computes rows into shard files; everything one worker does between a plan and its bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_lite.checkpoint.writer import ShardWriter
+from mergekit_lite.engine.cpu import merge_row
+from mergekit_lite.engine.events import Event
+from mergekit_lite.engine.inputs import Readers, TilePool
+from mergekit_lite.engine.journal import sha256_of
+from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
+from mergekit_lite.engine.program import compile_job
+from mergekit_lite.engine.row import Row
+from mergekit_lite.engine.sweep import Known
+from mergekit_lite.kernels._jit import enabled
+from mergekit_lite.ops import registry
+from mergekit_lite.plan.types import Job, Plan
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
+
+Emit = Callable[[Event], None]
+
+
+class OpenShard:
+    """A shard file under construction: its writer and what its finished rows have said."""
+
+    def __init__(self, plan: Plan, number: int, jobs: int, folder: Path) -> None:
+        self.number = number
+        self.left = jobs
+        self.inputs: dict[str, Contribution] = {}
+        self.bytes_read = 0
+        self._shard = plan.shards[number]
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _writer(self) -> ShardWriter:
+        shard = self._shard
+        return ShardWriter(
+            self._folder / f"{shard.file}.partial",
+            self._folder / shard.file,
+            shard.header,
+            shard.nbytes,
+        )
+
+    @property
+    def writer(self) -> ShardWriter:
+        """The shard's file, created by the first row that needs it."""
+        with self._lock:
+            return self._writer
+
+    def row_done(self, parts: Mapping[str, Contribution], bytes_read: int) -> bool:
+        """Add what a finished row has said; return whether it was the last one."""
+        with self._lock:
+            for name, part in parts.items():
+                self.inputs[name] = self.inputs.get(name, Contribution()) + part
+            self.bytes_read += bytes_read
+            self.left -= 1
+            return self.left == 0
+
+    def close(self) -> ShardDone:
+        """Put the file on the disk under its final name and hash it."""
+        self.writer.finish()
+        path = self._folder / self._shard.file
+        return ShardDone(
+            self.number,
+            self._shard.file,
+            self._shard.nbytes,
+            sha256_of(path),
+            # Rows finish in any order, so sums are put in one that does not depend on it.
+            dict(sorted(self.inputs.items())),
+            self.bytes_read,
+        )
+
+    def abandon(self) -> None:
+        """Close the unfinished file."""
+        if "_writer" in self.__dict__:
+            self._writer.close()
+
+
+class Worker:
+    """Runs rows one after the other with memory of its own.
+
+    Args:
+        plan: the table.
+        readers: open weight files, shared by all workers.
+        options: how to run.
+        tile: entries of a tile on the CPU.
+        known: whole-model statistics.
+        stop: set when the run has to end.
+        number: of this worker, from 0.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        readers: Readers,
+        options: Options,
+        *,
+        tile: int,
+        known: Known,
+        stop: threading.Event,
+        number: int = 0,
+    ) -> None:
+        self.plan, self.readers, self.options = plan, readers, options
+        self.tile, self.known, self.stop, self.number = tile, known, stop, number
+        self.pool = TilePool()
+        self.device = chosen_device(options.device)
+
+    def run(self, job: Job, shard: OpenShard) -> bool:
+        """Write one row into its shard; return whether that completed the shard's rows."""
+        if job.kind == "copy":
+            return self._copy(job, shard)
+        writer = shard.writer
+
+        def write(part: object, offset: int) -> None:
+            writer.write(part, job.start + offset)  # type: ignore[arg-type]
+
+        before = self.readers.bytes_of_thread()
+        row = self._fused(job, write) if enabled() and self.device == "cpu" else None
+        row = row or self._torch(job, write)
+        return shard.row_done(
+            row.contributions(), self.readers.bytes_read_by_this_thread() - before
+        )
+
+    def _copy(self, job: Job, shard: OpenShard) -> bool:
+        read = job.reads[0]
+        info = self.readers.info(read.source, read.name)
+        reader = self.readers.reader(read.source, info.file)
+        shard.writer.copy_from(reader, info.start, job.start, info.nbytes)
+        self.readers.count(info.nbytes)
+        part = {} if read.source == "base" else {read.source: Contribution(matched=1)}
+        return shard.row_done(part, info.nbytes)
+
+    def _fused(self, job: Job, write: Callable[[object, int], None]) -> Row | None:
+        program = compile_job(job, self.plan.seed)
+        if program is None:
+            return None
+        for expert, position in sorted(program.of_model):
+            program.set_cuts(expert, position, self.known.cuts(job, expert, position))
+        row = Row(
+            job,
+            self.readers,
+            self.pool,
+            tile=self.tile,
+            width=program.width,
+            weight_space=program.weight_space,
+        )
+        merge_row(row, program, write, self.stop, allow_nonfinite=self.options.allow_nonfinite)
+        return row
+
+    def _torch(self, job: Job, write: Callable[[object, int], None]) -> Row:
+        from mergekit_lite.engine.lanes import lane_for
+        from mergekit_lite.engine.torch_row import TorchRow, calibration_of
+
+        lane = lane_for(self.device, self.number)
+        specs = [registry()[step.op] for step in job.steps]
+        rows = any(
+            spec.reach_for({**spec.defaults(), **step.params}) == "row"
+            for spec, step in zip(specs, job.steps, strict=True)
+        )
+        row = Row(
+            job,
+            self.readers,
+            lane.pool(),
+            tile=self.tile if self.device == "cpu" else DEVICE_TILE_ENTRIES,
+            width=(job.shape[-1] if job.shape else 1) if rows else 0,
+            weight_space=any(s.kind == "combine" and s.space == "weight" for s in specs),
+        )
+        chain = TorchRow(
+            row,
+            lane,
+            seed=self.plan.seed,
+            layers=self.plan.layers,
+            known=self.known.of_row(job),
+            calibration=calibration_of(job),
+        )
+        chain.merge(write, self.stop, allow_nonfinite=self.options.allow_nonfinite)
+        return row
+
+
+def chosen_device(device: str) -> str:
+    """Return `cpu` or `cuda` for what the user asked.
+
+    Raises:
+        ResourceError: `cuda` was asked for and torch finds no GPU.
+    """
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    from mergekit_lite.errors import ResourceError
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise ResourceError(
+            "no GPU was found", hint="install a CUDA build of torch, or use --device cpu"
+        )
+    return "cpu"
+
+
+def write_shard(
+    plan: Plan,
+    models: Mapping[str, Model],
+    shard: int,
+    folder: Path,
+    options: Options,
+    emit: Emit,
+) -> ShardDone:
+    """Compute one shard, from its first byte to its final name, in this thread.
+
+    This is all that another machine needs to call: a plan, the models and a folder.
+    """
+    from mergekit_lite.engine.local import LocalExecutor
+
+    done: Sequence[ShardDone] = list(
+        LocalExecutor().run(plan, models, [shard], folder, options, emit)
+    )
+    return done[0]

@@ -1,0 +1,317 @@
+"""Runs one row through the torch chain, on the CPU or a GPU.
+
+It serves every op: those of third parties, those that need a whole matrix, and all of them when
+the fused kernels are turned off. Element and row ops go tile by tile; others take the tensor whole.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mergekit_lite.checkpoint import FileReader, read_checkpoint
+from mergekit_lite.engine.collect import Collector, OrderCollector, TotalsCollector
+from mergekit_lite.engine.inputs import as_float32
+from mergekit_lite.engine.lanes import Lane
+from mergekit_lite.engine.row import Row, Write
+from mergekit_lite.errors import DataError, Interrupted
+from mergekit_lite.ops import OpSpec, get
+from mergekit_lite.ops._chain import (
+    Answer,
+    Stage,
+    apply_combine,
+    apply_transform,
+    enter,
+    finish,
+    placed,
+    split,
+    statistic_inputs,
+)
+from mergekit_lite.ops._place import Place
+from mergekit_lite.ops._statistics import Order, Totals
+from mergekit_lite.plan.types import Job
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+
+
+@dataclass
+class Link:
+    """One step of the row's chain, ready to be applied."""
+
+    spec: OpSpec
+    stage: Stage
+    answer: Answer = None
+    calibration: Any = None
+
+
+@dataclass
+class Tile:
+    """A tile of every input on the device, in fp32."""
+
+    first: int
+    base: Tensor | None
+    inputs: list[Tensor]
+
+
+class TorchRow:
+    """A row's chain in torch.
+
+    Args:
+        row: the inputs.
+        lane: the way to the device.
+        seed: of the recipe.
+        layers: layers of the model.
+        known: answers of whole-model statistics by (position, expert).
+        calibration: tensors of calibration files by position of the step.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        lane: Lane,
+        *,
+        seed: int,
+        layers: int,
+        known: Mapping[tuple[int, str], Answer],
+        calibration: Mapping[int, Tensor],
+    ) -> None:
+        self.row, self.lane = row, lane
+        job = row.job
+        self.place = Place(name=job.name, size=row.size, layer=job.layer, layers=layers)
+        self.seed = seed
+        before, middle, after = split(job.steps)
+        links = [self._link(at, known, calibration) for at in range(len(job.steps))]
+        self.names = [read.source for read in job.reads]
+        self.before = {
+            name: [links[at] for at in before if job.steps[at].expert in ("", name)]
+            for name in self.names
+        }
+        self.combine, self.after = links[middle], [links[at] for at in after]
+        self.space = self.combine.spec.space
+        reaches = {link.spec.reach_for(link.stage.params) for link in links}
+        self.rows = "row" in reaches
+        self.whole = bool(reaches - {"element", "row"})
+        self.pools = [row.pool, lane.pool()]
+        # Counted on the device and fetched once a sweep, so that no tile waits for the host.
+        self.squares = torch.zeros(len(row.slots), dtype=torch.float64, device=lane.device)
+        self.bad = torch.zeros(len(row.bad), dtype=torch.int64, device=lane.device)
+
+    def _link(
+        self,
+        at: int,
+        known: Mapping[tuple[int, str], Answer],
+        calibration: Mapping[int, Tensor],
+    ) -> Link:
+        step = self.row.job.steps[at]
+        spec = get(step.op)
+        params = spec.params_for({**spec.defaults(), **step.params}, self.row.job.shape)
+        stage = Stage(step.op, params, step.expert)
+        return Link(spec, stage, known.get((at, step.expert)), calibration.get(at))
+
+    def tiles(self, stop: threading.Event) -> Iterator[Tile]:
+        """Yield every tile, reading the next one into the other side of the host memory."""
+        size = max(self.row.size, 1) if self.whole else self.row.tile
+        self.squares.zero_()
+        self.bad.zero_()
+        for number, first in enumerate(range(0, self.row.size, size)):
+            if stop.is_set():
+                raise Interrupted("stopped")
+            self.row.pool = self.pools[number % 2]
+            self.row.pool.positions(self.row.slots, min(size, self.row.size))
+            count = min(size, self.row.size - first)
+            self.row.load(first, count)
+            with self.lane.working():
+                yield self._tile(first, count)
+
+    def _tile(self, first: int, count: int) -> Tile:
+        loaded = [self._tensor(i, count) for i in range(len(self.row.slots))]
+        base = loaded[0]
+        for i, value in enumerate(loaded):
+            if value is not None:
+                self.bad[i] += (~torch.isfinite(value)).sum()
+        inputs = []
+        for i, value in enumerate(loaded[1:], 1):
+            if value is None or self.row.is_delta[i]:
+                zero = torch.zeros_like(base) if base is not None else None
+                delta = value if value is not None else zero
+                if delta is None:
+                    delta = torch.zeros(count, device=self.lane.device)
+                weight = self.space == "weight" and base is not None
+                inputs.append(base + delta if weight and base is not None else delta)
+            else:
+                inputs.append(enter(base, value, self.space))
+        if self.space == "delta":
+            for i, delta in enumerate(inputs, 1):
+                self.squares[i] += delta.double().square().sum()
+        return Tile(first, base, inputs)
+
+    def _tensor(self, i: int, count: int) -> Tensor | None:
+        slot = self.row.slots[i]
+        if not slot.dtype:
+            return None
+        dtype = DTYPES[slot.dtype]
+        begin = int(self.row.at[i])
+        raw = torch.from_numpy(self.row.pool.raw[begin : begin + count * dtype.itemsize])
+        stored = self.lane.up(raw.view(dtype))
+        shape = self.row.job.shape
+        if self.whole:
+            stored = stored.reshape(shape)
+        elif self.rows and shape:
+            stored = stored.reshape(-1, shape[-1])
+        return stored.float()
+
+    def at(self, tile: Tile, link: Link) -> Place:
+        """Return where a tile lies, with the random key of a step."""
+        place = placed(link.stage, self.place, self.seed)
+        return Place(place.name, tile.first, place.size, place.layer, place.layers, place.key)
+
+    def transformed(self, tile: Tile, expert: int, steps: int | None = None) -> Tensor:
+        """Return an expert's input after its first `steps` transforms (all of them if None)."""
+        value = tile.inputs[expert]
+        for link in self.before[self.names[expert]][:steps]:
+            at = self.at(tile, link)
+            part = self._part(link, tile, value)
+            value = apply_transform(link.stage, value, at, link.answer, part)
+        return value
+
+    def _part(self, link: Link, tile: Tile, value: Tensor) -> Any:
+        """Return what of a calibration tensor belongs to a tile."""
+        if link.calibration is None:
+            return None
+        whole = link.calibration.to(self.lane.device)
+        if self.whole or whole.numel() != self.row.size:
+            return whole
+        return whole.flatten()[tile.first : tile.first + value.numel()].reshape(value.shape)
+
+    def merged(self, tile: Tile, posts: int | None = None) -> Tensor:
+        """Return the combine's result after the first `posts` posts (all of them if None)."""
+        inputs = [self.transformed(tile, e) for e in range(len(self.names))]
+        link = self.combine
+        place = self.at(tile, link)
+        part = self._part(link, tile, inputs[0])
+        value = apply_combine(link.stage, inputs, place, link.answer, part)
+        for link in self.after[:posts]:
+            part = self._part(link, tile, value)
+            value = apply_transform(link.stage, value, self.at(tile, link), link.answer, part)
+        return value
+
+    def merge(self, write: Write, stop: threading.Event, *, allow_nonfinite: bool) -> None:
+        """Find all statistics, then compute every tile and hand its bytes to `write`."""
+        self._find_statistics(stop)
+        self._check_finite(allow_nonfinite)
+        dtype = DTYPES[self.row.job.dtype]
+        waiting: list[tuple[Any, NDArray[np.uint8], int]] = []
+        for tile in self.tiles(stop):
+            result = finish(tile.base, self.merged(tile), self.space).to(dtype)
+            self.bad[-1] += (~torch.isfinite(result)).sum()
+            host = self.lane.buffer(result.numel() * dtype.itemsize)
+            waiting.append((self.lane.down(result, host), host, tile.first * dtype.itemsize))
+            # One result stays under way while the next tile is read.
+            if len(waiting) > 1:
+                self._write(*waiting.pop(0), write)
+        for item in waiting:
+            self._write(*item, write)
+        self.row.norms[:] = self.squares.tolist()
+        self._check_finite(allow_nonfinite)
+
+    def _write(self, ticket: Any, host: NDArray[np.uint8], offset: int, write: Write) -> None:
+        self.lane.arrived(ticket)
+        write(host, offset)
+
+    def _check_finite(self, allow: bool) -> None:
+        self.row.bad[:] = self.bad.tolist()
+        self.row.check_finite(allow)
+
+    def _find_statistics(self, stop: threading.Event) -> None:
+        """Sweep the row until no step waits for a statistic; one sweep serves all experts."""
+        depth = max((len(links) for links in self.before.values()), default=0)
+        for position in range(depth):
+            at = [e for e, name in enumerate(self.names) if position < len(self.before[name])]
+            self._collect(
+                stop,
+                [self.before[self.names[e]][position] for e in at],
+                lambda tile, number, at=at, position=position: [  # type: ignore[misc]
+                    self.transformed(tile, at[number], position)
+                ],
+            )
+        experts = range(len(self.names))
+        self._collect(
+            stop, [self.combine], lambda tile, _: [self.transformed(tile, e) for e in experts]
+        )
+        for position, link in enumerate(self.after):
+            self._collect(
+                stop,
+                [link],
+                lambda tile, _, position=position: [self.merged(tile, position)],  # type: ignore[misc]
+            )
+
+    def _collect(
+        self,
+        stop: threading.Event,
+        links: Sequence[Link],
+        values: Callable[[Tile, int], list[Tensor]],
+    ) -> None:
+        """Fill in the answers of `links`; `values` gives the op's inputs in a tile, by number."""
+        collectors = {
+            number: collector
+            for number, link in enumerate(links)
+            if (collector := self._collector(link)) is not None
+        }
+        pending = dict(collectors)
+        while pending:
+            for tile in self.tiles(stop):
+                for number, collector in pending.items():
+                    link = links[number]
+                    inputs = values(tile, number)
+                    place = self.at(tile, link)
+                    asked = statistic_inputs(link.spec, link.stage.params, inputs, place)
+                    collector.add(asked, tile.first)
+            pending = {n: c for n, c in pending.items() if c.next()}
+        for number, collector in collectors.items():
+            links[number].answer = collector.answer()
+
+    def _collector(self, link: Link) -> Collector | None:
+        needs, params = link.spec.needs, link.stage.params
+        if link.answer is not None or self.row.size == 0:
+            return None
+        if isinstance(needs, Order):
+            ranks = needs.ranks(params, self.row.size)
+            keep = needs.keeps_ties(params)
+            return OrderCollector(ranks, self.row.size, keep_ties=keep) if ranks else None
+        if isinstance(needs, Totals) and needs.wanted(params):
+            return TotalsCollector(needs)
+        return None
+
+
+def calibration_of(job: Job) -> dict[int, Tensor]:
+    """Return the calibration tensors of a row by position of the step that asks.
+
+    An op with calibration has a parameter `file`: a safetensors file with a tensor of the same
+    name as the output tensor.
+
+    Raises:
+        DataError: the file has no such tensor.
+    """
+    found = {}
+    for at, step in enumerate(job.steps):
+        if not get(step.op).calibration:
+            continue
+        path = Path(str(step.params["file"]))
+        info = read_checkpoint(path).tensors.get(job.name)
+        if info is None:
+            raise DataError(f"`{path.name}` has no statistic for `{job.name}`", where=step.op)
+        raw = np.empty(info.nbytes, np.uint8)
+        with FileReader(path if path.is_file() else path / info.file) as reader:
+            reader.read_into(raw, info.start)
+        found[at] = torch.from_numpy(as_float32(raw, info.dtype).reshape(info.shape))
+    return found
