@@ -55,7 +55,7 @@ class Chains:
             )
         except RecipeError as error:
             for problem in error.problems:
-                self.findings.problem(problem.what, problem.where or decision.where, problem.hint)
+                self.findings.problem(problem.what, decision.where, problem.hint)
             return None
         except KeyError as error:
             self.findings.problem(

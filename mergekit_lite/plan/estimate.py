@@ -17,9 +17,13 @@ from mergekit_lite.plan.types import Job, Plan, Step
 
 PROCESS_BYTES = 150_000_000
 """Resident memory of the interpreter with numpy, numba and the compiled kernels."""
-TILE_ENTRIES = 1 << 20
+TORCH_BYTES = 250_000_000
+"""What loading torch adds, which only rows beyond the fused kernels need."""
+TILE_ENTRIES = 1 << 17
 """Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`."""
-LEAST_TILE = 1 << 16
+LEAST_TILE = 1 << 12
+CANDIDATES = 1 << 20
+"""Most magnitudes (and their indices) a worker keeps for each exact rank it looks for."""
 ROW_BYTES = 600
 """Resident memory of a plan for each read and each step of each row."""
 
@@ -85,11 +89,12 @@ def estimate(
     write_bytes = sum(shard.nbytes for shard in plan.shards)
     table = ROW_BYTES * sum(1 + len(job.reads) + len(job.steps) for job in plan.jobs)
     resident = max((_whole_bytes(job, specs) for job in plan.jobs), default=0)
+    ranked = max((_rank_bytes(job, specs) for job in plan.jobs), default=0)
     inputs = max((_inputs(job) for job in plan.jobs if job.kind == "merge"), default=0)
     fixed = PROCESS_BYTES + table + resident
     tiles = 4 * (inputs + 2) if inputs else 0
-    peak = fixed + workers * TILE_ENTRIES * tiles
-    least = fixed + LEAST_TILE * tiles
+    peak = fixed + workers * (TILE_ENTRIES * tiles + ranked)
+    least = fixed + LEAST_TILE * tiles + ranked
     result = Estimate(
         read_bytes=read_bytes,
         write_bytes=write_bytes,
@@ -158,7 +163,18 @@ def _whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
     if not any(_is_whole(specs[step.op], step) for step in job.steps):
         return factors
-    return factors + 4 * prod(job.shape) * (len(job.reads) + 2)
+    return TORCH_BYTES + factors + 4 * prod(job.shape) * (len(job.reads) + 2)
+
+
+def _rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return what one worker keeps while it looks for the k-th largest magnitudes of a row."""
+    size = prod(job.shape)
+    ranks = sum(
+        len(needs.ranks(step.params, size))
+        for step in job.steps
+        if isinstance(needs := specs[step.op].needs, Order)
+    )
+    return 12 * ranks * min(size // 16, CANDIDATES)
 
 
 def _is_whole(spec: OpSpec, step: Step) -> bool:
