@@ -78,6 +78,14 @@ def _close(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     )
 
 
+def _alike(spec: OpSpec, got: Tensor, expected: Tensor, what: str) -> None:
+    """Bit for bit where an op looks at entries or rows; else up to the order of its sums."""
+    if spec.reach in ("element", "row"):
+        _same(got, expected, what)
+    else:
+        _close(got, expected, 1e-4, what)
+
+
 def _call(spec: OpSpec, way: Vector, deltas: list[Tensor], **more: Any) -> Tensor:
     weights = more.pop("weights", way.weights)
     given = {"layer": way.layer, "layers": way.layers, "weights": weights, **more, **way.params}
@@ -145,7 +153,7 @@ def _computes_in_fp32(spec: OpSpec, way: Vector) -> None:
 def _ignores_strides(spec: OpSpec, way: Vector) -> None:
     deltas = _deltas(way, (4, 9))
     strided = [delta.t().contiguous().t() for delta in deltas]
-    _same(_call(spec, way, strided), _call(spec, way, deltas), "non-contiguous inputs")
+    _alike(spec, _call(spec, way, strided), _call(spec, way, deltas), "non-contiguous inputs")
 
 
 def _zero_deltas_give_the_base(spec: OpSpec, way: Vector) -> None:
@@ -252,7 +260,7 @@ def _same_on_gpu(spec: OpSpec, way: Vector) -> None:
     for shape in ((7,), (33, 129)):
         deltas = _deltas(way, shape)
         on_gpu = _call(spec, way, [delta.cuda() for delta in deltas], seed=4, name="x")
-        _same(on_gpu.cpu(), _call(spec, way, deltas, seed=4, name="x"), "on the GPU")
+        _alike(spec, on_gpu.cpu(), _call(spec, way, deltas, seed=4, name="x"), "on the GPU")
 
 
 def _properties(spec: OpSpec) -> Iterator[tuple[str, Callable[[OpSpec, Vector], None]]]:
@@ -277,8 +285,8 @@ def _each(spec: OpSpec, check: Callable[[OpSpec, Vector], None]) -> Callable[[],
         for way in spec.vectors:
             try:
                 check(spec, way)
-            except AssertionError as error:
-                raise AssertionError(f"{spec.name} with {dict(way.params)}: {error}") from None
+            except Exception as error:
+                raise AssertionError(f"{spec.name} with {dict(way.params)}: {error}") from error
 
     return run
 
