@@ -41,7 +41,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return RESUME, Interrupted.exit_code
     if isinstance(error, Interrupted):
-        return f"{error}\n{RESUME}" if str(error) else RESUME, error.exit_code
+        return str(error) if "again" in str(error) else f"{error}\n{RESUME}", error.exit_code
     if isinstance(error, MergekitLiteError):
         return numbered(error), error.exit_code
     if isinstance(error, click.ClickException):

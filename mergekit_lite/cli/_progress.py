@@ -74,6 +74,12 @@ class ProgressSink:
             elif self.style != "quiet":
                 self._human(event)
 
+    def note(self, text: str) -> None:
+        """Show a sentence of the command line itself, in the style of the run's own notes."""
+        from mergekit_lite.engine.events import Event
+
+        self(Event("note", text=text))
+
     def _due(self, every: float) -> bool:
         now = time.monotonic()
         if now - self._shown < every:
@@ -149,9 +155,10 @@ class ProgressSink:
             return
         memory = bytes_text(resident_bytes())
         text = f"shard {event.shard}/{event.shards}  {event.name}  {memory} memory"
-        moved = event.bytes_read + event.bytes_written
         total = event.bytes_total or None
-        self._bar.update(self._bar.task_ids[0], completed=moved, total=total, description=text)
+        self._bar.update(
+            self._bar.task_ids[0], completed=event.bytes_written, total=total, description=text
+        )
 
     def _stop_bar(self) -> None:
         if self._bar is not None:
@@ -161,15 +168,14 @@ class ProgressSink:
 
 def progress_line(event: Event) -> str:
     """Return one line that says how far a run has come, how fast, and how long it will take."""
-    moved = event.bytes_read + event.bytes_written
-    speed = moved / event.seconds if event.seconds > 0 else 0.0
-    share = f"{100 * moved / event.bytes_total:3.0f}%" if event.bytes_total else " ..%"
-    left = max(event.bytes_total - moved, 0) / speed if speed else 0.0
+    speed = (event.bytes_read + event.bytes_written) / event.seconds if event.seconds > 0 else 0.0
+    done = event.bytes_written / event.bytes_total if event.bytes_total else 0.0
+    left = seconds_text(event.seconds * (1 / done - 1)) if done else "?"
     parts = [
-        share,
-        f"{bytes_text(moved)} of {bytes_text(event.bytes_total)}",
+        f"{100 * done:3.0f}%",
+        f"{bytes_text(event.bytes_written)} of {bytes_text(event.bytes_total)} written",
         f"{bytes_text(speed)}/s",
-        f"{seconds_text(left)} left",
+        f"{left} left",
         f"shard {event.shard}/{event.shards}",
         event.name,
         f"{bytes_text(resident_bytes())} memory",

@@ -17,7 +17,7 @@ class Event:
             `shard` says that a shard is complete; `note` carries a sentence for the user.
         bytes_read: bytes read so far, of this run alone.
         bytes_written: bytes written so far, of this run alone.
-        bytes_total: bytes that this run will read and write, together.
+        bytes_total: bytes that this run will write; how far it has come is measured by them.
         shard: number of the shard in hand, or just completed, counted from 1.
         shards: number of shards of the output.
         name: the tensor in hand, or the file just completed.

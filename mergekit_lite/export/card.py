@@ -12,7 +12,7 @@ from mergekit_lite.export.labels import hub_id, short_name, without_paths
 from mergekit_lite.plan.types import Plan
 
 if TYPE_CHECKING:
-    from mergekit_lite.engine.report import Report
+    from mergekit_lite.engine.options import Report
     from mergekit_lite.sources import Model
 
 

@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergekit_lite.engine.journal import JOURNAL, Journal
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.export.card import write_card
-from mergekit_lite.export.companions import copy_companions, is_weights
+from mergekit_lite.export.companions import copy_companions
 from mergekit_lite.export.config import CONFIG_FILE, write_config
 from mergekit_lite.export.manifest import write_index, write_lock, write_report
 from mergekit_lite.export.target import partial_folder
@@ -18,7 +19,7 @@ from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import Plan
 
 if TYPE_CHECKING:
-    from mergekit_lite.engine.report import Report
+    from mergekit_lite.engine.options import Report
     from mergekit_lite.sources import Model
 
 
@@ -45,8 +46,8 @@ def finish(
     """
     work = partial_folder(out)
     root = models["base"].root
-    _remove_strays(work, keep=report.shards)
-    written = copy_companions(root, work)
+    _keep_only(work, report.shards)
+    written = copy_companions(root, models["base"].companions, work)
     if write_config(plan, root, work):
         written.append(CONFIG_FILE)
     write_card(plan, models, report, work)
@@ -57,12 +58,21 @@ def finish(
     write_index(plan, work)
     sync_tree(work)
     put_in_place(work, out, overwrite=overwrite)
+    # Until the folder stands, the journal is what a next run goes by.
+    Journal(out, plan).remove()
 
 
-def _remove_strays(work: Path, keep: Collection[str]) -> None:
-    """Remove weight files of an earlier, different run; loaders would read them too."""
+def _keep_only(work: Path, shards: Collection[str]) -> None:
+    """Remove all but the shards and the journal: what a run in between has left or needed.
+
+    Loaders would take the shards of another plan for part of the model.
+    """
     for path in work.iterdir():
-        if path.is_file() and is_weights(path) and path.name not in keep:
+        if path.name in shards or path.name == JOURNAL:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 

@@ -16,7 +16,7 @@ from mergekit_lite.plan.lock import LOCK_FILE, lock_inputs, lock_outputs, lock_t
 from mergekit_lite.plan.types import Plan
 
 if TYPE_CHECKING:
-    from mergekit_lite.engine.local import Report
+    from mergekit_lite.engine.options import Report
 
 REPORT_FILE = "merge_report.json"
 REPORT_VERSION = 1

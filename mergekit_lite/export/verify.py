@@ -44,7 +44,9 @@ def verify(
         raise SourceError("no such folder", str(folder), "give the output folder of a run")
     lock = read_lock(folder / LOCK_FILE)
     outputs: Mapping[str, Mapping[str, Any]] = lock["outputs"]
-    problems = check_files({file: (folder / file, facts) for file, facts in outputs.items()}, progress)
+    problems = check_files(
+        {file: (folder / file, facts) for file, facts in outputs.items()}, progress
+    )
     damaged = {problem.where for problem in problems}
     shards = [file for file in outputs if file.endswith(".safetensors")]
     problems += _stray(folder, outputs)
@@ -142,9 +144,7 @@ def _dtype(folder: Path, tensors: Sequence[TensorInfo]) -> list[Problem]:
     return [Problem(f"names the dtype {named}, most of the weights are {stored}", CONFIG_FILE)]
 
 
-def _inputs(
-    lock: Mapping[str, Any], relative_to: Path, progress: Progress | None
-) -> list[Problem]:
+def _inputs(lock: Mapping[str, Any], relative_to: Path, progress: Progress | None) -> list[Problem]:
     from mergekit_lite.sources import resolve
 
     problems: list[Problem] = []

@@ -1,0 +1,1 @@
+"""What there is to know about checkpoints: summaries of one, differences of two."""

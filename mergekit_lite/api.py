@@ -1,0 +1,126 @@
+"""The Python interface: load a recipe, plan it, run it, or merge tensors in hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergekit_lite.engine.events import Event
+    from mergekit_lite.engine.options import Report
+    from mergekit_lite.plan.types import Plan
+    from mergekit_lite.recipe import Recipe
+    from mergekit_lite.sources import Model
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+"""A recipe's path, or its content as plain data."""
+
+
+def load(recipe: Source, set: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe, without looking at any model.
+
+    Args:
+        recipe: path of a YAML file, or the same content as a mapping.
+        set: changes such as `steps.0.ties.density=0.3`, applied last.
+
+    Raises:
+        RecipeError: all problems of the recipe, each with its line.
+    """
+    from mergekit_lite.recipe import load as load_recipe
+
+    return load_recipe(recipe if isinstance(recipe, Mapping) else Path(recipe), set)
+
+
+def plan(recipe: Recipe | Source) -> Plan:
+    """Decide every output tensor from the recipe and the headers of its models.
+
+    Raises:
+        RecipeError: all problems that names, shapes and dtypes show.
+        SourceError: a model is missing.
+        DataError: a header is damaged.
+    """
+    from mergekit_lite.plan.build import build
+    from mergekit_lite.recipe import Recipe
+
+    return build(recipe if isinstance(recipe, Recipe) else load(recipe))
+
+
+def run(
+    recipe: Plan | Recipe | Source,
+    out: str | os.PathLike[str],
+    *,
+    emit: Callable[[Event], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Merge into the folder `out`, which appears complete or not at all.
+
+    An interrupted run leaves `OUT.partial`; the same call takes it up again.
+
+    Args:
+        recipe: what to merge: a plan, a recipe, or a recipe's path or content.
+        out: folder to make.
+        emit: called with the events of the run, from any thread.
+        options: fields of `mergekit_lite.engine.options.Options`: `threads`, `max_memory` (bytes),
+            `device` (`cpu`, `cuda` or `auto`), `fresh`, `overwrite`, `allow_nonfinite`.
+
+    Raises:
+        RecipeError: the recipe, the inputs' shapes or the output folder do not fit.
+        DataError: an input is corrupt or not finite.
+        ResourceError: disk or memory do not suffice.
+        SourceError: a model is missing.
+        Interrupted: stopped by a signal.
+    """
+    from mergekit_lite.engine.options import Options
+    from mergekit_lite.export.merge import merge
+    from mergekit_lite.plan.build import build, models
+    from mergekit_lite.plan.types import Plan
+    from mergekit_lite.recipe import Recipe
+
+    chosen = Options(**options)
+    if isinstance(recipe, Plan):
+        return merge(recipe, open_inputs(recipe), Path(out), chosen, emit or _ignore)
+    loaded = recipe if isinstance(recipe, Recipe) else load(recipe)
+    found = models(loaded)
+    return merge(build(loaded, found), found, Path(out), chosen, emit or _ignore)
+
+
+def open_inputs(plan: Plan) -> dict[str, Model]:
+    """Return the models that a plan names, found again where the plan found them."""
+    from mergekit_lite.sources import resolve
+
+    here = Path.cwd()
+    return {
+        # A source of a third party may have no folder; its reference finds it from anywhere.
+        name: resolve(s.root if Path(s.root).exists() else s.reference, relative_to=here)
+        for name, s in plan.inputs.items()
+    }
+
+
+def _ignore(event: Event) -> None:
+    """Take an event and say nothing."""
+
+
+def merge_tensors(
+    op: str, deltas: Sequence[Tensor] | Mapping[str, Tensor], **params: Any
+) -> Tensor:
+    """Merge tensors in memory by one op or preset, without a recipe or files.
+
+    Args:
+        op: name of an op or a preset; `mergekit-lite ops list` shows them.
+        deltas: differences from the base, one an expert, by name or in order.
+        params: the op's parameters (`lambda_` stands for `lambda`), and `base`, `weights`, `seed`,
+            `name`, `layer`, `layers` where they matter.
+
+    Returns:
+        The merged tensor in fp32: a delta, or a weight where `base` is given.
+
+    Raises:
+        RecipeError: no such op or parameter, a value out of range, a wrong number of inputs.
+    """
+    from mergekit_lite.ops._chain import merge_tensors as merge
+
+    return merge(op, deltas, **params)

@@ -1,0 +1,65 @@
+"""A recipe that runs, for every op: the zoo's models and the op with its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergekit_lite.ops import OpSpec
+    from mergekit_lite.ops._spec import Parameter
+
+EXPERTS = ("german", "french", "dictionary")
+USUAL = 0.5
+"""A value that nearly every fraction and strength admits."""
+
+
+def example_recipe(spec: OpSpec) -> str:
+    """Return a recipe, as YAML text, that merges models of the zoo by the op."""
+    import yaml
+
+    params = example_params(spec)
+    most = 2 if spec.experts[1] == 2 or spec.name == "slerp" else len(EXPERTS)
+    named = [value for value in params.values() if value in EXPERTS]
+    if spec.kind == "combine" and (named or spec.experts[1] == 1):
+        most = 1
+    recipe: dict[str, Any] = {
+        "schema_version": 1,
+        "base": "zoo:smol",
+        "experts": {name: {"lora": f"zoo:smol-{name}"} for name in EXPERTS[:most]},
+        "steps": [dict(step) for step in _chain(spec, params)],
+    }
+    if spec.structural:
+        # Nothing would be left if the op were the whole recipe.
+        recipe["steps"] = [{"task_arithmetic": {}}]
+        recipe["rules"] = [{"match": {"role": "head"}, spec.name: True}]
+        recipe["rules"][0]["match"] = "*.bias"
+    text: str = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=88)
+    return text
+
+
+def _chain(spec: OpSpec, params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    step = {spec.name: dict(params)}
+    total: Mapping[str, Any] = {"task_arithmetic": {}}
+    return {"transform": [step, total], "post": [total, step]}.get(spec.kind, [step])
+
+
+def example_params(spec: OpSpec) -> dict[str, Any]:
+    """Return the parameters that must be given, with values that pass every check."""
+    params: dict[str, Any] = {}
+    experts = iter(EXPERTS)
+    worked = spec.vectors[0].params if spec.vectors else {}
+    for parameter in spec.parameters.values():
+        if not parameter.required:
+            continue
+        if parameter.expert_name:
+            params[parameter.name] = next(experts)
+        else:
+            params[parameter.name] = worked.get(parameter.name, _value(parameter))
+    return params
+
+
+def _value(parameter: Parameter) -> Any:
+    if parameter.choices:
+        return parameter.choices[0]
+    return USUAL if parameter.type is float else 1

@@ -1,0 +1,45 @@
+"""Arguments and options that several verbs share, spelt the same in each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Return the bytes that a size such as `2GB`, `512MiB` or a plain number stands for."""
+    if value is None:
+        return None
+    from mergekit_lite.recipe import parse_size
+
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+
+
+recipe = click.argument("recipe", type=click.Path(path_type=Path))
+changes = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="A.B=VALUE",
+    help="Change an entry of the recipe; may be repeated.",
+)
+shard_size = click.option(
+    "--shard-size", metavar="SIZE", help="Largest output file in bytes, such as 5GB."
+)
+threads = click.option(
+    "--threads", type=click.IntRange(min=1), help="Workers; one for each core by default."
+)
+max_memory = click.option(
+    "--max-memory", callback=_bytes, metavar="SIZE", help="Cap on resident memory, such as 2GB."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def all_changes(changes: Sequence[str], shard_size: str | None) -> list[str]:
+    """Return the recipe changes of `--set`, then of the options that stand for one."""
+    return [*changes, *([f"output.shard_size={shard_size}"] if shard_size else [])]

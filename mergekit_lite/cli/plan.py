@@ -1,0 +1,176 @@
+"""`mergekit-lite plan`: show what a run would do and cost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergekit_lite.cli import _parameters as parameters
+from mergekit_lite.cli._output import bytes_text, note, print_json, seconds_text, table
+
+if TYPE_CHECKING:
+    from mergekit_lite.plan.estimate import Estimate
+    from mergekit_lite.plan.types import Job, Plan
+
+
+@click.command(short_help="Show what a run would do and cost; reads headers only.")
+@parameters.recipe
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Output folder, to compare with free disk."
+)
+@parameters.changes
+@parameters.shard_size
+@parameters.threads
+@parameters.max_memory
+@click.option("--expand", is_flag=True, help="Show each chain of ops in full, and every tensor.")
+@click.option("--explain", metavar="TENSOR", help="Show which rule won for one tensor, and why.")
+@parameters.as_json
+def command(
+    recipe: Path,
+    out: Path | None,
+    changes: tuple[str, ...],
+    shard_size: str | None,
+    threads: int | None,
+    max_memory: int | None,
+    expand: bool,
+    explain: str | None,
+    as_json: bool,
+) -> None:
+    """Show what a run of RECIPE would do and cost. Reads headers only, writes nothing.
+
+    \b
+    Examples:
+      mergekit-lite plan recipe.yaml
+      mergekit-lite plan recipe.yaml --explain model.layers.3.mlp.up_proj.weight
+    """
+    from mergekit_lite import api
+
+    loaded = api.load(recipe, parameters.all_changes(changes, shard_size))
+    ready = api.plan(loaded)
+    if explain is not None:
+        from mergekit_lite.plan import explain as room
+
+        found = room.explain(ready, loaded, explain)
+        if as_json:
+            print_json(found)
+        else:
+            click.echo(room.explain_text(found))
+        return
+    show(ready, threads=threads, max_memory=max_memory, out=out, expand=expand, as_json=as_json)
+
+
+def show(
+    plan: Plan,
+    *,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    out: Path | None = None,
+    expand: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Print a plan with its cost; raises `ResourceError` after that where a run would."""
+    from mergekit_lite.plan.estimate import estimate, require
+
+    cost = estimate(plan, threads=threads, max_memory=max_memory, out=out, refuse=False)
+    if as_json:
+        print_json({**json.loads(plan.to_json()), "estimate": asdict(cost)})
+    else:
+        for warning in plan.warnings:
+            note(f"warning: {warning}")
+        parts = [inputs_text(plan), chains_text(plan, full=expand), cost_text(plan, cost)]
+        click.echo("\n\n".join(parts))
+        if expand:
+            click.echo(f"\n{rows_text(plan)}")
+    require(cost, max_memory=max_memory, out=out)
+
+
+def inputs_text(plan: Plan) -> str:
+    """Return the table of inputs."""
+    rows = [
+        (
+            name,
+            source.reference,
+            source.kind,
+            source.revision[:12],
+            f"{source.matched} tensors",
+            bytes_text(sum(source.files.values())),
+        )
+        for name, source in plan.inputs.items()
+    ]
+    return table(("input", "model", "kind", "revision", "matched", "size"), rows, "llllrr")
+
+
+def chains_text(plan: Plan, *, full: bool) -> str:
+    """Return what is done, and to how many tensors: the ops, or with `full` their parameters."""
+    counts = Counter(chain_text(job, full=full) for job in plan.jobs)
+    rows = [(f"{count}", chain) for chain, count in counts.most_common()]
+    return table(("tensors", "what is done"), rows, "rl")
+
+
+def chain_text(job: Job, *, full: bool = False) -> str:
+    """Return the chain of one row on a line; transforms that all experts share are named once."""
+    if job.kind == "copy":
+        return f"copy from {job.reads[0].source}"
+    sources = [read.source for read in job.reads]
+    shared: dict[str, list[str]] = {}
+    for step in job.steps:
+        text = _step(step.op, step.params, sources) if full else step.op
+        shared.setdefault(text, []).extend([step.expert] if step.expert else [])
+    everyone = [read.source for read in job.reads if not read.zero]
+    parts = [
+        text if not experts or sorted(set(experts)) == sorted(everyone)
+        else f"{text} of {', '.join(dict.fromkeys(experts))}"
+        for text, experts in shared.items()
+    ]  # fmt: skip
+    return f"{' > '.join(parts)}  of {', '.join(sources)}"
+
+
+def _step(op: str, params: Mapping[str, Any], sources: Sequence[str]) -> str:
+    texts = []
+    for name, value in params.items():
+        if name == "weights" and len(value) == len(sources):
+            pairs = zip(sources, value, strict=True)
+            texts.append("weights " + " ".join(f"{source}:{weight:g}" for source, weight in pairs))
+        else:
+            texts.append(f"{name}={value}")
+    return f"{op}({', '.join(texts)})" if texts else op
+
+
+def cost_text(plan: Plan, cost: Estimate) -> str:
+    """Return the output and the cost of a run, a line each."""
+    merged = sum(1 for job in plan.jobs if job.kind == "merge")
+    files = len(plan.shards)
+    free = f", {bytes_text(cost.disk_free)} free" if cost.disk_free is not None else ""
+    lines = [
+        ("output", f"{len(plan.jobs)} tensors ({merged} computed), {plan.dtype}, {files} files"),
+        ("read", bytes_text(cost.read_bytes)),
+        ("write", f"{bytes_text(cost.write_bytes)}{free}"),
+        ("memory", f"{bytes_text(cost.peak_memory)} at most"),
+        ("time", f"about {seconds_text(cost.seconds)}"),
+        ("plan", plan.content_digest()[:16]),
+    ]
+    return "\n".join(f"{name:8}{text}" for name, text in lines)
+
+
+def rows_text(plan: Plan) -> str:
+    """Return the table of all rows."""
+    rows = [
+        (
+            job.name,
+            "" if job.layer is None else job.layer,
+            job.dtype,
+            "x".join(map(str, job.shape)) or "()",
+            plan.shards[job.shard].file,
+            chain_text(job),
+            job.rule,
+        )
+        for job in plan.jobs
+    ]
+    header = ("tensor", "layer", "dtype", "shape", "file", "what is done", "decided by")
+    return table(header, rows, "lrllll")

@@ -1,0 +1,120 @@
+"""`mergekit-lite run`: merge the models of a recipe into a folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergekit_lite.cli import _parameters as parameters
+from mergekit_lite.cli._output import note
+
+if TYPE_CHECKING:
+    from mergekit_lite.engine.options import Report
+    from mergekit_lite.plan.types import Plan
+
+
+@click.command(short_help="Merge the models of a recipe into a folder.")
+@parameters.recipe
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder to make; needed but for a dry run."
+)
+@parameters.changes
+@parameters.shard_size
+@parameters.threads
+@parameters.max_memory
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="cpu",
+    show_default=True,
+    help="Where the arithmetic runs; the bytes are the same.",
+)
+@click.option("--dry-run", is_flag=True, help="Check and size everything; write nothing.")
+@click.option("--fresh", is_flag=True, help="Discard what an interrupted run has left.")
+@click.option("--overwrite", is_flag=True, help="Replace an output folder that holds files.")
+@click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinities pass.")
+@click.option("--quiet", is_flag=True, help="No progress; errors only.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["plain", "json"]),
+    default="plain",
+    show_default=True,
+    help="Progress for people, or one JSON object a line.",
+)
+@parameters.as_json
+def command(
+    recipe: Path,
+    out: Path | None,
+    changes: tuple[str, ...],
+    shard_size: str | None,
+    dry_run: bool,
+    quiet: bool,
+    log_format: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Merge the models of RECIPE into a folder.
+
+    The folder appears complete or not at all. A run that was interrupted is taken up where it
+    stopped by the same command.
+
+    \b
+    Examples:
+      mergekit-lite run recipe.yaml -o merged
+      mergekit-lite run recipe.yaml -o merged --set steps.0.ties.density=0.3 --max-memory 2GB
+    """
+    from mergekit_lite import api
+    from mergekit_lite.cli._progress import ProgressSink, choose_style
+
+    if out is None and not dry_run:
+        raise click.UsageError("name the folder to make with -o/--out, or give --dry-run")
+    loaded = api.load(recipe, parameters.all_changes(changes, shard_size))
+    if dry_run or out is None:
+        _dry_run(api.plan(loaded), out, as_json=as_json, options=options)
+        return
+    style = choose_style(log_format, quiet, sys.stderr)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with ProgressSink(style) as emit:
+        report = api.run(loaded, out, emit=emit, **options)
+    if style in ("bar", "lines"):
+        _tell(report, loaded.base, out)
+    if as_json:
+        click.echo((out / "merge_report.json").read_text(encoding="utf-8").rstrip())
+    else:
+        click.echo(str(out))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    # A cluster that preempts a job sends SIGTERM; it deserves the same orderly stop as Ctrl-C.
+    raise KeyboardInterrupt
+
+
+def _dry_run(ready: Plan, out: Path | None, *, as_json: bool, options: dict[str, Any]) -> None:
+    from mergekit_lite.cli.plan import show
+    from mergekit_lite.export.target import check_target
+
+    if out is not None:
+        check_target(ready, out.expanduser().resolve(), overwrite=options["overwrite"])
+    show(
+        ready,
+        threads=options["threads"],
+        max_memory=options["max_memory"],
+        out=out,
+        as_json=as_json,
+    )
+
+
+def _tell(report: Report, base: str, out: Path) -> None:
+    """Say what the experts gave and what to do next, on stderr."""
+    for name, seen in report.inputs.items():
+        note(
+            f"{name}: {seen.matched} tensors matched, {seen.changed} changed, "
+            f"norm of its delta {seen.delta_norm:.4g}"
+        )
+    note(f"next: mergekit-lite verify {out}")
+    note(f"      mergekit-lite diff {base} {out}")

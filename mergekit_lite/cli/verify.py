@@ -1,0 +1,41 @@
+"""`mergekit-lite verify`: recheck a merged folder against its lock file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from mergekit_lite.cli import _parameters as parameters
+from mergekit_lite.cli._output import print_json
+from mergekit_lite.errors import DataError
+
+
+@click.command(short_help="Recheck a merged folder against its lock file.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--inputs", is_flag=True, help="Recheck the inputs that the lock names as well.")
+@click.option(
+    "--relative-to",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder that the lock's relative references start from: that of the recipe. "
+    "Default: the current one.",
+)
+@parameters.as_json
+def command(folder: Path, inputs: bool, relative_to: Path, as_json: bool) -> None:
+    """Recheck a merged FOLDER: size and sha256 of every file, index, config, stray weights.
+
+    \b
+    Example:
+      mergekit-lite verify merged
+    """
+    from mergekit_lite.export.verify import verify
+
+    problems = verify(folder, inputs=inputs, relative_to=relative_to)
+    if as_json:
+        print_json({"folder": str(folder), "problems": [asdict(p) for p in problems]})
+        raise click.exceptions.Exit(DataError.exit_code if problems else 0)
+    if problems:
+        raise DataError(problems)
+    click.echo(f"{folder}: sound")

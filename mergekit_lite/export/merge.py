@@ -1,0 +1,101 @@
+"""A whole run: check where it goes, execute the plan, complete the folder, put it in place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit_lite.engine.events import Event
+from mergekit_lite.export.finish import finish
+from mergekit_lite.export.target import check_target, partial_folder
+from mergekit_lite.plan.digests import DigestCache
+from mergekit_lite.plan.estimate import estimate
+from mergekit_lite.plan.lock import input_digests
+from mergekit_lite.plan.types import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mergekit_lite.engine.options import Options, Report
+    from mergekit_lite.sources import Model
+
+Digests = Mapping[str, Mapping[str, str]]
+
+
+class _StoppedError(Exception):
+    """Ends the hashing when the run has ended."""
+
+
+def merge(
+    plan: Plan,
+    models: Mapping[str, Model],
+    out: Path,
+    options: Options,
+    emit: Callable[[Event], None],
+) -> Report:
+    """Run `plan` into the folder `out`, which appears complete or not at all.
+
+    Args:
+        plan: what to run.
+        models: the plan's inputs by name, opened.
+        out: final folder; the work is done in `OUT.partial` beside it.
+        options: how to run it.
+        emit: called with events, from any thread.
+
+    Raises:
+        RecipeError: the output folder does not fit.
+        ResourceError: disk or memory do not suffice.
+        DataError, Interrupted: as the engine raises them; `OUT.partial` stays for the next run.
+    """
+    from mergekit_lite.engine.local import execute
+
+    out = out.expanduser().resolve()
+    check_target(plan, out, overwrite=options.overwrite)
+    estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
+    for warning in plan.warnings:
+        emit(Event("note", text=f"warning: {warning}"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _hashing(plan) as digests:
+        report = execute(plan, models, partial_folder(out), options, emit)
+        if not digests.done():
+            text = "waiting for the checksums of the inputs"
+            emit(Event("note", text=text, seconds=report.seconds))
+        for warning in report.warnings:
+            emit(Event("note", text=f"warning: {warning}", seconds=report.seconds))
+        finish(
+            plan,
+            models,
+            report,
+            out,
+            input_digests=digests.result(),
+            overwrite=options.overwrite,
+        )
+    return report
+
+
+@contextmanager
+def _hashing(plan: Plan) -> Iterator[Future[Digests]]:
+    """Hash the inputs beside the run, which reads the same bytes into the page cache."""
+    stopped = threading.Event()
+
+    def progress(_: int) -> None:
+        if stopped.is_set():
+            raise _StoppedError
+
+    def hash_all() -> Digests:
+        cache = DigestCache()
+        digests = input_digests(plan, cache, threads=1, progress=progress)
+        cache.save()
+        return digests
+
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest")
+    future: Future[Any] = pool.submit(hash_all)
+    try:
+        yield future
+    finally:
+        stopped.set()
+        pool.shutdown(wait=True, cancel_futures=True)
