@@ -105,7 +105,7 @@ def compile_job(job: Job, seed: int) -> Program | None:
     posts: list[float] = []
     for step in job.steps:
         spec = specs[step.op]
-        params = {**spec.defaults(), **spec.params_for(step.params, job.shape)}
+        params = spec.params_for({**spec.defaults(), **step.params}, job.shape)
         if spec.kind == "transform":
             row = _transform(spec, params, job, step.expert, seed, size)
             if row is None:

@@ -126,7 +126,7 @@ class Worker:
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         row = row or self._torch(job, write)
         return shard.row_done(
-            row.contributions(), self.readers.bytes_read_by_this_thread() - before
+            row.contributions(), self.readers.bytes_of_thread() - before
         )
 
     def _copy(self, job: Job, shard: OpenShard) -> bool:

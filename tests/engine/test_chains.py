@@ -1,0 +1,140 @@
+"""The engine against the torch specification, bit for bit, on both of its paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mergekit_lite.engine.program import compile_job
+from mergekit_lite.plan.types import Step
+from tests.engine.plans import (
+    EXPERTS,
+    each,
+    expected,
+    output,
+    plan_for,
+    run,
+    same_bytes,
+    save_models,
+)
+
+SHAPES = {"wide": (70, 513), "tall": (3000, 96), "vector": (77,), "one": (1,), "scalar": ()}
+WEIGHTS = {"weights": [0.5, -0.25, 1.5]}
+MEAN = Step("sign_consensus", WEIGHTS)
+CHAINS = {
+    "linear": [Step("linear", WEIGHTS)],
+    "linear without normalising": [Step("linear", {**WEIGHTS, "normalize": False})],
+    "task arithmetic": [Step("task_arithmetic", {**WEIGHTS, "lambda": 0.3})],
+    "task arithmetic, normalised": [Step("task_arithmetic", {**WEIGHTS, "normalize": True})],
+    "scale": [Step("task_arithmetic", WEIGHTS), Step("scale", {"lambda": 0.7})],
+    "consensus": [MEAN],
+    "consensus by count": [Step("sign_consensus", {**WEIGHTS, "elect": "count", "agg": "sum"})],
+    "consensus, largest": [Step("sign_consensus", {**WEIGHTS, "agg": "max"})],
+    "consensus, zero elects nobody": [Step("sign_consensus", {**WEIGHTS, "zero_sign": "none"})],
+    "ties": [*each("magnitude", {"density": 0.2}), MEAN, Step("scale", {"lambda": 1.3})],
+    "ties with ties kept": [*each("magnitude", {"density": 0.3, "tie_mode": "threshold"}), MEAN],
+    "ties, norms too": [*each("magnitude", {"density": 0.4, "density_1d": None}), MEAN],
+    "dare": [*each("dare", {"density": 0.3}), Step("task_arithmetic", WEIGHTS)],
+    "dare, not rescaled": [*each("dare", {"density": 0.3, "rescale": "none"}), MEAN],
+    "dare by l1": [*each("dare", {"density": 0.3, "rescale": "l1"}), MEAN],
+    "dare then trim": [*each("dare", {"density": 0.5}), *each("magnitude", {"density": 0.2}), MEAN],
+    "breadcrumbs by row": [*each("breadcrumbs", {"density": 0.2, "gamma": 0.05}), MEAN],
+    "breadcrumbs by tensor": [
+        *each("breadcrumbs", {"density": 0.2, "gamma": 0.05, "unit": "tensor"}),
+        MEAN,
+    ],
+    "rows then trim": [
+        *each("breadcrumbs", {"density": 0.6, "gamma": 0.01}),
+        *each("magnitude", {"density": 0.5}),
+        MEAN,
+    ],
+    "one expert's own step": [
+        Step("dare", {"density": 0.5}, "code"),
+        *each("magnitude", {"density": 0.5}),
+        MEAN,
+    ],
+    "whole model": [*each("magnitude", {"density": 0.2, "scope": "model"}), MEAN],
+}
+
+
+@pytest.mark.parametrize("jit", ["1", "0"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_chain_gives_the_bytes_of_the_specification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: str, jit: str
+) -> None:
+    monkeypatch.setenv("MERGEKIT_LITE_JIT", jit)
+    models = save_models(tmp_path, SHAPES)
+    space = CHAINS[chain][-1].op != "linear"
+    plan = plan_for(models, CHAINS[chain], needs_base=space)
+    run(plan, models, tmp_path / "out", threads=2)
+    wanted = expected(plan, models)
+    if chain == "whole model":
+        wanted = _whole_model(plan, models)
+    assert same_bytes(output(tmp_path / "out"), wanted)
+
+
+def _whole_model(plan, models):  # type: ignore[no-untyped-def]
+    from safetensors.torch import load_file
+
+    from mergekit_lite.ops import get
+    from mergekit_lite.ops._chain import merge
+    from mergekit_lite.ops._statistics import model_cuts
+
+    stored = {name: load_file(model.root) for name, model in models.items()}
+    deltas = {
+        e: {n: stored[e][n].float() - stored["base"][n].float() for n in SHAPES} for e in EXPERTS
+    }
+    order = get("magnitude").needs
+    params = {"density": 0.2, "scope": "model"}
+    cuts = [model_cuts(order, params, deltas[e]) for e in EXPERTS]
+    return {
+        name: merge(
+            stored["base"][name],
+            {e: stored[e][name] for e in EXPERTS},
+            plan.jobs[0].steps,
+            name=name,
+            seed=plan.seed,
+            known=dict(enumerate(cuts)),
+        ).to(torch.bfloat16)
+        for name in SHAPES
+    }
+
+
+@pytest.mark.parametrize("chain", [name for name in CHAINS if name != "dare by l1"])
+def test_the_kernels_know_the_chain(tmp_path: Path, chain: str) -> None:
+    models = save_models(tmp_path, {"w": (8, 8)})
+    plan = plan_for(models, CHAINS[chain], needs_base=CHAINS[chain][-1].op != "linear")
+    assert compile_job(plan.jobs[0], plan.seed) is not None
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("written", ["BF16", "F16", "F32"])
+def test_every_dtype_in_and_out(tmp_path: Path, stored: torch.dtype, written: str) -> None:
+    models = save_models(tmp_path, SHAPES, dtype=stored)
+    plan = plan_for(models, CHAINS["ties"], dtype=written)
+    run(plan, models, tmp_path / "out")
+    assert same_bytes(output(tmp_path / "out"), expected(plan, models))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_any_number_of_experts(tmp_path: Path, count: int) -> None:
+    names = [f"e{i}" for i in range(count)]
+    models = save_models(tmp_path, SHAPES, experts=names)
+    steps = [
+        *each("magnitude", {"density": 0.4}, names),
+        Step("sign_consensus", {"weights": [1.0] * count}),
+    ]
+    plan = plan_for(models, steps)
+    run(plan, models, tmp_path / "out")
+    assert same_bytes(output(tmp_path / "out"), expected(plan, models))
+
+
+def test_slerp_of_two_models(tmp_path: Path) -> None:
+    models = save_models(tmp_path, SHAPES, experts=["a", "b"], scale=1.0)
+    for t in (0.0, 0.3, 1.0):
+        plan = plan_for(models, [Step("slerp", {"t": t})], needs_base=False)
+        out = tmp_path / f"out{t}"
+        run(plan, models, out)
+        assert same_bytes(output(out), expected(plan, models))
