@@ -326,6 +326,7 @@ def merge_tensors(
     name: str = "",
     layer: int | None = None,
     layers: int = 1,
+    calibration: Any = None,
     **params: Any,
 ) -> Tensor:
     """Merge tensors by one op or preset, without a recipe or files.
@@ -340,6 +341,7 @@ def merge_tensors(
         name: name of the tensor.
         layer: index of the layer that the tensor is in, of `layers`, for ops that ask.
         layers: number of layers of the model.
+        calibration: handed to ops that ask for it.
         params: the op's parameters; `lambda_` and `from_` stand for `lambda` and `from`.
 
     Returns:
@@ -365,5 +367,5 @@ def merge_tensors(
     start = first.new_zeros(first.shape).float() if base is None else base.float()
     lift = space == "weight" and base is not None
     values = {n: start + delta.float() if lift else delta.float() for n, delta in deltas.items()}
-    run = _Run(steps, place, first.shape, seed, {}, None)
+    run = _Run(steps, place, first.shape, seed, {}, calibration)
     return finish(base, run.all(values, start if space == "weight" else None), space)

@@ -21,5 +21,5 @@ if TYPE_CHECKING:
 def drop(inputs: Sequence[Tensor]) -> None:
     """Leave the tensor out of the output; meant for rules.
 
-    The plan writes no row for such a tensor, so there is no result. Order of operations: none.
+    The plan writes no row for such a tensor, so there is no result.
     """

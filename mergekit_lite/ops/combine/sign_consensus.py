@@ -29,15 +29,15 @@ def elected_sign(shares: Sequence[Tensor], elect: str, zero_sign: str) -> Tensor
     commutative=True,
     idempotent=True,
     vectors=[
-        Vector(TAUS, [3, -4, -6, 0.375, 3, 1.5], source="merge_methods 18: by mass, mean"),
+        Vector(TAUS, [3, -4, -6, 0.375, 3, 1.5], source="independent run: by mass, mean"),
         Vector(
-            TAUS, [6, -8, -6, 0.75, 3, 3], {"agg": "sum"}, source="merge_methods 18: by mass, sum"
+            TAUS, [6, -8, -6, 0.75, 3, 3], {"agg": "sum"}, source="independent run: by mass, sum"
         ),
         Vector(
             TAUS,
             [6, -8, 3, 0.75, 3, 3],
             {"agg": "sum", "elect": "count"},
-            source="merge_methods 18: by count, sum",
+            source="independent run: by count, sum",
         ),
         Vector(TAUS, [4, -5, -6, 0.5, 3, 2], {"agg": "max"}, source="by mass, max, by hand"),
         Vector(
@@ -71,11 +71,12 @@ def sign_consensus(
     Weights multiply the task vectors before the vote. Trimming is a step of its own: put
     `magnitude` before this one for TIES, or use the preset `ties`.
 
-    Order of operations, all in fp32 with weights rounded to fp32 first: p_i = w_i*x_i;
-    s = p_0; s = s + p_1; ... (`count`: the same over sign(p_i)); e = sign(s), with 1 for s == 0
-    under `plus`; i agrees where p_i != 0 and sign(p_i) == e. `sum`: num = 0; num = num + p_i over
-    agreeing i in order. `mean`: den = 0; den = den + w_i likewise; num / den, and +0.0 where den
-    == 0. `max`: top = 0; top = max(top, |p_i|) over agreeing i; e * top.
+    Order of operations: all in fp32, weights rounded to fp32 first. p_i = w_i*x_i.
+    Vote: s = p_0; s = s + p_1; ... (`count`: the same over sign(p_i)). e = sign(s), with 1 for
+    s == 0 under `plus`. Expert i agrees where p_i != 0 and sign(p_i) == e.
+    sum: num = 0; num = num + p_i over agreeing i, in order.
+    mean: den = 0; den = den + w_i over agreeing i, in order; num / den, and +0.0 where den == 0.
+    max: top = 0; top = max(top, |p_i|) over agreeing i; e * top.
     """
     import torch
 

@@ -43,7 +43,7 @@ def arc_weights(t: float, dot_threshold: float, sums: Sums) -> tuple[float, floa
             [[1, 0], [0, 2]],
             [0.70711, 1.41421],
             {"t": 0.5},
-            source="merge_methods 18: a right angle",
+            source="independent run: a right angle",
         ),
         Vector([[1, 0], [0, 2]], [1, 0], {"t": 0.0}, source="t 0 is the first, by hand"),
         Vector([[1, 2], [2, 4]], [1.25, 2.5], {"t": 0.25}, source="parallel: a line, by hand"),

@@ -25,6 +25,8 @@ def take(
 ) -> Tensor:
     """Take the tensor of one expert, or of the base, unchanged.
 
-    The op is handed that one tensor alone. Order of operations: none, y = x.
+    The op is handed that one tensor alone.
+
+    Order of operations: y = x.
     """
     return inputs[0].float()

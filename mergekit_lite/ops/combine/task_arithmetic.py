@@ -35,7 +35,7 @@ TAUS = [[4, -3, 1, 0.5, 0, -2], [-1, -5, 2, -0.5, 3, 2], [2, 1, -6, 0.25, 0, 1]]
     commutative=True,
     check=check,
     vectors=[
-        Vector(TAUS, [5, -7, -3, 0.25, 3, 1], source="merge_methods 18: sum, lambda 1"),
+        Vector(TAUS, [5, -7, -3, 0.25, 3, 1], source="independent run: sum, lambda 1"),
         Vector([[2, -4]], [-1, 2], {"lambda": 0.5}, weights=[-1], source="forgetting, by hand"),
         Vector(
             [[1, 2], [3, -2]],

@@ -22,7 +22,7 @@ TAUS = [
             TAUS,
             [[3, -4, -6, 0, 3, -2]],
             {"density": 0.5, "gamma": 0.0},
-            source="merge_methods 18: gamma 0 is TIES with exact k",
+            source="independent run: gamma 0 is TIES with exact k",
         ),
         Vector(
             TAUS,

@@ -31,13 +31,13 @@ TAUS = [
             TAUS,
             [[3, -4, -6, 0, 3, -2]],
             {"density": 1.0, "trim_density": 0.5},
-            source="merge_methods 18: density 1 is TIES with exact k",
+            source="independent run: density 1 is TIES with exact k",
         ),
         Vector(
             TAUS,
             [[6, -8, -6, 0.75, 3, 3]],
             {"density": 1.0, "trim_density": 1.0, "agg": "sum"},
-            source="merge_methods 18: sign election without trim, sum (as mergekit)",
+            source="independent run: sign election without trim, sum (as mergekit)",
         ),
     ],
 )

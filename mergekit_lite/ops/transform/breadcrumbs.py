@@ -55,13 +55,13 @@ TENS = [[float(i * 10 + j) for j in range(1, 11)] for i in range(10)]  # 1..100
             [TENS],
             [[v if 90 <= v <= 99 else 0 for v in row] for row in TENS],
             {"density": 0.1, "gamma": 0.01, "unit": "tensor"},
-            source="merge_methods 18: 1..100 keeps 90..99",
+            source="independent run: 1..100 keeps 90..99",
         ),
         Vector(
             [TENS],
             [[v if v > 90 else 0 for v in row] for row in TENS],
             {"density": 0.1, "gamma": 0.0, "unit": "tensor"},
-            source="merge_methods 18: gamma 0 keeps 91..100",
+            source="independent run: gamma 0 keeps 91..100",
         ),
         Vector(
             [[[4, -3, 1, 0.5, 0, -2], [1, 1, 1, 1, 1, 1]]],
