@@ -53,7 +53,7 @@ def write_sparse(folder: Path, layers: int) -> None:
     tensors = [(name, "BF16", shape) for name, shape in shapes(layers).items()]
     sizes = [2 * shape[0] * (shape[1] if len(shape) > 1 else 1) for _, _, shape in tensors]
     groups = split(sizes, SHARD)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for file, group in zip(shard_names(len(groups)), groups, strict=True):
         part = [tensors[i] for i in group]
         text, _, nbytes = header_text(part, {"format": "pt"})

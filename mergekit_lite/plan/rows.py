@@ -133,7 +133,9 @@ class Rows:
         weights = [chain.weights.get(name, 1.0) for name in names]
         same = same_as(spec, chain.params, reads, weights)
         if same is not None:
-            return self._copy(info, same, layer, decision, f"`{spec.name}` of one tensor")
+            return self._copy(
+                info, same, layer, decision, f"`{spec.name}` gives back {same.source}"
+            )
         return self._computed(
             info, reads, [self._combine(spec, chain, weights, info)], layer, decision
         )

@@ -68,10 +68,12 @@ def write(
     *,
     shards: int = 1,
 ) -> Path:
-    """Write a checkpoint folder; without arguments a small Llama."""
+    """Write a checkpoint folder, in place of one that was there; a small Llama by default."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = llama() if tensors is None else tensors
     config = llama_config() if config is None else config
+    for stale in folder.glob("*.safetensors*"):
+        stale.unlink()
     names, weight_map = list(tensors), {}
     for number, file in enumerate(shard_names(shards)):
         part = names[number * len(names) // shards : (number + 1) * len(names) // shards]

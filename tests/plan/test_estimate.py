@@ -1,0 +1,135 @@
+"""What a plan costs, and what is refused for want of disk or memory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mergekit_lite.errors import ResourceError
+from mergekit_lite.ops import registry
+from mergekit_lite.plan.build import build
+from mergekit_lite.plan.estimate import (
+    LEAST_TILE,
+    PROCESS_BYTES,
+    TILE_ENTRIES,
+    Estimate,
+    _whole_bytes,
+    estimate,
+    require,
+    size_text,
+)
+from mergekit_lite.plan.types import Plan, Step
+from tests.plan.hollow import llama, llama_config, recipe, write
+
+EXPERTS = "base: base\nexperts: {math: {model: math}, code: {model: code}}\n"
+SIZE = sum(2 * shape[0] * (shape[1] if shape[1:] else 1) for _, shape in llama().values())
+
+
+def plan(root: Path, steps: str) -> Plan:
+    return build(recipe(root, f"{EXPERTS}steps: {steps}"))
+
+
+def test_bytes_are_those_of_the_tensors_read_and_of_the_files_written(root: Path) -> None:
+    made = plan(root, "[ties]")
+    cost = estimate(made)
+    assert cost.read_bytes == 3 * SIZE
+    assert cost.write_bytes == sum(shard.nbytes for shard in made.shards) > SIZE
+    assert estimate(plan(root, "[linear]")).read_bytes == 2 * SIZE
+    assert estimate(plan(root, "[{take: {source: math}}]")).read_bytes == SIZE
+    assert cost.disk_free is None
+
+
+def test_memory_grows_with_threads_and_inputs_not_with_the_model(root: Path) -> None:
+    small = plan(root, "[linear]")
+    one, four = estimate(small, threads=1), estimate(small, threads=4)
+    tile = 4 * (2 + 2)
+    assert four.peak_memory - one.peak_memory == 3 * TILE_ENTRIES * tile
+    assert one.least_memory < one.peak_memory
+    assert one.peak_memory - one.least_memory == (TILE_ENTRIES - LEAST_TILE) * tile
+    for name in ("base", "math", "code"):
+        write(root / name, llama(hidden=4096), llama_config(hidden=4096))
+    large = plan(root, "[linear]")
+    assert estimate(large, threads=1).peak_memory == one.peak_memory
+    assert estimate(large, threads=1).seconds > estimate(small, threads=1).seconds
+
+
+def test_copies_need_no_tiles(root: Path) -> None:
+    cost = estimate(plan(root, "[{take: {source: math}}]"), threads=8)
+    assert cost.peak_memory == cost.least_memory < PROCESS_BYTES + 1_000_000
+
+
+def test_more_work_takes_longer(root: Path) -> None:
+    for name in ("base", "math", "code"):
+        write(root / name, llama(hidden=2048), llama_config(hidden=2048))
+    chains = ("[{take: {source: math}}]", "[linear]", "[task_arithmetic]", "[ties]")
+    seconds = [estimate(plan(root, steps), threads=1).seconds for steps in chains]
+    assert seconds == sorted(set(seconds))
+    assert estimate(plan(root, "[ties]"), threads=4).seconds < seconds[-1]
+
+
+def test_a_cap_below_the_need_is_refused_with_the_need(root: Path) -> None:
+    made = plan(root, "[ties]")
+    with pytest.raises(ResourceError) as caught:
+        estimate(made, max_memory=100_000_000)
+    text = str(caught.value)
+    assert "may use 100.0 MB" in text
+    least = int(text.split("--max-memory ")[1].removesuffix("MB")) * 1_000_000
+    cost = estimate(made, threads=16, max_memory=least)
+    assert cost.least_memory <= cost.peak_memory <= least
+    assert ResourceError.exit_code == 4
+
+
+def test_an_op_that_needs_whole_tensors_needs_them_in_memory(root: Path) -> None:
+    for name in ("base", "math", "code"):
+        write(root / name, llama(hidden=4096), llama_config(hidden=4096))
+    made = plan(root, "[task_arithmetic]")
+
+    specs = dict(registry())
+    specs["task_arithmetic"] = replace(specs["task_arithmetic"], reach="tensor")
+    job = next(job for job in made.jobs if job.name.endswith("q_proj.weight"))
+    assert _whole_bytes(job, registry()) == 0
+    assert _whole_bytes(job, specs) > 4 * 4096 * 4096 * (2 + 2)
+
+
+def test_a_full_disk_is_refused_with_need_and_have(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(root, "[linear]")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ResourceError, match=r"needs 3\d\.\d kB of disk, 1\.0 kB are free"):
+        estimate(made, out=root / "not" / "yet" / "there")
+    shown = estimate(made, out=root / "out", refuse=False)
+    assert (shown.disk_free, shown.disk_needed) == (1000, shown.write_bytes)
+
+
+def test_shards_of_an_interrupted_run_need_no_more_disk(root: Path) -> None:
+    made = plan(root, "[linear]")
+    partial = root / "out.partial"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"x" * made.shards[0].nbytes)
+    assert estimate(made, out=root / "out").disk_needed == 0
+
+
+def test_both_shortages_are_told_at_once() -> None:
+    cost = Estimate(1, 2, 3, 4, 5.0, least_memory=600, disk_needed=700)
+    with pytest.raises(ResourceError) as caught:
+        require(cost, max_memory=500, out=Path("out"))
+    assert len(caught.value.problems) == 2
+
+
+def test_a_plan_from_json_costs_the_same(root: Path) -> None:
+    made = plan(root, "[{magnitude: {density: 0.5}}, task_arithmetic]")
+    assert estimate(Plan.from_json(made.to_json()), threads=2) == estimate(made, threads=2)
+    assert any(isinstance(step, Step) for step in made.jobs[0].steps)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (7_100_000_000_000, "7.1 TB")],
+)
+def test_sizes_are_written_in_powers_of_1000(nbytes: int, text: str) -> None:
+    assert size_text(nbytes) == text
