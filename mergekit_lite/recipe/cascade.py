@@ -57,6 +57,8 @@ def resolve(
         if expert is None:
             spot: Params = {"expert": None, "layer": layer, "layers": layers, "name": name}
             return {key: resolve(item, **spot) for key, item in value.items()}
+        if expert not in value and DEFAULT not in value:
+            raise KeyError(expert)
         value = value[expert] if expert in value else value[DEFAULT]
     if isinstance(value, list | tuple):
         return _interpolate(value, _depth(layer, layers, name))

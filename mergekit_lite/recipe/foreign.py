@@ -42,7 +42,7 @@ def refuse_foreign(root: Node, specs: Mapping[str, OpSpec], problems: Problems) 
         _equivalent(entries, specs),
     )
     method = entries.get("merge_method")
-    if method is not None and method.value not in specs:
+    if method is not None and str(method.value) not in specs:
         hint = nearest(str(method.value), specs) or f"known are {', '.join(sorted(specs))}"
         problems.add(f"unknown merge method `{show(method.value)}`", method.mark, hint)
     return True

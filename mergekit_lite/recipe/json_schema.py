@@ -88,7 +88,7 @@ def _tidy(field: Schema) -> None:
         "enum" in field or "const" in field or "oneOf" in field
     )
     if is_scalar:
-        outer = {key: field.pop(key) for key in ("description", "default") if key in field}
+        outer: Schema = {key: field.pop(key) for key in ("description", "default") if key in field}
         inner = dict(field)
         field.clear()
         field.update({**outer, "anyOf": [inner, dict(_VARIABLE)]})

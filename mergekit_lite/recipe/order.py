@@ -10,7 +10,7 @@ from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops import OpSpec
 from mergekit_lite.recipe.cascade import expand
 from mergekit_lite.recipe.marks import Mark, Problems
-from mergekit_lite.recipe.steps import StepNode
+from mergekit_lite.recipe.steps import BASE, StepNode
 
 _MANY = 1 << 20  # layers of the imagined model on which presets are tried: enough for any of them
 
@@ -137,10 +137,12 @@ class Checker:
         spec = combine.spec
         choosers = [p.name for p in spec.parameters.values() if p.expert_name]
         inputs = spec.reads(combine.params, self.experts)
-        if any(combine.params.get(name) is not None for name in choosers):
-            return  # such an op names its one input itself
+        named = [name for name in choosers if name in combine.params]
+        weights = combine.params.get("weights") or {}
+        if named or not set(weights) <= {*self.experts, BASE}:
+            return  # the op names its one input itself, or a name is wrong, which was noted
         least, most = spec.experts
-        if choosers and len(inputs) > 1:
+        if choosers and len(inputs) > 1 and not spec.parameters[choosers[0]].required:
             what = f"{combine.label} cannot tell which of {len(inputs)} experts is meant"
             hint = f"name one: `{spec.name}: {{{choosers[0]}: NAME}}`"
             self.problems.add(what, combine.written.mark, hint)

@@ -22,12 +22,15 @@ _SECTIONS = (
 )
 
 
+_REQUIRED = {"Recipe": ("base", "steps"), "Rule": ("match",)}
+
+
 def recipe_reference(specs: Mapping[str, OpSpec]) -> str:
     """Return the Markdown page about recipes in which these ops are known."""
     known = json_schema(specs)
     lines = [_INTRODUCTION.strip(), ""]
     for title, model in _SECTIONS:
-        text = " ".join((model.__doc__ or "").split())
+        text = str(known["description"] if model is schema.Recipe else model.__doc__)
         lines += [f"## {title}", "", text, "", *_fields(model, known), ""]
     lines += ["## Steps", "", _STEPS.strip(), "", *_ops(specs), _REST.strip(), ""]
     lines += [f"- `{key}`: {what}" for key, what in NOT_YET.items()]
@@ -44,7 +47,9 @@ def _fields(model: type, known: Schema) -> Iterator[str]:
     for key in [*keys_of(model), *extra]:
         field = fields["properties"][key]
         text = docs.get(key) or field.get("description", "")
-        yield f"| `{key}` | {_takes(field)} | {_default(field)} | {_cell(text)} |"
+        needed = key in _REQUIRED.get(name, ())
+        default = "required" if needed else _default(field)
+        yield f"| `{key}` | {_takes(field)} | {default} | {_cell(text)} |"
 
 
 def _takes(field: Schema) -> str:
@@ -95,6 +100,9 @@ def _parameters(spec: OpSpec) -> Iterator[str]:
     for name, parameter in spec.parameters.items():
         bounds = f"`{str(parameter.range).replace('x', name)}`" if parameter.range else ""
         default = "required" if parameter.required else f"`{show(parameter.default)}`"
+        other = spec.defaults("mergekit").get(name, parameter.default)
+        if not parameter.required and other != parameter.default:
+            default += f" (`compat: mergekit`: `{show(other)}`)"
         takes = wanted(parameter)
         yield (
             f"| | `{name}` | {_cell(takes)} | {_cell(bounds)} | {default} | "

@@ -6,6 +6,7 @@ chains of ops are checked before (`check.py`, `steps.py`), where the place of ev
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -79,7 +80,7 @@ def _layers(value: Any) -> Ranges:
 
 def _whole(value: Any) -> Any:
     found = number(value)
-    if found is None or found != found or found != int(found):
+    if found is None or not math.isfinite(found) or found != int(found):
         raise PydanticCustomError("int_type", "must be a whole number")
     return int(found)
 

@@ -143,7 +143,9 @@ class Shaper:
         if "weight" in entries:
             reader = self.chains.reader
             weight = replace(WEIGHT, name="weight")
-            data["weight"] = reader.read(weight, entries["weight"], owner, maps=False)
+            before = len(self.problems)
+            value = reader.read(weight, entries["weight"], owner, maps=False)
+            data["weight"] = value if len(self.problems) == before else None
         if "steps" in entries:
             read = self.chains.read(entries["steps"])
             self.checker.own(read, combine)

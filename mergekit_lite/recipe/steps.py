@@ -111,7 +111,7 @@ class Chains:
                 params[name] = self.reader.read(parameter, node, spec.name, maps=maps)
                 self._covers_all(spec, name, params[name], node)
             elif name == "weights" and takes_weights(spec):
-                params[name] = self.weights(spec, node)
+                params |= self._weights(spec, node)
             else:
                 self._unknown(spec, name, node)
         for name, parameter in spec.parameters.items():
@@ -137,7 +137,7 @@ class Chains:
             what = f"`{name}` of `{spec.name}` has no value for {', '.join(left)}"
             self.problems.add(what, node.mark, "add them, or a `default`")
 
-    def weights(self, spec: OpSpec, node: Node) -> Any:
+    def _weights(self, spec: OpSpec, node: Node) -> dict[str, Any]:
         """Read a combine's own `weights`: a map of the inputs it takes to their weights."""
         if not isinstance(node.value, dict):
             what = f"`weights` of `{spec.name}` must be a map by expert, not {kind_of(node.value)}"
@@ -152,7 +152,7 @@ class Chains:
             self.problems.add(what, node.value[BASE].key, "remove it; `scale` scales the result")
             also = (BASE,)
         parameter = replace(WEIGHT, name="weights")
-        return self.reader.read(parameter, node, spec.name, maps=True, also=also)
+        return {"weights": self.reader.read(parameter, node, spec.name, maps=True, also=also)}
 
     def _unknown(self, spec: OpSpec, name: str, node: Node) -> None:
         near = nearest(name, spec.parameters)

@@ -16,7 +16,7 @@ from mergekit_lite.errors import RecipeError
 from mergekit_lite.recipe.marks import Mark, Node, Problems
 
 _TAG = "tag:yaml.org,2002:"
-_LIMIT = 200_000  # values in one file after aliases are expanded; a bomb has more
+_LIMIT = 50_000  # values in one file after aliases are expanded; a bomb has more
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
