@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def read_files(
     folder: Path, files: Sequence[str], index: Index | None = None, warnings: Sequence[str] = ()
 ) -> Header:
     """Read the headers of `files` as one checkpoint, and hold them against the index."""
+    listed: defaultdict[str, list[str]] = defaultdict(list)
+    for name, file in index.weight_map.items() if index else ():
+        listed[file].append(name)
     tensors: dict[str, TensorInfo] = {}
     sizes: dict[str, int] = {}
     first: dict[str, str] | None = None
@@ -67,8 +71,7 @@ def read_files(
             continue
         first = metadata if first is None else first
         if index is not None:
-            absent = [n for n, f in index.weight_map.items() if f == file and n not in found]
-            if absent:
+            if absent := [name for name in listed[file] if name not in found]:
                 faults.append(_index_disagrees(folder / file, index, absent))
             # A copy of a tensor in a second shard: the index says which one counts.
             found = {n: info for n, info in found.items() if index.weight_map.get(n, file) == file}
@@ -126,7 +129,7 @@ def _require_whole_set(folder: Path, present: Sequence[str]) -> None:
 
 def _index_disagrees(path: Path, index: Index, absent: Sequence[str]) -> DataError:
     return DataError(
-        f"`{path}` lacks {len(absent)} tensors that {index.file} places there: {_few(absent)}",
+        f"`{path}` lacks tensors that {index.file} places there ({len(absent)}): {_few(absent)}",
         hint="index and weights are of different checkpoints: fetch or save both again",
     )
 
@@ -137,8 +140,8 @@ def _index_notes(folder: Path, index: Index | None, tensors: dict[str, TensorInf
     notes = []
     if unlisted := [name for name in tensors if name not in index.weight_map]:
         notes.append(
-            f"`{folder}`: {len(unlisted)} tensors are in the weight files but not in the index; "
-            f"they are read all the same: {_few(unlisted)}"
+            f"`{folder}`: the weight files hold tensors that the index does not list "
+            f"({len(unlisted)}), read all the same: {_few(unlisted)}"
         )
     total = sum(info.nbytes for info in tensors.values())
     if index.total_size not in (None, total):

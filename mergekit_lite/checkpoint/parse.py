@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def read_file_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict
     """
     try:
         with path.open("rb", buffering=0) as stream:
-            size = path.stat().st_size
+            size = os.fstat(stream.fileno()).st_size
             start = stream.read(64)
             end = header_end(start, str(path), size)
             data = bytearray(start)
@@ -93,7 +94,8 @@ def _parse(
             hint=FRESH_COPY,
         )
     raw = parse_json(data[8:end], label)
-    metadata = raw.pop("__metadata__", {})
+    metadata = raw.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         raise DataError(f"`{label}`: `__metadata__` is not a map of strings", hint=FRESH_COPY)
     spans = []

@@ -21,9 +21,16 @@ def companions_of(folder: Path) -> tuple[Path, ...]:
     A list of refusals, not of known names: a file that nobody thought of is carried too.
     Subfolders are included; hidden files and folders, and the folders in which a training run
     keeps its earlier states (`checkpoint-500`), are not.
+
+    Raises:
+        OSError: a subfolder cannot be listed.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     found = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=fail):
         here = Path(place)
         folders[:] = [name for name in folders if not _is_foreign(name)]
         for name in files:

@@ -28,7 +28,12 @@ def resolve(reference: str, *, relative_to: Path, kind: Kind | None = None) -> M
         RecipeError: it cannot be merged, or it is not of that kind.
         DataError: it is damaged.
     """
-    model = source_for(reference).resolve(reference, relative_to)
+    try:
+        model = source_for(reference).resolve(reference, relative_to)
+    except OSError as error:
+        raise SourceError(
+            f"cannot read `{reference}`: {error}", hint="check that you may read all of it"
+        ) from error
     if kind == "checkpoint" and model.kind == "adapter":
         base = (model.adapter.base_model if model.adapter else "") or "its base model"
         raise RecipeError(

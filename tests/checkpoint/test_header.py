@@ -109,6 +109,11 @@ def test_a_file_of_another_kind_is_recognised(content: bytes, message: str) -> N
     assert caught.value.problems[0].hint
 
 
+def test_metadata_may_be_null() -> None:
+    content = blob({"__metadata__": None, "a": ENTRY})
+    assert read_header_bytes(content, "x", len(content))[1] == {}
+
+
 def test_a_truncated_file_is_told_with_both_sizes() -> None:
     content = save({"a": torch.zeros(100)})
     with pytest.raises(DataError, match=f"{len(content):,} bytes, the file has {300:,}"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,22 @@ def test_companions_are_all_files_but_weights(here: Path) -> None:
                 "tokenizer_config.json"]  # fmt: skip
     model = resolve("base", relative_to=here)
     assert model.companions == tuple(sorted(map(Path, kept + standard)))
+
+
+def test_a_folder_that_cannot_be_listed_is_unreachable(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "base" / "templates").mkdir()
+    whole = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("templates"):
+            raise PermissionError(13, "Permission denied", path)
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match=r"cannot read `base`.*Permission denied.*templates"):
+        resolve("base", relative_to=here)
 
 
 @pytest.mark.parametrize(
