@@ -50,7 +50,7 @@ class Estimate:
         peak_memory: bytes of resident memory, at most `max_memory` where that suffices.
         disk_free: bytes free where the output goes; None when no folder was named.
         seconds: a guess of the wall time.
-        least_memory: smallest `max_memory` that this plan can run under.
+        least_memory: smallest `max_memory` that this plan can run under with these threads.
         disk_needed: bytes still to be written there (a partial run's shards are subtracted).
     """
 
@@ -93,8 +93,10 @@ def estimate(
     inputs = max((_inputs(job) for job in plan.jobs if job.kind == "merge"), default=0)
     fixed = PROCESS_BYTES + table + resident
     tiles = 4 * (inputs + 2) if inputs else 0
-    peak = fixed + workers * (TILE_ENTRIES * tiles + ranked)
-    least = fixed + LEAST_TILE * tiles + ranked
+    # Under a cap, rows that cannot be cut run one at a time; without one, on every worker.
+    more_rows = (workers - 1) * max(0, resident - TORCH_BYTES)
+    peak = fixed + workers * (TILE_ENTRIES * tiles + ranked) + more_rows
+    least = fixed + workers * (LEAST_TILE * tiles + ranked)
     result = Estimate(
         read_bytes=read_bytes,
         write_bytes=write_bytes,
@@ -117,7 +119,8 @@ def require(cost: Estimate, *, max_memory: int | None, out: Path | None) -> None
             Problem(
                 f"the merge needs {size_text(cost.least_memory)} of memory,"
                 f" and may use {size_text(max_memory)}",
-                hint=f"allow at least --max-memory {-(-cost.least_memory // 1_000_000)}MB",
+                hint=f"allow at least --max-memory {-(-cost.least_memory // 1_000_000)}MB;"
+                " fewer --threads need less",
             )
         )
     if cost.disk_free is not None and cost.disk_needed > cost.disk_free:
@@ -172,7 +175,7 @@ def _rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     ranks = sum(
         len(needs.ranks(step.params, size))
         for step in job.steps
-        if isinstance(needs := specs[step.op].needs, Order)
+        if isinstance(needs := specs[step.op].needs, Order) and not needs.of_model(step.params)
     )
     return 12 * ranks * min(size // 16, CANDIDATES)
 
