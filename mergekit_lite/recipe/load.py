@@ -46,6 +46,9 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         problems.raise_if_any()
     root = Extender(folder).resolve(root, folder, chain)
     root = apply_overrides(root, overrides, problems)
+    if (late := root.get("extends")) is not None:
+        problems.add("`extends` cannot be set on the command line", late.mark, "edit the file")
+        root = root.with_value({k: v for k, v in root.value.items() if k != "extends"})
     root = substitute_variables(root, problems)
     if refuse_foreign(root, registry(), problems):
         problems.raise_if_any()

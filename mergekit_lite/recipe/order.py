@@ -91,7 +91,7 @@ class Checker:
     def _expanded(self, step: StepNode) -> list[tuple[str, dict[str, Any]]] | None:
         if step.spec is None or step.spec.kind != "preset":
             return [(step.op, dict(step.params))]
-        before = len(self.problems)
+        found = None
         for expert in self.experts or (None,):
             try:
                 found = expand(
@@ -101,12 +101,14 @@ class Checker:
                     expert=expert,
                     compat=self.compat,
                 )
-            except RecipeError as error:
+            except Exception as error:
+                if not step.sound:
+                    return None  # its parameters were noted: judge the chain once they are right
+                if not isinstance(error, RecipeError):
+                    raise
                 self.problems.add(error.problems[0].what, step.mark, error.problems[0].hint)
-            except Exception:
-                # A parameter of the wrong type, noted already: judge the chain once it is right.
                 return None
-        return found if len(self.problems) == before else None
+        return found
 
     def _order(self, parts: list[_Part], combine: _Part) -> None:
         place = parts.index(combine)

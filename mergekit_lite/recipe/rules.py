@@ -123,7 +123,9 @@ class RuleReader:
             return reader.read(WEIGHT, node, "set", maps=True, also=(BASE,))
         specs = self.shaper.specs
         played = {step.op for step in self.steps} | {
-            part.spec.name for part in self.shaper.checker.parts(self.steps) or ()
+            part.spec.name
+            for step in self.steps
+            for part in self.shaper.checker.parts([step]) or ()
         }
         owners = {name: specs[name] for name in sorted(played & specs.keys())}
         op, dot, name = key.rpartition(".")

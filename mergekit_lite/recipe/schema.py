@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,19 +50,16 @@ def parse_size(value: Any) -> int:
     """
     match = _SIZE.fullmatch(str(value).strip())
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    if isinstance(value, bool) or not match or match[2].lower() not in units:
+    known = match is not None and match[2].lower() in units and not isinstance(value, bool)
+    size = Decimal(match[1]) * units[match[2].lower()] if match and known else Decimal("0.5")
+    if size != int(size):
         raise ValueError(
             f"`{value}` is not a size in bytes; write 5GB (5 x 10^9 bytes), 5GiB (5 x 2^30 "
             "bytes), 500MB or a plain number of bytes"
         )
-    size = (
-        int(float(match[1]) * units[match[2].lower()])
-        if "." in match[1]
-        else (int(match[1]) * units[match[2].lower()])
-    )
     if size < 1:
         raise ValueError("a shard needs at least one byte")
-    return size
+    return int(size)
 
 
 def _size(value: Any) -> int:

@@ -24,12 +24,14 @@ class StepNode:
         params: values with number-like text turned into numbers.
         mark: place of the op's name.
         spec: the op, None when there is no such op.
+        sound: nothing is wrong with its parameters.
     """
 
     op: str
     params: Mapping[str, Any]
     mark: Mark
     spec: OpSpec | None
+    sound: bool = False
 
     def plain(self) -> dict[str, Any]:
         return {"op": self.op, "params": dict(self.params), "where": str(self.mark)}
@@ -87,7 +89,9 @@ class Chains:
             what = f"the parameters of `{name}` must be a mapping, not {kind_of(params.value)}"
             self.problems.add(what, params.mark, hint)
             return StepNode(name, {}, mark, spec)
-        return StepNode(name, self._params(spec, params.value, mark), mark, spec)
+        before = len(self.problems)
+        read = self._params(spec, params.value, mark)
+        return StepNode(name, read, mark, spec, sound=len(self.problems) == before)
 
     def _malformed(self, node: Node) -> None:
         known = [key for key in node.entries() if key in self.specs]

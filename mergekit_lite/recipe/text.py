@@ -6,6 +6,7 @@ Editors and people follow 1.2, so the plain scalars are resolved here.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -37,15 +38,24 @@ for _name, _pattern, _first in (
 
 
 def number(value: Any) -> float | int | None:
-    """Return a number, also where text such as `1e-3` spells one; None for anything else."""
+    """Return a number, also where text such as `1e-3` spells one; None for anything else.
+
+    Whole numbers beyond the range of floats come back as infinities.
+    """
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
-        return value
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+    if isinstance(value, str):
         text = value.strip()
-        return int(text) if text.lstrip("+-").isdecimal() else float(text)
-    return None
+        if not _NUMBER.fullmatch(text):
+            return None
+        value = int(text) if text.lstrip("+-").isdecimal() and len(text) < 300 else float(text)
+    if not isinstance(value, int | float):
+        return None
+    try:
+        float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    return value
 
 
 def parse(text: str, name: str, order: int = 0) -> Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from mergekit_lite.ops import _spec
 from mergekit_lite.ops._place import Place
 from mergekit_lite.ops._spec import (
     Doc,
@@ -104,8 +105,4 @@ def register() -> dict[str, OpSpec]:
         lower = place.layer is not None and place.layer < at
         return [("take", {"expert": bottom if lower else top})]
 
-    functions = (
-        magnitude, dare, linear, task_arithmetic, sign_consensus, slerp, take, median, scale,
-        ties, dare_ties, sparse_ties, layer_swap,
-    )  # fmt: skip
-    return {function.spec.name: function.spec for function in functions}
+    return dict(_spec.REGISTRY)

@@ -92,7 +92,7 @@ def test_a_missing_parent(refused: Refused) -> None:
     assert "recipe.yaml" in problem.hint
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(MAPS, MAPS)
 def test_of_two_laid_over_the_upper_is_all_there(under: Any, over: Any) -> None:
     low, high = from_plain(under, "x"), from_plain(over, "x")
@@ -145,7 +145,7 @@ def test_wrong_variables(refused: Refused) -> None:
     assert problems[1].hint == "did you mean `density`?"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(st.sampled_from("abcde"), st.integers() | st.text("xyz "), min_size=1))
 def test_a_whole_variable_is_its_value(declared: dict[str, Any]) -> None:
     root = from_plain({"vars": declared, **{k: f"${{{k}}}" for k in declared}}, "x")
@@ -189,6 +189,7 @@ def test_overrides_reach_everything(read: Read) -> None:
         ("steps.3.ties.density=0.3", "`3` is no entry of `steps`"),
         ("base.x=3", "`base` is text: nothing can be set inside it"),
         ("seed=[1", "not valid YAML"),
+        ("extends=other.yaml", "`extends` cannot be set on the command line"),
         ("steps.0.ties.density=7", "`density` of `ties` is 7, outside its range"),
     ],
 )

@@ -196,3 +196,11 @@ def test_matching(
     match: dict[str, str], name: str, layer: int | None, role: str, found: bool
 ) -> None:
     assert Match.model_validate(match).matches(name, layer, role) is found
+
+
+def test_a_misspelt_op_elsewhere_does_not_hide_the_parameters_of_others(refused: Refused) -> None:
+    (problem,) = refused(
+        f"{HEAD}steps: [ties]\nrules: [{{match: a, set: {{density: 0.5}}}}, "
+        "{match: b, steps: [linar]}]"
+    )
+    assert problem.what == "unknown op `linar`"

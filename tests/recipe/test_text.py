@@ -116,14 +116,14 @@ def test_a_bomb_of_aliases_is_refused() -> None:
     assert "too many values" in problem("\n".join(lines))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4))
 def test_json_is_read_as_json(tree: dict[str, Any]) -> None:
     text = json.dumps(tree, ensure_ascii=False)
     assert parse(text, "r.yaml").plain() == json.loads(text)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4))
 def test_quoted_text_with_tags_is_read_back(tree: dict[str, Any]) -> None:
     text = yaml.safe_dump(tree, default_style='"', allow_unicode=True)
@@ -132,7 +132,16 @@ def test_quoted_text_with_tags_is_read_back(tree: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("value", "found"),
-    [("1e-3", 1e-3), (" 2 ", 2), ("-3", -3), (4, 4), (True, None), ("x", None), ("", None)],
+    [
+        ("1e-3", 1e-3),
+        (" 2 ", 2),
+        ("-3", -3),
+        (4, 4),
+        (True, None),
+        ("x", None),
+        ("", None),
+        (-(10**400), -math.inf),
+    ],
 )
 def test_number_like_text(value: Any, found: Any) -> None:
     assert number(value) == found
