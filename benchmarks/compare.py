@@ -212,9 +212,8 @@ def main() -> int:
         say(str(error))
         return 2
     print(markdown(report["methods"]))
-    print(
-        "\nseconds are median (best); MB are resident in the whole process tree (of them anonymous)"
-    )
+    print("\nseconds: median (best); again: checksums of the inputs remembered from a run before")
+    print("MB: resident in the whole process tree (of these, anonymous)")
     for name, figures in report["help"].items():
         print(f"{name} --help: {figures['median']:.2f} s (best {figures['best']:.2f})")
     print(f"first run of ours, kernels compiling: {max(report['first_runs'].values()):.1f} s")
