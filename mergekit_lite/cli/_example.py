@@ -19,42 +19,40 @@ def example_recipe(spec: OpSpec) -> str:
     import yaml
 
     params = example_params(spec)
-    most = 2 if spec.experts[1] == 2 or spec.name == "slerp" else len(EXPERTS)
-    named = [value for value in params.values() if value in EXPERTS]
-    if spec.kind == "combine" and (named or spec.experts[1] == 1):
-        most = 1
+    names = EXPERTS[: _count(spec, params)]
     recipe: dict[str, Any] = {
         "schema_version": 1,
         "base": "zoo:smol",
-        "experts": {name: {"lora": f"zoo:smol-{name}"} for name in EXPERTS[:most]},
-        "steps": [dict(step) for step in _chain(spec, params)],
+        "experts": {name: {"lora": f"zoo:smol-{name}"} for name in names},
+        "steps": _chain(spec, params),
     }
     if spec.structural:
         # Nothing would be left if the op were the whole recipe.
         recipe["steps"] = [{"task_arithmetic": {}}]
-        recipe["rules"] = [{"match": {"role": "head"}, spec.name: True}]
-        recipe["rules"][0]["match"] = "*.bias"
+        recipe["rules"] = [{"match": "*.bias", spec.name: True}]
     text: str = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=88)
     return text
 
 
-def _chain(spec: OpSpec, params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    step = {spec.name: dict(params)}
-    total: Mapping[str, Any] = {"task_arithmetic": {}}
+def _count(spec: OpSpec, params: Mapping[str, Any]) -> int:
+    named = len([value for value in params.values() if value in EXPERTS])
+    return named or min(spec.experts[1] or len(EXPERTS), len(EXPERTS))
+
+
+def _chain(spec: OpSpec, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    step, total = {spec.name: dict(params)}, {"task_arithmetic": {}}
     return {"transform": [step, total], "post": [total, step]}.get(spec.kind, [step])
 
 
 def example_params(spec: OpSpec) -> dict[str, Any]:
-    """Return the parameters that must be given, with values that pass every check."""
+    """Return the parameters that must be given or name an expert, with values that are valid."""
     params: dict[str, Any] = {}
     experts = iter(EXPERTS)
     worked = spec.vectors[0].params if spec.vectors else {}
     for parameter in spec.parameters.values():
-        if not parameter.required:
-            continue
         if parameter.expert_name:
             params[parameter.name] = next(experts)
-        else:
+        elif parameter.required:
             params[parameter.name] = worked.get(parameter.name, _value(parameter))
     return params
 

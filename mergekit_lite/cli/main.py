@@ -68,6 +68,7 @@ class Program(click.Group):
 
 
 @click.group(
+    "mergekit-lite",
     cls=Program,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

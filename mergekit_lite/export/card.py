@@ -63,7 +63,7 @@ def card(plan: Plan, models: Mapping[str, Model], report: Report, title: str) ->
         f"---\n{_yaml(matter(plan, parents))}---",
         f"# {title}",
         _sentence(plan, parents),
-        f"## Recipe\n\n```yaml\n{_yaml(without_paths(plan.recipe))}```",
+        f"## Recipe\n\n```yaml\n{_yaml(_recipe(plan))}```",
         f"## Inputs\n\n{_inputs(parents, report)}",
         f"## Method\n\n{_methods(plan)}",
         _use(plan, title, text_model="model_type" in (models["base"].config or {})),
@@ -118,6 +118,12 @@ def front_matter(root: Path) -> dict[str, Any]:
     return {}
 
 
+def _recipe(plan: Plan) -> dict[str, Any]:
+    """Return the recipe without paths, and without the entries that say nothing."""
+    plain: dict[str, Any] = without_paths(plan.recipe)
+    return {key: value for key, value in plain.items() if value not in ([], {})}
+
+
 def _license(parents: Sequence[Parent]) -> dict[str, str]:
     stated = {parent.license for parent in parents}
     if stated == {""}:
@@ -170,8 +176,7 @@ def _methods(plan: Plan) -> str:
     names = dict.fromkeys([*_step_names(plan), *(s.op for job in plan.jobs for s in job.steps)])
     lines = []
     for spec in (specs[name] for name in names if name in specs):
-        paper = f" ({spec.paper})" if spec.paper else ""
-        lines.append(f"- `{spec.name}`: {spec.summary or spec.title}{paper}")
+        lines.append(f"- `{spec.name}`: {spec.summary or spec.title} Paper: {spec.paper}.")
     return "\n".join(lines) or "Every tensor is copied from one of the inputs."
 
 

@@ -31,7 +31,7 @@ def hub_id(source: Input, config: Mapping[str, Any] | None = None) -> str | None
 
 def short_name(source: Input) -> str:
     """Return what to call an input in a table: its Hub id, its reference, or its folder's name."""
-    return hub_id(source) or without_paths(source.reference)
+    return hub_id(source) or str(without_paths(source.reference)).removeprefix("./")
 
 
 def without_paths(value: Any) -> Any:

@@ -60,7 +60,12 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
 
 def warnings_of(plan: Plan, report: Report) -> list[str]:
     """Return the warnings of the plan, then those of the run, each once."""
-    return list(dict.fromkeys([*plan.warnings, *report.warnings]))
+    idle = [
+        f"expert `{name}` does not differ from the base in any of {seen.matched} tensors"
+        for name, seen in report.inputs.items()
+        if seen.matched and not seen.changed
+    ]
+    return list(dict.fromkeys([*plan.warnings, *report.warnings, *idle]))
 
 
 def _contribution(report: Report, name: str) -> dict[str, Any]:

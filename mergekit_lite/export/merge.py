@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.finish import finish
+from mergekit_lite.export.manifest import warnings_of
 from mergekit_lite.export.target import check_target, partial_folder
 from mergekit_lite.plan.digests import DigestCache
 from mergekit_lite.plan.estimate import estimate
@@ -64,7 +65,9 @@ def merge(
         if not digests.done():
             text = "waiting for the checksums of the inputs"
             emit(Event("note", text=text, seconds=report.seconds))
-        for warning in report.warnings:
+        for warning in warnings_of(plan, report):
+            if warning in plan.warnings:
+                continue  # said before the run
             emit(Event("note", text=f"warning: {warning}", seconds=report.seconds))
         finish(
             plan,
