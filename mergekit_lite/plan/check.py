@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from mergekit_lite.checkpoint import layer_count, role_of
 from mergekit_lite.plan import configs
@@ -22,6 +23,11 @@ def check_base(recipe: Recipe, base: View, findings: Findings) -> None:
         findings.problem("the base holds no tensors", where, "check that the download is whole")
     for warning in base.model.header.warnings:
         findings.warn(warning, where)
+    for index, pattern in enumerate(recipe.allow_missing):
+        if not any(fnmatchcase(name, pattern) for name in base.tensors):
+            findings.warn(
+                f"`{pattern}` matches no tensor of the base", recipe.at("allow_missing", index)
+            )
 
 
 def check_expert(recipe: Recipe, view: View, base: View, findings: Findings) -> None:

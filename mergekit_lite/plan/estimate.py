@@ -15,8 +15,8 @@ from mergekit_lite.ops._statistics import Order, Totals
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan, Step
 
-PROCESS_BYTES = 150_000_000
-"""Resident memory of the interpreter with numpy, numba and the compiled kernels."""
+PROCESS_BYTES = 170_000_000
+"""Resident memory of the interpreter with numpy, numba and kernels from numba's cache."""
 TORCH_BYTES = 250_000_000
 """What loading torch adds, which only rows beyond the fused kernels need."""
 TILE_ENTRIES = 1 << 17
@@ -35,6 +35,7 @@ _WRITE_BYTES_A_SECOND = 1.0e9
 _COPY_BYTES_A_SECOND = 2.5e9
 _FUSED_SECONDS = 0.25e-9  # for each entry and input in the fused loop
 _STATISTIC_SECONDS = 1.0e-9  # for each entry and input in a sweep that counts or sums
+_ROW_SECONDS = 8.0e-9  # for each entry and input of an op that ranks every row
 _RANDOM_SECONDS = 1.0e-9  # for each entry and input that draws a mask
 _WHOLE_SECONDS = 8.0e-9  # for each entry and input of an op that must see whole tensors
 _LORA_SECONDS = 2.0e-9  # for each entry of a low-rank product, as the ranks are small
@@ -208,6 +209,7 @@ def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
             swept = _is_swept(spec, step, entries)
             sweeps = 2 if swept else sweeps
             each += inputs * _STATISTIC_SECONDS * swept
+            each += inputs * _ROW_SECONDS * (spec.reach_for(step.params) == "row")
             each += inputs * _RANDOM_SECONDS * spec.random
             each += inputs * _WHOLE_SECONDS * _is_whole(spec, step)
         moved += sweeps * nbytes / _READ_BYTES_A_SECOND + job_bytes(job) / _WRITE_BYTES_A_SECOND

@@ -103,6 +103,12 @@ def test_a_missing_tensor_that_is_not_read_does_not_matter(root: Path) -> None:
     assert made.inputs["math"].missing == (Q0,)
 
 
+def test_a_pattern_of_allow_missing_that_matches_nothing(root: Path) -> None:
+    assert "recipe.yaml:4:17: `*.nothing` matches no tensor of the base" in warned(
+        root, TIES + "allow_missing: ['*.nothing']"
+    )
+
+
 def test_extra_tensors_are_refused_or_dropped(root: Path) -> None:
     write(root / "math", llama() | {"score.weight": ("BF16", (2, 32))})
     (problem,) = refused(root, TIES)
