@@ -131,7 +131,10 @@ def explain_text(explanation: Mapping[str, Any]) -> str:
         lines.append(f"  {won:8}{rule['where']}  {rule['does']} for {rule['match']}")
     if explanation["kind"] == "drop":
         return "\n".join([*lines, "writes      nothing: the tensor is dropped"])
-    lines.append(f"{explanation['kind']:12}{explanation['why']}")
+    # The row's own reason begins with the decision, which stands above.
+    decided = f"{decision['where']} {decision['why']}"
+    why = explanation["why"].removeprefix(decided).removeprefix("; ")
+    lines.append(f"kind        {explanation['kind']}" + (f": {why}" if why else ""))
     lines += [f"reads       {_read_text(read)}" for read in explanation["reads"]]
     lines += [f"does        {_step_text(step)}" for step in explanation["steps"]]
     writes = explanation["writes"]

@@ -91,3 +91,12 @@ def test_dropped_tensors_are_explained(root: Path) -> None:
 def test_an_unknown_tensor_is_answered_with_the_nearest(root: Path) -> None:
     with pytest.raises(RecipeError, match=r"did you mean `model\.norm\.weight`"):
         explained(root, "model.norms.weight")
+
+
+def test_a_copy_says_why_it_is_one(root: Path) -> None:
+    write_adapter(root / "lora", {"model.layers.0.self_attn.q_proj": (32, 32)})
+    text = "base: base\nexperts: {tuned: {lora: lora}}\nsteps: [task_arithmetic]"
+    loaded = recipe(root, text)
+    found = explain(build(loaded), loaded, "model.norm.weight")
+    assert found["kind"] == "copy"
+    assert "kind        copy: every delta is zero\n" in explain_text(found)
