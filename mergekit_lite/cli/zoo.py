@@ -147,10 +147,9 @@ def score(models: tuple[str, ...], split: str, windows: int, as_json: bool) -> N
         print_json({"split": split, "unit": "bits per byte", "scores": rows})
         return
     click.echo(score_table(found))
-    click.echo(
-        f"bits per byte on held-out {split} text, lower is better; {windows} windows a domain; "
-        "zoo:smol is dequantised from 4 bits"
-    )
+    click.echo(f"bits per byte on held-out {split} text, {windows} windows each; lower is better")
+    if any(dequantised.values()):
+        click.echo("zoo:smol, and so what is made from it, is dequantised from 4 bits")
 
 
 def score_table(found: list[Score]) -> str:

@@ -73,8 +73,9 @@ def folder_of(reference: str) -> Path:
 
 
 def origin(folder: Path) -> str | None:
-    """Return what a model says it was dequantised from, or None."""
-    file = folder / "config.json"
+    """Return what a model, or the base of an adapter, says it was dequantised from, or None."""
+    is_adapter = (folder / "adapter_config.json").is_file()
+    file = (zoo_folder("zoo:smol") if is_adapter else folder) / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     value = config.get("dequantised_from")
     return value if isinstance(value, str) else None
