@@ -77,7 +77,7 @@ def _check_checkpoint(
         return
     if _other_family(view, base, len(missing) + len(extra), findings, where):
         return
-    if _other_depth(view, findings, where):
+    if (missing or extra) and _other_depth(view, findings, where):
         return
     _check_settings(view, base, findings, where)
     _check_heads(recipe, view, base, missing, extra, findings, where)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -324,3 +326,10 @@ def test_planning_imports_neither_torch_nor_transformers(root: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_json_is_that_of_the_dataclasses(root: Path) -> None:
+    write_adapter(root / "lora", {"model.layers.0.self_attn.q_proj": (32, 32)})
+    made = plan(root, "experts: {tuned: {lora: lora}, math: {model: math}}\nsteps: [ties]")
+    expected = json.dumps(asdict(made), sort_keys=True, separators=(",", ":"))
+    assert made.to_json() == expected
