@@ -40,7 +40,8 @@ def _count(spec: OpSpec, params: Mapping[str, Any]) -> int:
 
 
 def _chain(spec: OpSpec, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    step, total = {spec.name: dict(params)}, {"task_arithmetic": {}}
+    step: dict[str, Any] = {spec.name: dict(params)}
+    total: dict[str, Any] = {"task_arithmetic": {}}
     return {"transform": [step, total], "post": [total, step]}.get(spec.kind, [step])
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LINE_EVERY = 5.0
 """Seconds between two progress lines where there is no terminal."""
 
+WIDE = 130
+"""Columns of a terminal from which on the bar has room for a tensor's name."""
+
 Style = Literal["bar", "lines", "json", "quiet"]
 
 
@@ -153,8 +156,10 @@ class ProgressSink:
     def _move_bar(self, event: Event) -> None:
         if self._bar is None:
             return
-        memory = bytes_text(resident_bytes())
-        text = f"shard {event.shard}/{event.shards}  {event.name}  {memory} memory"
+        parts = [f"shard {event.shard}/{event.shards}", event.name, bytes_text(resident_bytes())]
+        if self._bar.console.width < WIDE:
+            del parts[1]  # else the bar itself would be squeezed out
+        text = "  ".join(parts)
         total = event.bytes_total or None
         self._bar.update(
             self._bar.task_ids[0], completed=event.bytes_written, total=total, description=text

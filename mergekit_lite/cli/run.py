@@ -99,7 +99,8 @@ def _dry_run(ready: Plan, out: Path | None, *, as_json: bool, options: dict[str,
     from mergekit_lite.export.target import check_target
 
     if out is not None:
-        check_target(ready, out.expanduser().resolve(), overwrite=options["overwrite"])
+        target = out.expanduser().resolve()
+        check_target(ready, target, overwrite=options["overwrite"], fresh=options["fresh"])
     show(
         ready,
         threads=options["threads"],

@@ -55,7 +55,7 @@ def merge(
     from mergekit_lite.engine.local import execute
 
     out = out.expanduser().resolve()
-    check_target(plan, out, overwrite=options.overwrite)
+    check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
     estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mergekit_lite.engine.journal import JOURNAL
 from mergekit_lite.errors import MergekitLiteError, Problem, RecipeError, ResourceError
 from mergekit_lite.plan.types import Plan
 
@@ -14,13 +15,14 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def check_target(plan: Plan, out: Path, *, overwrite: bool = False) -> None:
+def check_target(plan: Plan, out: Path, *, overwrite: bool = False, fresh: bool = False) -> None:
     """Refuse an output folder that would mix, hide or destroy files.
 
     Args:
         plan: names the inputs that the output must stay clear of.
         out: the folder to make.
         overwrite: allow a folder with files in it; it is replaced as a whole.
+        fresh: what is in the working folder beside it may be thrown away.
 
     Raises:
         RecipeError: the folder is a file, not empty, or entangled with an input.
@@ -32,6 +34,8 @@ def check_target(plan: Plan, out: Path, *, overwrite: bool = False) -> None:
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         hint = "choose another folder, or give --overwrite to replace it"
         problems.append(Problem("the output folder is not empty", str(out), hint))
+    if not fresh:
+        problems += _foreign(partial_folder(out))
     if problems:
         raise RecipeError(problems)
     if error := _unwritable(out):
@@ -56,6 +60,16 @@ def _entangled(plan: Plan, out: Path) -> list[Problem]:
         what = "the output folder is the home folder or holds the current one"
         problems.append(Problem(what, str(out), "name a folder of the output's own"))
     return problems
+
+
+def _foreign(work: Path) -> list[Problem]:
+    """Return the problem of a working folder that no run has left: its files are not ours."""
+    if not work.exists() or (
+        work.is_dir() and ((work / JOURNAL).exists() or not any(work.iterdir()))
+    ):
+        return []
+    hint = "move it away, or pass --fresh to throw it away"
+    return [Problem("is in the way, and is not an unfinished run", str(work), hint)]
 
 
 def _unwritable(out: Path) -> MergekitLiteError | None:

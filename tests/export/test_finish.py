@@ -106,6 +106,18 @@ def test_targets_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         check_target(plan, tmp_path / "fresh" / "out")
 
 
+def test_a_folder_that_no_run_left_is_not_touched(tmp_path: Path) -> None:
+    plan, work = plan_of({}, base=tmp_path / "base"), tmp_path / "out.partial"
+    work.mkdir()
+    check_target(plan, tmp_path / "out")
+    (work / "diary.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="not an unfinished run"):
+        check_target(plan, tmp_path / "out")
+    check_target(plan, tmp_path / "out", fresh=True)
+    (work / "journal.jsonl").write_text("{}")
+    check_target(plan, tmp_path / "out")
+
+
 def test_report_names_an_expert_that_changed_nothing(tmp_path: Path) -> None:
     plan = plan_of({"steps": []}, base=tmp_path, math=tmp_path)
     data = report_data(plan, report_of(math=ExpertReport(3, 0, 0.0)))
