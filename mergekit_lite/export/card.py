@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite import ops
-from mergekit_lite.export.labels import hub_id, short_name, without_paths
-from mergekit_lite.plan.types import Plan
+from mergekit_lite.export.labels import HUB_ID, hub_id, short_name, without_paths
+from mergekit_lite.plan.types import Input, Plan
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.options import Report
@@ -33,6 +33,15 @@ class Parent:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def lineage(self) -> list[str]:
+        """Its Hub id; of a model that is on no Hub, those that its card says it was made from."""
+        if self.repository:
+            return [self.repository]
+        stated = self.facts.get("base_model") or []
+        names = [stated] if isinstance(stated, str) else stated
+        return [name for name in names if isinstance(name, str) and HUB_ID.fullmatch(name)]
+
+    @property
     def license(self) -> str:
         """The licence its card states (the name behind `other`, if given), or an empty string."""
         stated = self.facts.get("license")
@@ -52,7 +61,7 @@ def card(plan: Plan, models: Mapping[str, Model], report: Report, title: str) ->
     parents = [
         Parent(
             name,
-            short_name(source),
+            _label(source),
             hub_id(source, models[name].config),
             front_matter(Path(source.root)),
         )
@@ -75,7 +84,7 @@ def matter(plan: Plan, parents: Sequence[Parent]) -> dict[str, Any]:
     """Return the front matter: only what is known, nothing invented."""
     known: dict[str, Any] = {}
     # Repeated ids break the Hub's tree of models.
-    if repositories := list(dict.fromkeys(p.repository for p in parents if p.repository)):
+    if repositories := list(dict.fromkeys(name for p in parents for name in p.lineage)):
         known["base_model"] = repositories
     # The Hub infers `merge` only from two ids or more, so it is said.
     known["base_model_relation"] = "merge"
@@ -118,6 +127,20 @@ def front_matter(root: Path) -> dict[str, Any]:
     return {}
 
 
+def _label(source: Input) -> str:
+    """Return what to call an input; one of the zoo with what its own card is headed by.
+
+    The zoo's base is a model "dequantised from 4 bits", which must be said wherever it is named.
+    """
+    name = short_name(source)
+    readme = Path(source.root) / "README.md"
+    if not name.startswith("zoo:") or not readme.is_file():
+        return name
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    heading = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "")
+    return f"{name} ({heading})" if heading else name
+
+
 def _recipe(plan: Plan) -> dict[str, Any]:
     """Return the recipe without paths, and without the entries that say nothing."""
     plain: dict[str, Any] = without_paths(plan.recipe)
@@ -148,7 +171,7 @@ def _sentence(plan: Plan, parents: Sequence[Parent]) -> str:
     experts = len(parents) - 1
     noun = "model" if experts == 1 else "models"
     return (
-        f"A merge of {experts} {noun} with `{parents[0].label}`, made with mergekit-lite "
+        f"A merge of {experts} {noun} with {parents[0].label}, made with mergekit-lite "
         f"by {_listed(methods(plan))}. "
         f"{len(plan.jobs)} tensors, {sum(1 for job in plan.jobs if job.kind == 'merge')} of them "
         f"computed, stored as {plan.dtype}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,21 @@ def test_nothing_known_nothing_claimed(tmp_path: Path) -> None:
     matter = matter_of(tmp_path)
     assert "license" not in matter
     assert "base_model" not in matter
+
+
+def test_a_model_on_no_hub_is_traced_to_what_it_was_made_from(tmp_path: Path) -> None:
+    write_readme(tmp_path / "base", base_model="org/origin")
+    write_readme(tmp_path / "math", base_model=["org/origin", "/home/me/x", 3])
+    assert matter_of(tmp_path)["base_model"] == ["org/origin"]
+
+
+def test_the_zoo_says_what_its_base_is(tmp_path: Path) -> None:
+    plan = plan_of(RECIPE, base=tmp_path, math=tmp_path / "math")
+    inputs = {**plan.inputs, "base": Input("zoo:smol", str(tmp_path), "checkpoint")}
+    (tmp_path / "README.md").write_text("# Smol, dequantised from 4 bits\n")
+    models = {name: SimpleNamespace(config={}) for name in inputs}
+    text = card(replace(plan, inputs=inputs), models, report_of(), "merged")  # type: ignore[arg-type]
+    assert "| base | zoo:smol (Smol, dequantised from 4 bits) |" in text
 
 
 def test_repeated_ids_are_named_once(tmp_path: Path) -> None:
