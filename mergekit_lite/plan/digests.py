@@ -9,7 +9,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mergekit_lite.errors import DataError
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
 
 Stamp = tuple[int, int, int]
 """Size, modification time in ns and inode: what tells that a file is still the same."""
@@ -115,3 +120,52 @@ def file_sha256(
     if cache and before == after:
         cache.put(real, after, text)
     return text
+
+
+def model_sha256(
+    model: Model,
+    file: str,
+    cache: DigestCache | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> str:
+    """Return the sha256 of a weight file of a model, wherever its source has the bytes.
+
+    Args:
+        model: whose file it is.
+        file: its name in `model.header.files`.
+        cache: where digests of real files are remembered.
+        progress: called with the number of bytes of each chunk read.
+
+    Raises:
+        DataError: the file has another size than when its header was read.
+    """
+    size = model.header.files[file]
+    reader = model.open(file)
+    try:
+        path = model.root if model.root.is_file() else model.root / file
+        if hasattr(reader, "fileno") and path.is_file():
+            opened = os.fstat(reader.fileno())
+            if opened.st_size != size:
+                raise changed_size(path, opened.st_size, size)
+            if os.path.samestat(opened, path.stat()):
+                return file_sha256(path, cache, progress)
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(_CHUNK))
+        for start in range(0, size, _CHUNK):
+            part = buffer[: min(_CHUNK, size - start)]
+            reader.read_into(part, start)
+            digest.update(part)
+            if progress:
+                progress(len(part))
+        return digest.hexdigest()
+    finally:
+        reader.close()
+
+
+def changed_size(path: Path, found: int, planned: int) -> DataError:
+    """Return the error for an input that is no longer what was planned."""
+    return DataError(
+        f"the file has {found} bytes, and had {planned} when the merge was planned",
+        where=str(path),
+        hint="an input must not change while it is merged; run again",
+    )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mergekit_lite import __version__
 from mergekit_lite.errors import DataError, Problem, RecipeError, SourceError
-from mergekit_lite.plan.digests import DigestCache, file_sha256
+from mergekit_lite.plan.digests import DigestCache, changed_size, file_sha256, model_sha256
 from mergekit_lite.plan.types import Input, Plan
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
 
 LOCK_FILE = "recipe.lock.yaml"
 LOCK_VERSION = 1
@@ -29,6 +32,7 @@ def input_digests(
     plan: Plan,
     cache: DigestCache | None = None,
     *,
+    models: Mapping[str, Model] | None = None,
     threads: int = 2,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, dict[str, str]]:
@@ -37,6 +41,7 @@ def input_digests(
     Args:
         plan: whose inputs are hashed; two inputs with one root are hashed once.
         cache: remembered digests; the caller saves it.
+        models: the plan's inputs, without which only files of this machine can be hashed.
         threads: files hashed at the same time.
         progress: called with byte counts as files are read.
 
@@ -44,28 +49,28 @@ def input_digests(
         SourceError: a file has gone or cannot be read.
         DataError: a file's size is no longer the planned one.
     """
-    paths = {(name, f): _path(i, f) for name, i in plan.inputs.items() for f in i.files}
-    sizes = {_path(i, f): size for i in plan.inputs.values() for f, size in i.files.items()}
+    # Inputs that share a root share its files; one of them stands for all.
+    owners = {(i.root, file): name for name, i in plan.inputs.items() for file in i.files}
 
-    def digest(path: Path) -> str:
+    def digest(key: tuple[str, str]) -> str:
+        name, file = owners[key], key[1]
+        path = _path(plan.inputs[name], file)
         try:
-            found = path.stat().st_size
-            if found != sizes[path]:
-                raise DataError(
-                    f"the file has {found} bytes, and had {sizes[path]} when the merge was planned",
-                    where=str(path),
-                    hint="an input must not change while it is merged; run again",
-                )
+            if models is not None:
+                return model_sha256(models[name], file, cache, progress)
+            found, planned = path.stat().st_size, plan.inputs[name].files[file]
+            if found != planned:
+                raise changed_size(path, found, planned)
             return file_sha256(path, cache, progress)
         except OSError as error:
             raise SourceError(str(error.strerror or error), where=str(path)) from error
 
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        digests = dict(zip(sizes, pool.map(digest, sizes), strict=True))
-    result: dict[str, dict[str, str]] = {name: {} for name in plan.inputs}
-    for (name, file), path in paths.items():
-        result[name][file] = digests[path]
-    return result
+        digests = dict(zip(owners, pool.map(digest, owners), strict=True))
+    return {
+        name: {file: digests[source.root, file] for file in source.files}
+        for name, source in plan.inputs.items()
+    }
 
 
 def lock_inputs(plan: Plan, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

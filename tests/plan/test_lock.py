@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mergekit_lite.errors import DataError, RecipeError, SourceError
-from mergekit_lite.plan.build import build
+from mergekit_lite.plan.build import build, models
 from mergekit_lite.plan.digests import DigestCache, cache_file, file_sha256
 from mergekit_lite.plan.lock import (
     input_digests,
@@ -74,6 +75,34 @@ def test_a_single_file_is_hashed_as_itself(root: Path) -> None:
     text = RECIPE.replace("model: ./math", "model: code/model.safetensors")
     digests = input_digests(build(recipe(root, text)))
     assert digests["same"] == {"model.safetensors": sha256(root / "code" / "model.safetensors")}
+
+
+class Served:
+    """A reader of bytes that lie in no file."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+    def close(self) -> None:
+        self.data = b""
+
+
+def test_bytes_that_a_source_serves_are_hashed_as_served(root: Path, made: Plan) -> None:
+    data = (root / "math" / "model.safetensors").read_bytes()
+    found = models(recipe(root, RECIPE))
+    (root / "math" / "model.safetensors").write_bytes(b"compressed")
+    served = replace(found["math"], open=lambda file: Served(data))
+    counts: list[int] = []
+    digests = input_digests(
+        made, models={**found, "math": served, "same": served}, progress=counts.append
+    )
+    assert digests["math"] == {"model.safetensors": hashlib.sha256(data).hexdigest()}
+    assert digests["base"] == {"model.safetensors": sha256(root / "base" / "model.safetensors")}
+    with pytest.raises(DataError, match="the file has 10 bytes"):
+        input_digests(made, models=found)
 
 
 def test_changed_inputs_are_refused(root: Path, made: Plan) -> None:
