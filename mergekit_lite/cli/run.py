@@ -113,9 +113,9 @@ def _dry_run(ready: Plan, out: Path | None, *, as_json: bool, options: dict[str,
 def _tell(report: Report, base: str, out: Path) -> None:
     """Say what the experts gave and what to do next, on stderr."""
     for name, seen in report.inputs.items():
-        note(
-            f"{name}: {seen.matched} tensors matched, {seen.changed} changed, "
-            f"norm of its delta {seen.delta_norm:.4g}"
-        )
+        text = f"{name}: {seen.matched} tensors matched"
+        if seen.measured:
+            text += f", {seen.changed} changed, norm of its delta {seen.delta_norm:.4g}"
+        note(text)
     note(f"next: mergekit-lite verify {out}")
     note(f"      mergekit-lite diff {base} {out}")

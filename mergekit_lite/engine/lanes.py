@@ -7,6 +7,7 @@ and copies in both directions run beside the arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -22,9 +23,8 @@ class Lane(Protocol):
     """A worker's way to a device and back."""
 
     device: torch.device
-
-    def pool(self) -> TilePool:
-        """Return a side of host memory for raw tiles."""
+    sides: Sequence[TilePool]
+    """Two sides of host memory for raw tiles, kept for all rows of a worker."""
 
     def working(self) -> AbstractContextManager[Any]:
         """Return the context in which copies and arithmetic are queued."""
@@ -39,7 +39,22 @@ class Lane(Protocol):
         """Wait until a queued copy down has ended."""
 
     def buffer(self, nbytes: int) -> NDArray[np.uint8]:
-        """Return host memory for results."""
+        """Return host memory for a result; that of the result before the last is used again."""
+
+
+class Buffers:
+    """Two host buffers for results, handed out in turn."""
+
+    def __init__(self, side: TilePool) -> None:
+        self._memory: list[NDArray[np.uint8]] = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._allocate = side.allocate
+        self._turn = 0
+
+    def next(self, nbytes: int) -> NDArray[np.uint8]:
+        self._turn = 1 - self._turn
+        if self._memory[self._turn].nbytes < nbytes:
+            self._memory[self._turn] = self._allocate(nbytes)
+        return self._memory[self._turn][:nbytes]
 
 
 class HostLane:
@@ -47,8 +62,9 @@ class HostLane:
 
     device = torch.device("cpu")
 
-    def pool(self) -> TilePool:
-        return TilePool()
+    def __init__(self) -> None:
+        self.sides: Sequence[TilePool] = (TilePool(), TilePool())
+        self._buffers = Buffers(self.sides[0])
 
     def working(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -64,7 +80,7 @@ class HostLane:
         return None
 
     def buffer(self, nbytes: int) -> NDArray[np.uint8]:
-        return np.empty(nbytes, np.uint8)
+        return self._buffers.next(nbytes)
 
 
 class PinnedPool(TilePool):
@@ -79,10 +95,9 @@ class CudaLane:
 
     def __init__(self, index: int = 0) -> None:
         self.device = torch.device("cuda", index)
-        self.stream = torch.cuda.Stream(self.device)
-
-    def pool(self) -> TilePool:
-        return PinnedPool()
+        self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self.sides: Sequence[TilePool] = (PinnedPool(), PinnedPool())
+        self._buffers = Buffers(self.sides[0])
 
     def working(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self.stream)
@@ -93,7 +108,7 @@ class CudaLane:
     def down(self, result: Tensor, host: NDArray[np.uint8]) -> Any:
         flat = result.contiguous().flatten().view(torch.uint8)
         torch.from_numpy(host).copy_(flat, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self.stream)
         return event
 
@@ -101,7 +116,7 @@ class CudaLane:
         ticket.synchronize()
 
     def buffer(self, nbytes: int) -> NDArray[np.uint8]:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+        return self._buffers.next(nbytes)
 
 
 def lane_for(device: str, worker: int) -> Lane:

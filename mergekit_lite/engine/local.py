@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.executor import executor_named
@@ -117,7 +118,8 @@ class LocalExecutor:
         """Yield each shard once its file is complete; see `Executor`."""
         if not shards:
             return
-        if enabled() and not compiled_before():
+        merging = any(job.kind == "merge" for job in plan.jobs)
+        if merging and enabled() and not compiled_before():
             emit(Event("note", text="compiling the kernels, once (about 15 seconds)"))
         crew = _Crew(plan, models, shards, folder, options, emit)
         try:
@@ -149,12 +151,13 @@ class _Crew:
         counts = {number: 0 for number in shards}
         for job in self.jobs:
             counts[job.shard] += 1
-        self.open = {n: OpenShard(plan, n, count, folder) for n, count in counts.items()}
+        self.open = {n: OpenShard(plan, n, rows, folder) for n, rows in counts.items()}
         self.workers = min(options.workers, max(len(self.jobs), 1))
         self.rows = ThreadPoolExecutor(self.workers, thread_name_prefix="row")
         # One thread puts closed shards on the disk while the next ones are computed.
         self.closing = ThreadPoolExecutor(1, thread_name_prefix="close")
         self.local = threading.local()
+        self.numbers = count()
         self.began = time.monotonic()
         self.total = sum(plan.shards[n].nbytes for n in shards)
         self.written = 0
@@ -173,15 +176,16 @@ class _Crew:
                 exhausted = job is None
                 if job is not None:
                     running[self.rows.submit(self._row, job)] = job
-            ready, _ = wait([*running, *closing], timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
+            pending: list[Future[Any]] = [*running, *closing]
+            ready, _ = wait(pending, timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
             for future in ready:
                 if future in closing:
-                    closing.discard(future)  # type: ignore[arg-type]
-                    shard: ShardDone = future.result()  # type: ignore[assignment]
+                    closing.discard(future)
+                    shard: ShardDone = future.result()
                     self._tell("shard", shard.shard, shard.file)
                     yield shard
                     continue
-                job = running.pop(future)  # type: ignore[arg-type]
+                job = running.pop(future)
                 self.written += _row_bytes(job)
                 if future.result():
                     closing.add(self._close(job.shard))
@@ -211,7 +215,7 @@ class _Crew:
                 tile=self.tile,
                 known=self.known,
                 stop=self.stop,
-                number=threading.get_ident(),
+                number=next(self.numbers),
             )
         with self.gate.room_for(job):
             return bool(worker.run(job, self.open[job.shard]))

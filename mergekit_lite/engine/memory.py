@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from mergekit_lite.engine.options import LEAST_TILE, TILE_ENTRIES, Options
 from mergekit_lite.ops import registry
-from mergekit_lite.plan.estimate import PROCESS_BYTES, _whole_bytes
+from mergekit_lite.plan.estimate import PROCESS_BYTES, whole_bytes
 from mergekit_lite.plan.types import Job, Plan
 
 
@@ -36,7 +36,7 @@ class MemoryGate:
     @contextmanager
     def room_for(self, job: Job) -> Iterator[None]:
         """Wait until the row fits beside those that run; a row alone always may."""
-        need = _whole_bytes(job, registry())
+        need = whole_bytes(job, registry())
         if self._limit is None or need == 0:
             yield
             return

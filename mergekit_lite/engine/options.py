@@ -53,33 +53,38 @@ class ExpertReport:
 
     Attributes:
         matched: tensors of the output that it was read for.
-        changed: of these, how many differ from the base in any entry.
-        delta_norm: root of the sum of squares of its delta over those tensors, to 6 digits.
+        measured: of these, how many were compared with the base; rows that copy bytes or combine
+            whole weights do not read the base.
+        changed: of the measured ones, how many differ from the base in any entry.
+        delta_norm: root of the sum of squares of its delta over the measured ones, to 6 digits.
     """
 
     matched: int = 0
+    measured: int = 0
     changed: int = 0
     delta_norm: float = 0.0
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """An expert's part in some tensors: counts and the sum of squares of its delta."""
+    """An expert's part in some tensors: counts, and the sum of squares of its delta."""
 
     matched: int = 0
+    measured: int = 0
     changed: int = 0
     squares: float = 0.0
 
     def __add__(self, other: Contribution) -> Contribution:
         return Contribution(
             self.matched + other.matched,
+            self.measured + other.measured,
             self.changed + other.changed,
             self.squares + other.squares,
         )
 
     def report(self) -> ExpertReport:
         norm = float(f"{self.squares**0.5:.6g}")
-        return ExpertReport(self.matched, self.changed, norm)
+        return ExpertReport(self.matched, self.measured, self.changed, norm)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class ShardDone:
 
     def to_data(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
-        inputs = {k: [v.matched, v.changed, v.squares] for k, v in self.inputs.items()}
+        inputs = {k: [v.matched, v.measured, v.changed, v.squares] for k, v in self.inputs.items()}
         return {**self.__dict__, "inputs": inputs}
 
     @classmethod

@@ -1,9 +1,10 @@
 """Finds the exact k-th largest magnitudes of a row's deltas, one sweep for all experts.
 
-A strided sample brackets every wanted rank. One sweep counts what lies above each bracket and
-collects what lies inside, which gives the threshold and the position of its last tie exactly.
-Counts that contradict the sample send that rank to a histogram of the upper 16 magnitude bits,
-one of the lower 15, and a search for the last tie: three sweeps, whatever the data.
+A strided sample brackets every wanted rank and names the magnitudes that many entries share. One
+sweep counts what lies above each bracket, counts those shared magnitudes and collects the rest
+of the bracket, which gives the threshold and the position of its last tie exactly. Counts that
+contradict the sample send that rank to a histogram of the upper 16 magnitude bits, one of the
+lower 15, and a search for the last tie: three sweeps, whatever the data.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ SMALL = 1 << 16
 LARGEST = 0x7FFFFFFF
 SPREAD = 6.0
 """Half width of a bracket in standard deviations of the sampled rank."""
+PIVOTS = 8
+OFTEN = 0.02
+"""A magnitude with this share of a tensor is cheaper to count than to collect."""
+ROOM = 1 << 21
+"""Entries that one sweep may collect, for all ranks together: 24 MiB."""
 
 
 @dataclass
@@ -44,6 +50,7 @@ class Wanted:
     rank: int
     low: int = 0
     high: int = LARGEST
+    pivots: tuple[int, ...] = ()
     cut: Cut | None = None
 
 
@@ -93,11 +100,19 @@ def _magnitudes(
     return out
 
 
+def _room(row: Row, ranks: int) -> int:
+    """Return how many entries may be collected for one rank of one expert."""
+    share = ROOM // (len(row.job.reads) * ranks)
+    return max(SMALL, min(row.size, share)) + 8
+
+
 def _bracket(row: Row, program: Program, wanted: list[Wanted]) -> None:
     """Set `low` and `high` of each wanted rank from evenly spaced chunks of the row."""
     width = max(program.width, 1)
     chunk = min(-(-SAMPLE_CHUNK // width) * width, row.tile)
-    chunks = min(max(row.size // (chunk * 64), 16), 128)
+    # Larger tensors need narrower brackets for what is collected to fit.
+    chunks = min(max(row.size // (chunk * 64), 16), 512)
+    room = _room(row, 1 + max(want.slot for want in wanted))
     step = max(row.size // chunks // width, 1) * width
     samples: dict[int, list[NDArray[np.uint32]]] = {want.expert: [] for want in wanted}
     for number in range(chunks):
@@ -120,6 +135,23 @@ def _bracket(row: Row, program: Program, wanted: list[Wanted]) -> None:
                 want.low = int(np.partition(sample, total - 1 - below)[total - 1 - below])
             if above >= 0:
                 want.high = int(np.partition(sample, total - 1 - above)[total - 1 - above])
+            want.pivots = _shared(sample, want, row.size, room)
+
+
+def _shared(sample: NDArray[np.uint32], want: Wanted, size: int, room: int) -> tuple[int, ...]:
+    """Return the magnitudes of a bracket that are better counted: frequent, or too many to hold."""
+    inside = sample[(sample >= want.low) & (sample <= want.high)]
+    values, counts = np.unique(inside, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:PIVOTS]
+    left = len(inside)
+    pivots = []
+    for i in order:
+        share = counts[i] / len(sample)
+        if share < OFTEN and 1.25 * left / len(sample) * size < room:
+            break
+        pivots.append(int(values[i]))
+        left -= int(counts[i])
+    return tuple(pivots)
 
 
 def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Event) -> None:
@@ -131,32 +163,75 @@ def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Even
     for want in wanted:
         brackets[want.expert, want.slot] = want.low, want.high
         depth[want.expert] = want.position
+    pivots = np.full((experts, ranks, PIVOTS), -1, np.int64)
+    for want in wanted:
+        pivots[want.expert, want.slot, : len(want.pivots)] = want.pivots
     above = np.zeros((experts, ranks), np.int64)
     filled = np.zeros((experts, ranks), np.int64)
-    room = max(SMALL, min(row.size // 16, 1 << 20)) + 8
+    room = _room(row, ranks)
     magnitudes = np.empty((experts * ranks, room), np.uint32)
     indices = np.empty((experts * ranks, room), np.int64)
+    equal = []
     for first, count in row.tiles(stop):
+        equal.append(np.zeros((experts, ranks, PIVOTS), np.int64))
         scan_tile(
             row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-            program.ints, depth, brackets, first, count, program.width, row.block,
-            above, filled, magnitudes, indices, row.bad,
+            program.ints, depth, brackets, pivots, first, count, program.width, row.block,
+            above, equal[-1], filled, magnitudes, indices, row.bad,
         )  # fmt: skip
+    by_tile = np.stack(equal)
     for want in wanted:
-        n = int(filled[want.expert, want.slot])
-        rank = want.rank - int(above[want.expert, want.slot])
-        if n < room and 0 < rank <= n:
-            slot = want.expert * ranks + want.slot
-            want.cut = _cut(magnitudes[slot, :n], indices[slot, :n], rank)
+        at = want.expert, want.slot
+        slot, n = want.expert * ranks + want.slot, int(filled[at])
+        if n < room:
+            shared = by_tile[:, want.expert, want.slot, : len(want.pivots)]
+            seen = Seen(int(above[at]), magnitudes[slot, :n], indices[slot, :n], shared)
+            want.cut = _cut(row, program, want, seen)
 
 
-def _cut(magnitudes: NDArray[np.uint32], indices: NDArray[np.int64], rank: int) -> Cut:
-    """Return the cut after the `rank` largest of the collected magnitudes."""
-    n = len(magnitudes)
-    threshold = np.partition(magnitudes, n - rank)[n - rank]
-    ties = rank - int(np.count_nonzero(magnitudes > threshold))
-    tied = indices[magnitudes == threshold]
-    return Cut(float(threshold.view(np.float32)), int(tied[ties - 1]) + 1)
+@dataclass
+class Seen:
+    """What a sweep has seen of one rank's bracket.
+
+    Attributes:
+        above: entries above the bracket.
+        magnitudes, indices: entries inside it that are no pivots.
+        shared: entries equal to each pivot, by (tile, pivot).
+    """
+
+    above: int
+    magnitudes: NDArray[np.uint32]
+    indices: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+
+def _cut(row: Row, program: Program, want: Wanted, seen: Seen) -> Cut | None:
+    """Return the cut, or None when the rank lies outside the bracket."""
+    values, counts = np.unique(seen.magnitudes, return_counts=True)
+    values = np.concatenate([values, np.array(want.pivots, np.uint32)])
+    counts = np.concatenate([counts, seen.shared.sum(0)])
+    order = np.argsort(values)[::-1]
+    up_to = seen.above + np.cumsum(counts[order])
+    place = int(np.searchsorted(up_to, want.rank))
+    if seen.above >= want.rank or place == len(order):
+        return None
+    winner = int(order[place])
+    ties = want.rank - int(up_to[place] - counts[winner])
+    threshold = values[winner]
+    magnitude = float(threshold.view(np.float32))
+    pivot = winner - (len(values) - len(want.pivots))
+    if pivot < 0:
+        tied = seen.indices[seen.magnitudes == threshold]
+        return Cut(magnitude, int(tied[ties - 1]) + 1)
+    # Only the tile that holds the last tie is looked at again.
+    up_to_tile = np.cumsum(seen.shared[:, pivot])
+    tile = int(np.searchsorted(up_to_tile, ties))
+    first = tile * row.tile
+    count = min(row.tile, row.size - first)
+    row.load(first, count)
+    left = ties - int(up_to_tile[tile] - seen.shared[tile, pivot])
+    bits = _magnitudes(row, program, want, first, count)
+    return Cut(magnitude, first + nth_equal(bits, count, threshold, left)[0] + 1)
 
 
 def _by_histogram(row: Row, program: Program, want: Wanted, stop: threading.Event) -> Cut:

@@ -131,7 +131,10 @@ def contributions_of(
     for slot, square in zip(slots[1:], squares[1:], strict=True):
         if slot.read.source in ("", "base"):
             continue
-        changed = 0 if weight_space else int(square != 0.0)
         matched = int(not slot.read.zero)
-        parts[slot.read.source] = Contribution(matched, changed, 0.0 if weight_space else square)
+        parts[slot.read.source] = (
+            Contribution(matched)
+            if weight_space
+            else Contribution(matched, matched, int(square != 0.0), square)
+        )
     return parts

@@ -22,6 +22,7 @@ from mergekit_lite.ops import registry
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
+    from mergekit_lite.engine.lanes import Lane
     from mergekit_lite.sources import Model
 
 Emit = Callable[[Event], None]
@@ -113,6 +114,13 @@ class Worker:
         self.pool = TilePool()
         self.device = chosen_device(options.device)
 
+    @cached_property
+    def lane(self) -> Lane:
+        """This worker's way to the device, made when the first row needs torch."""
+        from mergekit_lite.engine.lanes import lane_for
+
+        return lane_for(self.device, self.number)
+
     def run(self, job: Job, shard: OpenShard) -> bool:
         """Write one row into its shard; return whether that completed the shard's rows."""
         if job.kind == "copy":
@@ -125,9 +133,7 @@ class Worker:
         before = self.readers.bytes_of_thread()
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         row = row or self._torch(job, write)
-        return shard.row_done(
-            row.contributions(), self.readers.bytes_of_thread() - before
-        )
+        return shard.row_done(row.contributions(), self.readers.bytes_of_thread() - before)
 
     def _copy(self, job: Job, shard: OpenShard) -> bool:
         read = job.reads[0]
@@ -156,10 +162,9 @@ class Worker:
         return row
 
     def _torch(self, job: Job, write: Callable[[object, int], None]) -> Row:
-        from mergekit_lite.engine.lanes import lane_for
         from mergekit_lite.engine.torch_row import TorchRow, calibration_of
 
-        lane = lane_for(self.device, self.number)
+        lane = self.lane
         specs = [registry()[step.op] for step in job.steps]
         rows = any(
             spec.reach_for({**spec.defaults(), **step.params}) == "row"
@@ -168,7 +173,7 @@ class Worker:
         row = Row(
             job,
             self.readers,
-            lane.pool(),
+            lane.sides[0],
             tile=self.tile if self.device == "cpu" else DEVICE_TILE_ENTRIES,
             width=(job.shape[-1] if job.shape else 1) if rows else 0,
             weight_space=any(s.kind == "combine" and s.space == "weight" for s in specs),

@@ -101,7 +101,6 @@ class TorchRow:
         reaches = {link.spec.reach_for(link.stage.params) for link in links}
         self.rows = "row" in reaches
         self.whole = bool(reaches - {"element", "row"})
-        self.pools = [row.pool, lane.pool()]
         # Counted on the device and fetched once a sweep, so that no tile waits for the host.
         self.squares = torch.zeros(len(row.slots), dtype=torch.float64, device=lane.device)
         self.bad = torch.zeros(len(row.bad), dtype=torch.int64, device=lane.device)
@@ -126,7 +125,7 @@ class TorchRow:
         for number, first in enumerate(range(0, self.row.size, size)):
             if stop.is_set():
                 raise Interrupted("stopped")
-            self.row.pool = self.pools[number % 2]
+            self.row.pool = self.lane.sides[number % 2]
             self.row.pool.positions(self.row.slots, min(size, self.row.size))
             count = min(size, self.row.size - first)
             self.row.load(first, count)

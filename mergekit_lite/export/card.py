@@ -188,7 +188,10 @@ def _inputs(parents: Sequence[Parent], report: Report) -> str:
     rows += ["|---|---|---|---|---|---|"]
     for parent in parents:
         seen = report.inputs.get(parent.name)
-        counts = f"{seen.matched} | {seen.changed} | {seen.delta_norm:.4g}" if seen else "| |"
+        counts = "| |"
+        if seen is not None:
+            delta = f"{seen.changed} | {seen.delta_norm:.4g}" if seen.measured else "|"
+            counts = f"{seen.matched} | {delta}"
         licence = parent.license or "not stated"
         rows.append(f"| {parent.name} | {parent.label} | {licence} | {counts} |")
     return "\n".join(rows)

@@ -61,9 +61,9 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
 def warnings_of(plan: Plan, report: Report) -> list[str]:
     """Return the warnings of the plan, then those of the run, each once."""
     idle = [
-        f"expert `{name}` does not differ from the base in any of {seen.matched} tensors"
+        f"expert `{name}` does not differ from the base in any of {seen.measured} tensors"
         for name, seen in report.inputs.items()
-        if seen.matched and not seen.changed
+        if seen.measured and not seen.changed
     ]
     return list(dict.fromkeys([*plan.warnings, *report.warnings, *idle]))
 
@@ -72,7 +72,12 @@ def _contribution(report: Report, name: str) -> dict[str, Any]:
     seen = report.inputs.get(name)
     if seen is None:
         return {}
-    return {"tensors_changed": seen.changed, "delta_norm": seen.delta_norm}
+    # Rows that copy bytes or combine whole weights do not read the base: nothing to compare with.
+    return {
+        "tensors_compared": seen.measured,
+        "tensors_changed": seen.changed,
+        "delta_norm": seen.delta_norm,
+    }
 
 
 def write_report(plan: Plan, report: Report, folder: Path) -> None:

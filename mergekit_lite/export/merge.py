@@ -60,7 +60,7 @@ def merge(
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _hashing(plan) as digests:
+    with _hashing(plan, models) as digests:
         report = execute(plan, models, partial_folder(out), options, emit)
         if not digests.done():
             text = "waiting for the checksums of the inputs"
@@ -81,7 +81,7 @@ def merge(
 
 
 @contextmanager
-def _hashing(plan: Plan) -> Iterator[Future[Digests]]:
+def _hashing(plan: Plan, models: Mapping[str, Model]) -> Iterator[Future[Digests]]:
     """Hash the inputs beside the run, which reads the same bytes into the page cache."""
     stopped = threading.Event()
 
@@ -91,7 +91,7 @@ def _hashing(plan: Plan) -> Iterator[Future[Digests]]:
 
     def hash_all() -> Digests:
         cache = DigestCache()
-        digests = input_digests(plan, cache, threads=1, progress=progress)
+        digests = input_digests(plan, cache, models=models, threads=1, progress=progress)
         cache.save()
         return digests
 

@@ -35,7 +35,7 @@ def non_finite(bits: NDArray[np.uint32], n: int, smallest: int) -> int:
     count = 0
     if largest >= limit:
         for i in range(n):
-            count += np.int64((bits[i] & np.uint32(0x7FFFFFFF)) >= limit)
+            count += 1 if (bits[i] & np.uint32(0x7FFFFFFF)) >= limit else 0
     return count
 
 
@@ -70,7 +70,7 @@ def decode(raw: NDArray[np.uint8], at: int, code: int, out: NDArray[np.float32],
 
 @inlined
 def encode(values: NDArray[np.float32], n: int, out: NDArray[np.uint8], at: int, code: int) -> int:
-    """Round `values[:n]` to nearest even into `out` at byte `at`; return how many are not finite."""
+    """Round `values[:n]` to nearest even into `out` from byte `at`; return the non-finite ones."""
     bits = values.view(np.uint32)
     if code == BF16:
         half = out[at : at + 2 * n].view(np.uint16)

@@ -8,6 +8,8 @@ one of the low 15 bits find the threshold in two more sweeps, whatever the data.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +27,16 @@ def _count_above(bits: NDArray[np.uint32], n: int, high: np.uint32) -> int:
     over = np.float32(0.0)
     for i in range(n):
         over += np.float32(1.0) if (bits[i] & MAGNITUDE) > high else np.float32(0.0)
-    return np.int64(over)
+    return int(over)
+
+
+@reported
+def _count_equal(bits: NDArray[np.uint32], n: int, value: np.uint32) -> int:
+    """Return how many magnitudes are `value`."""
+    equal = np.float32(0.0)
+    for i in range(n):
+        equal += np.float32(1.0) if (bits[i] & MAGNITUDE) == value else np.float32(0.0)
+    return int(equal)
 
 
 @inlined
@@ -35,20 +46,30 @@ def _collect(
     first: int,
     low: np.uint32,
     high: np.uint32,
+    pivots: NDArray[np.int64],
+    equal: NDArray[np.int64],
     flags: NDArray[np.uint8],
     magnitudes: NDArray[np.uint32],
     indices: NDArray[np.int64],
     filled: int,
-) -> int:
+) -> Any:
     """Append the magnitudes in [low, high] with their flat indices; return the new fill.
 
-    A fill of one more than there is room for says that they did not fit.
+    Those equal to a pivot are only counted: fine-tuned models differ by few distinct steps of
+    their storage dtype, so that one magnitude can be a hundredth of a tensor. A fill of one more
+    than there is room for says that they did not fit.
     """
     room = magnitudes.shape[0]
     span = np.uint32(high - low)
     for i in range(n):
         distance = np.uint32((bits[i] & MAGNITUDE) - low)
         flags[i] = np.uint8(1) if distance <= span else np.uint8(0)
+    for k in range(pivots.shape[0]):
+        if pivots[k] >= 0:
+            pivot = np.uint32(pivots[k])
+            equal[k] += _count_equal(bits, n, pivot)
+            for i in range(n):
+                flags[i] = flags[i] if (bits[i] & MAGNITUDE) != pivot else np.uint8(0)
     for i in range(n, (n + 7) // 8 * 8):
         flags[i] = np.uint8(0)
     words = flags.view(np.uint64)
@@ -76,11 +97,13 @@ def scan_tile(
     ints: NDArray[np.int64],
     depth: NDArray[np.int64],
     brackets: NDArray[np.int64],
+    pivots: NDArray[np.int64],
     first: int,
     count: int,
     width: int,
     block: int,
     above: NDArray[np.int64],
+    equal: NDArray[np.int64],
     filled: NDArray[np.int64],
     magnitudes: NDArray[np.uint32],
     indices: NDArray[np.int64],
@@ -89,8 +112,9 @@ def scan_tile(
     """Scan one tile for all wanted ranks of all experts at once.
 
     `brackets[e, r]` is (low, high) of rank r of expert e, low > high where none is wanted;
-    `depth[e]` is how many transforms precede the one that asks. `above`, `filled` have the
-    shape (experts, ranks); `magnitudes`, `indices` one row for each of those.
+    `depth[e]` is how many transforms precede the one that asks; `pivots[e, r]` are magnitudes in
+    the bracket that are counted, into `equal[e, r]`, and not collected (-1: none). `above` and
+    `filled` have the shape (experts, ranks); `magnitudes`, `indices` one row for each of those.
     """
     experts = at.shape[0] - 1
     ranks = brackets.shape[1]
@@ -118,7 +142,8 @@ def scan_tile(
                     above[e, r] += _count_above(bits, n, np.uint32(high))
                     filled[e, r] = _collect(
                         bits, n, first + start, np.uint32(low), np.uint32(high),
-                        flags, magnitudes[slot], indices[slot], filled[e, r],
+                        pivots[e, r], equal[e, r], flags,
+                        magnitudes[slot], indices[slot], filled[e, r],
                     )  # fmt: skip
 
 

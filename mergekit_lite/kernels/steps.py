@@ -96,30 +96,31 @@ def drop_random(
 def _cut_of_row(
     bits: NDArray[np.uint32], n: int, k: int, bins: NDArray[np.int64], found: NDArray[np.uint32]
 ) -> tuple[np.uint32, int]:
-    """Return (threshold, until) of the k largest magnitudes of one row, 1 <= k <= n."""
-    bins[:] = 0
-    for i in range(n):
-        bins[(bits[i] & MAGNITUDE) >> np.uint32(_DIGIT)] += 1
+    """Return (threshold, until) of the k largest magnitudes of one row, 1 <= k <= n.
+
+    `bins` counts the row's magnitudes by their upper bits; `found` is scratch for n entries.
+    """
     above = 0
     digit = _BINS - 1
     while above + bins[digit] < k:
-        above += bins[digit]
+        above += int(bins[digit])
         digit -= 1
+    rank = k - above
     count = 0
+    wanted = np.uint32(digit)
     for i in range(n):
         m = bits[i] & MAGNITUDE
         found[count] = m
-        count += np.int64((m >> np.uint32(_DIGIT)) == digit)
-    rank = k - above
+        count += 1 if (m >> np.uint32(_DIGIT)) == wanted else 0
     threshold = _kth_largest(found, count, rank)
-    equal = rank
+    ties = rank
     for i in range(count):
-        equal -= np.int64(found[i] > threshold)
+        ties -= 1 if found[i] > threshold else 0
     # `found` has been permuted: the position of the last tie is looked up in the row itself.
     for i in range(n):
         if (bits[i] & MAGNITUDE) == threshold:
-            equal -= 1
-            if equal == 0:
+            ties -= 1
+            if ties == 0:
                 return threshold, i + 1
     return threshold, n
 
@@ -147,7 +148,7 @@ def _kth_largest(values: NDArray[np.uint32], n: int, k: int) -> np.uint32:
             low = i
         else:
             break
-    return values[target]
+    return np.uint32(values[target])
 
 
 @inlined
@@ -164,12 +165,13 @@ def band_rows(
     for row in range(0, n, width):
         part = x[row : row + width]
         bits = part.view(np.uint32)
+        bins[:] = 0
+        for i in range(width):
+            bins[(bits[i] & MAGNITUDE) >> np.uint32(_DIGIT)] += 1
         low, low_until = np.uint32(0), width
         if top + keep < width:
             low, low_until = _cut_of_row(bits, width, top + keep, bins, found)
         if top > 0:
             high, high_until = _cut_of_row(bits, width, top, bins, found)
-            keep_top(part, width, 0, low, low_until)
             drop_top(part, width, 0, high, high_until)
-        else:
-            keep_top(part, width, 0, low, low_until)
+        keep_top(part, width, 0, low, low_until)

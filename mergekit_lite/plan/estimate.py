@@ -89,7 +89,7 @@ def estimate(
     read_bytes = sum(_read_bytes(job) for job in plan.jobs)
     write_bytes = sum(shard.nbytes for shard in plan.shards)
     table = ROW_BYTES * sum(1 + len(job.reads) + len(job.steps) for job in plan.jobs)
-    resident = max((_whole_bytes(job, specs) for job in plan.jobs), default=0)
+    resident = max((whole_bytes(job, specs) for job in plan.jobs), default=0)
     ranked = max((_rank_bytes(job, specs) for job in plan.jobs), default=0)
     inputs = max((_inputs(job) for job in plan.jobs if job.kind == "merge"), default=0)
     fixed = PROCESS_BYTES + table + resident
@@ -160,7 +160,7 @@ def _inputs(job: Job) -> int:
     return len(job.reads) + (job.base is not None)
 
 
-def _whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     """Return the fp32 bytes of a row that cannot be cut into tiles, and of its low-rank factors."""
     if job.kind == "copy":
         return 0

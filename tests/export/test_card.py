@@ -32,7 +32,7 @@ def write_readme(root: Path, **facts: Any) -> None:
 def matter_of(tmp_path: Path, **configs: dict[str, Any]) -> dict[str, Any]:
     plan = plan_of(RECIPE, base=tmp_path / "base", math=tmp_path / "math")
     models = {name: SimpleNamespace(config=configs.get(name, {})) for name in plan.inputs}
-    text = card(plan, models, report_of(math=ExpertReport(1, 1, 0.5)), "merged")  # type: ignore[arg-type]
+    text = card(plan, models, report_of(math=ExpertReport(1, 1, 1, 0.5)), "merged")  # type: ignore[arg-type]
     (tmp_path / "README.md").write_text(text)
     assert str(tmp_path) not in text
     assert "| math | math |" in text

@@ -120,7 +120,7 @@ def test_a_folder_that_no_run_left_is_not_touched(tmp_path: Path) -> None:
 
 def test_report_names_an_expert_that_changed_nothing(tmp_path: Path) -> None:
     plan = plan_of({"steps": []}, base=tmp_path, math=tmp_path)
-    data = report_data(plan, report_of(math=ExpertReport(3, 0, 0.0)))
+    data = report_data(plan, report_of(math=ExpertReport(3, 3, 0, 0.0)))
     assert data["warnings"] == ["expert `math` does not differ from the base in any of 3 tensors"]
     assert data["output"]["tensors_merged"] == 1
-    assert report_data(plan, report_of(math=ExpertReport(3, 1, 0.1)))["warnings"] == []
+    assert report_data(plan, report_of(math=ExpertReport(3, 3, 1, 0.1)))["warnings"] == []
