@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mergekit_lite.engine.program import Program
 from mergekit_lite.engine.row import Row
 from mergekit_lite.kernels.order import (
+    PIVOTS,
     histogram,
     magnitudes_of_tile,
     nth_equal,
@@ -33,7 +34,6 @@ SMALL = 1 << 16
 LARGEST = 0x7FFFFFFF
 SPREAD = 6.0
 """Half width of a bracket in standard deviations of the sampled rank."""
-PIVOTS = 8
 OFTEN = 0.02
 """A magnitude with this share of a tensor is cheaper to count than to collect."""
 ROOM = 1 << 21
@@ -123,24 +123,28 @@ def _bracket(row: Row, program: Program, wanted: list[Wanted]) -> None:
             want = next(w for w in wanted if w.expert == expert)
             parts.append(_magnitudes(row, program, want, first, count))
     for expert, parts in samples.items():
-        sample = np.concatenate(parts)
+        sample = np.sort(np.concatenate(parts))
         total = len(sample)
         for want in (w for w in wanted if w.expert == expert):
             share = want.rank / row.size
-            centre = share * total
+            centre = total * (1 - share)
             spread = SPREAD * (total * share * (1 - share)) ** 0.5 + 4
-            above, below = int(centre - spread), int(centre + spread)
-            # Ascending order statistics of the sample; beyond its ends nothing is known.
-            if below < total:
-                want.low = int(np.partition(sample, total - 1 - below)[total - 1 - below])
-            if above >= 0:
-                want.high = int(np.partition(sample, total - 1 - above)[total - 1 - above])
+            below, above = int(centre - spread), int(centre + spread)
+            # Beyond the ends of the sample nothing is known.
+            if below >= 0:
+                want.low = int(sample[below])
+            if above < total:
+                want.high = int(sample[above])
             want.pivots = _shared(sample, want, row.size, room)
 
 
 def _shared(sample: NDArray[np.uint32], want: Wanted, size: int, room: int) -> tuple[int, ...]:
-    """Return the magnitudes of a bracket that are better counted: frequent, or too many to hold."""
-    inside = sample[(sample >= want.low) & (sample <= want.high)]
+    """Return the magnitudes of a bracket that are better counted: frequent, or too many to hold.
+
+    `sample` is sorted.
+    """
+    first = np.searchsorted(sample, want.low)
+    inside = sample[first : np.searchsorted(sample, want.high, side="right")]
     values, counts = np.unique(inside, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:PIVOTS]
     left = len(inside)

@@ -8,7 +8,7 @@ one of the low 15 bits find the threshold in two more sweeps, whatever the data.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from mergekit_lite.kernels._jit import inlined, kernel, reported
 from mergekit_lite.kernels.codec import decode
 from mergekit_lite.kernels.steps import MAGNITUDE
 from mergekit_lite.kernels.tile import load_input, transform_input
+
+PIVOTS: Final = 4
+"""Magnitudes of a bracket that can be counted instead of collected."""
 
 _WIDTHS = np.array([2, 2, 4, 8], np.int64)
 
@@ -59,17 +62,20 @@ def _collect(
     their storage dtype, so that one magnitude can be a hundredth of a tensor. A fill of one more
     than there is room for says that they did not fit.
     """
+    for k in range(PIVOTS):
+        if pivots[k] >= 0:
+            equal[k] += _count_equal(bits, n, np.uint32(pivots[k]))
+    if low == high and pivots[0] == low:
+        return filled  # nothing is left to collect: the usual case where magnitudes tie
     room = magnitudes.shape[0]
     span = np.uint32(high - low)
+    # No magnitude has its top bit set, so -1 matches none. One pass, or LLVM does not vectorise.
+    p0, p1 = np.uint32(pivots[0]), np.uint32(pivots[1])
+    p2, p3 = np.uint32(pivots[2]), np.uint32(pivots[3])
     for i in range(n):
-        distance = np.uint32((bits[i] & MAGNITUDE) - low)
-        flags[i] = np.uint8(1) if distance <= span else np.uint8(0)
-    for k in range(pivots.shape[0]):
-        if pivots[k] >= 0:
-            pivot = np.uint32(pivots[k])
-            equal[k] += _count_equal(bits, n, pivot)
-            for i in range(n):
-                flags[i] = flags[i] if (bits[i] & MAGNITUDE) != pivot else np.uint8(0)
+        m = np.uint32(bits[i] & MAGNITUDE)
+        inside = np.uint32(m - low) <= span
+        flags[i] = np.uint8(inside & (m != p0) & (m != p1) & (m != p2) & (m != p3))
     for i in range(n, (n + 7) // 8 * 8):
         flags[i] = np.uint8(0)
     words = flags.view(np.uint64)
