@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 SAMPLED_TENSORS = 24
 SAMPLED_ENTRIES = 1 << 22
-MOST_RELATIVE_ERROR = 0.02
+# The peer rounds every step to bf16 and picks among tied magnitudes as its sort leaves them: with
+# changes of a few units in the last place, one entry in forty then differs by one such unit.
+LEAST_EQUAL = 0.95
 MOST_SHARE_APART = 0.01
-MOST_NORM_APART = 0.02
+MOST_NORM_APART = 0.01
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,11 @@ def verdict(kind: str, found: Mapping[str, float]) -> str:
     """Return why the two are not the same merge, or an empty string."""
     if kind == "bytes" and found["equal"] < 1:
         return "the bytes differ"
-    if kind == "values" and found["error"] > MOST_RELATIVE_ERROR:
-        return f"the changes differ by more than {MOST_RELATIVE_ERROR:.0%}"
-    if kind == "random" and abs(found["norm"] - 1) > MOST_NORM_APART:
+    if kind == "values" and found["equal"] < LEAST_EQUAL:
+        return f"more than {1 - LEAST_EQUAL:.0%} of the entries differ"
+    if abs(found["norm"] - 1) > MOST_NORM_APART:
         return f"the norms of the changes differ by more than {MOST_NORM_APART:.0%}"
-    if kind == "random" and abs(found["unchanged"]) > MOST_SHARE_APART:
+    if abs(found["unchanged"]) > MOST_SHARE_APART:
         return "the shares of unchanged entries differ"
     return ""
 

@@ -98,7 +98,7 @@ def _agreement(found: Mapping[str, Any]) -> str:
         return "same bytes"
     if found["kind"] == "random":
         return f"norm x{found['norm']:.3f}"
-    return f"{found['equal']:.1%} same bits, error {found['error']:.1e}"
+    return f"{found['equal']:.1%} same bits, norm x{found['norm']:.3f}"
 
 
 HEAD = (
