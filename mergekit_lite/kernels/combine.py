@@ -90,5 +90,6 @@ def vote(
                 mass[j] = mass[j] + (w if agree else _ZERO)
     if aggregate == MEAN:
         for j in range(n):
-            m = mass[j] if mass[j] != _ZERO else np.float32(1.0)
-            out[j] = out[j] / m
+            m = mass[j]
+            mean = out[j] / (m if m != _ZERO else np.float32(1.0))
+            out[j] = mean if m != _ZERO else _ZERO

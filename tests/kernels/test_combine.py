@@ -1,0 +1,82 @@
+"""Combines on a block against the torch ops, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mergekit_lite.kernels.combine import MAX, MEAN, SUM, vote, weighted_sum
+from mergekit_lite.ops import get
+from mergekit_lite.ops._arithmetic import negligible, total_weight
+from tests.kernels.arrays import AWKWARD, Floats, same
+
+WEIGHTS = st.one_of(st.sampled_from([1.0, 0.0, -1.0, 0.5, 0.1, 1e-30]), st.floats(-4, 4, width=32))
+CALM = settings(deadline=None, max_examples=100)
+
+
+@st.composite
+def experts(draw: st.DrawFn) -> tuple[Floats, list[float]]:
+    """Inputs of 1 to 5 experts, with cancelling entries, and a weight for each."""
+    count, n = draw(st.integers(1, 5)), draw(st.integers(1, 12))
+    entry = st.one_of(st.sampled_from(AWKWARD), st.floats(-2, 2, width=32))
+    values = draw(st.lists(entry, min_size=count * n, max_size=count * n))
+    weights = draw(st.lists(WEIGHTS, min_size=count, max_size=count))
+    return np.array(values, np.float32).reshape(count, n), weights
+
+
+def by_op(op: str, x: Floats, weights: list[float], **params: object) -> torch.Tensor:
+    spec = get(op)
+    inputs = [torch.from_numpy(row.copy()) for row in x]
+    return spec.function(inputs, weights=weights, **spec.arguments({**spec.defaults(), **params}))
+
+
+@CALM
+@given(experts(), st.booleans())
+def test_weighted_sum_is_linear(given_: tuple[Floats, list[float]], normalize: bool) -> None:
+    x, weights = given_
+    if normalize and negligible(weights):
+        return
+    divisor = np.float32(total_weight(weights) if normalize else 0)
+    out = np.full(x.shape[1], 9, np.float32)
+    weighted_sum(x, len(x), x.shape[1], np.array(weights, np.float32), divisor, out)
+    assert same(out, by_op("linear", x, weights, normalize=normalize))
+
+
+@pytest.mark.parametrize("elect", ["mass", "count"])
+@pytest.mark.parametrize(("agg", "aggregate"), [("mean", MEAN), ("sum", SUM), ("max", MAX)])
+@pytest.mark.parametrize("zero_sign", ["plus", "none"])
+@CALM
+@given(experts())
+def test_vote_is_sign_consensus(
+    elect: str, agg: str, aggregate: int, zero_sign: str, given_: tuple[Floats, list[float]]
+) -> None:
+    x, weights = given_
+    n = x.shape[1]
+    out, ballot, mass = (np.full(n, 9, np.float32) for _ in range(3))
+    vote(
+        x, len(x), n, np.array(weights, np.float32), elect == "count", aggregate,
+        zero_sign == "plus", out, ballot, mass,
+    )  # fmt: skip
+    wanted = by_op("sign_consensus", x, weights, elect=elect, agg=agg, zero_sign=zero_sign)
+    # Which zero a vote without a winner gives is of no account: a zero delta leaves the base.
+    assert same(out + np.float32(0), wanted + 0.0)
+
+
+def test_products_are_rounded_before_they_are_added() -> None:
+    """A fused multiply-add would leave the rounding error of the product."""
+    a = np.float32(1 + 2**-12)
+    x = np.array([[-(a * a)], [a]], np.float32)
+    out = np.empty(1, np.float32)
+    weighted_sum(x, 2, 1, np.array([1, a], np.float32), np.float32(0), out)
+    assert out[0] == 0.0
+
+
+def test_a_mean_over_weights_that_cancel_is_zero() -> None:
+    """Both experts agree, and weigh nothing together: there is no mean."""
+    x = np.array([[2.0, 2.0], [-2.0, 2.0]], np.float32)
+    out, ballot, mass = (np.empty(2, np.float32) for _ in range(3))
+    vote(x, 2, 2, np.array([1, -1], np.float32), False, MEAN, True, out, ballot, mass)
+    assert out.tolist() == [0.0, 2.0]
