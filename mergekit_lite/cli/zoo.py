@@ -35,10 +35,10 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List what the zoo holds and what is already on this machine."""
-    from mergekit_lite.sources.zoo import cache_folder
+    from mergekit_lite.folders import cache_folder
     from mergekit_lite.zoo.catalog import BASE, EXPERTS
 
-    cache = cache_folder()
+    cache = cache_folder("zoo")
     rows = [
         {
             "reference": f"zoo:{BASE}",
@@ -74,7 +74,8 @@ def list_(as_json: bool) -> None:
 @DATA
 def build(full: bool, data: Path) -> None:
     """Make the base, and with --full the fully fine-tuned experts, in the cache."""
-    from mergekit_lite.sources.zoo import cache_folder, zoo_folder
+    from mergekit_lite.folders import cache_folder
+    from mergekit_lite.sources.zoo import zoo_folder
 
     base = zoo_folder("zoo:smol")
     click.echo(base)
@@ -84,7 +85,7 @@ def build(full: bool, data: Path) -> None:
     from mergekit_lite.zoo.catalog import EXPERTS
 
     for expert in EXPERTS.values():
-        out = cache_folder() / f"{expert.reference.removeprefix('zoo:')}-full"
+        out = cache_folder("zoo") / f"{expert.reference.removeprefix('zoo:')}-full"
         click.echo(build_full(expert, base, data, out, _steps(f"{expert.reference}-full")))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +11,12 @@ from typing import Any, TypeVar
 import numba
 from numba import njit
 
+from mergekit_lite.folders import cache_folder
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _cache_folder() -> Path:
+def _kernel_folder() -> Path:
     """Return a folder that is named by the source of all kernels.
 
     numba looks only at the file of the function it caches, so a change in a helper of another
@@ -24,14 +25,11 @@ def _cache_folder() -> Path:
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    root = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
-    if not os.access(next(p for p in (root, *root.parents) if p.exists()), os.W_OK):
-        root = Path(tempfile.gettempdir()) / f"mergekit-lite-{os.getuid()}"
-    return root / "mergekit-lite" / "kernels" / digest.hexdigest()[:16]
+    return cache_folder("kernels") / digest.hexdigest()[:16]
 
 
 if not os.environ.get("NUMBA_CACHE_DIR"):
-    numba.config.CACHE_DIR = str(_cache_folder())
+    numba.config.CACHE_DIR = str(_kernel_folder())
 
 
 def kernel(function: Function) -> Function:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.errors import DataError
+from mergekit_lite.folders import cache_folder
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model
@@ -24,9 +25,8 @@ _CHUNK = 1 << 20
 
 
 def cache_file() -> Path:
-    """Return where digests are remembered: `$XDG_CACHE_HOME/mergekit-lite/digests.json`."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "mergekit-lite" / "digests.json"
+    """Return the file in which digests are remembered."""
+    return cache_folder("digests.json")
 
 
 def _load(file: Path) -> dict[str, tuple[Stamp, str]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import mergekit_lite
 from mergekit_lite.errors import RecipeError, SourceError, nearest
+from mergekit_lite.folders import cache_folder
 from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.local import LocalSource
 
@@ -35,17 +35,6 @@ class ZooSource:
         """
         found = LocalSource().resolve(str(zoo_folder(reference)), relative_to)
         return replace(found, reference=reference)
-
-
-def cache_folder() -> Path:
-    """Return the folder that the zoo's large files are kept in.
-
-    `$MERGEKIT_LITE_CACHE/zoo`, or else `mergekit-lite/zoo` in the user's cache folder.
-    """
-    if own := os.environ.get("MERGEKIT_LITE_CACHE"):
-        return Path(own) / "zoo"
-    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(user).expanduser() / "mergekit-lite" / "zoo"
 
 
 def adapters() -> dict[str, Path]:
@@ -76,21 +65,20 @@ def zoo_folder(reference: str) -> Path:
     if name not in zoo_names():
         known = f"the zoo has {', '.join(SCHEME + known for known in zoo_names())}"
         hint = nearest(name, zoo_names())
-        raise RecipeError(f"the zoo has no `{name}`", reference, f"{hint} {known}".strip())
+        raise RecipeError(f"the zoo has no `{name}`", hint=f"{hint} {known}".strip())
     if name == BASE:
         # The zoo is a room above this one and reads GGUF, which sources do not; it is loaded the
         # way a source of a third party would be, by name and only when it is needed.
         builder = importlib.import_module("mergekit_lite.zoo.smollm2")
-        folder: Path = builder.ensure(cache_folder() / BASE)
+        folder: Path = builder.ensure(cache_folder("zoo") / BASE)
         return folder
     if not name.endswith(FULL):
         return adapters()[name.removeprefix(f"{BASE}-")]
-    folder = cache_folder() / name
+    folder = cache_folder("zoo") / name
     if not (folder / "config.json").is_file():
         raise SourceError(
             f"`{reference}` has not been made on this machine yet",
-            reference,
-            "make it with `mergekit-lite zoo build --full`, a few minutes for each expert; or use "
-            f"the adapter `{reference.removesuffix(FULL)}`, which ships with this package",
+            hint="make it with `mergekit-lite zoo build --full`, a few minutes for each expert; or "
+            f"use the adapter `{reference.removesuffix(FULL)}`, which ships with this package",
         )
     return folder

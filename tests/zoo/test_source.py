@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mergekit_lite.errors import RecipeError, SourceError
-from mergekit_lite.sources.zoo import ZooSource, adapters, cache_folder, zoo_folder, zoo_names
+from mergekit_lite.folders import cache_folder
+from mergekit_lite.sources.zoo import ZooSource, adapters, zoo_folder, zoo_names
 from mergekit_lite.zoo.catalog import EXPERTS
 
 
@@ -50,7 +51,7 @@ def test_a_full_expert_that_was_not_made_says_how(
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MERGEKIT_LITE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/mergekit-lite/zoo")
+    assert cache_folder("zoo") == Path("/somewhere/mergekit-lite/zoo")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert cache_folder() == Path("/home/someone/.cache/mergekit-lite/zoo")
+    assert cache_folder("zoo") == Path("/home/someone/.cache/mergekit-lite/zoo")
