@@ -76,8 +76,11 @@ def read_files(
             # A copy of a tensor in a second shard: the index says which one counts.
             found = {n: info for n, info in found.items() if index.weight_map.get(n, file) == file}
         twice += [
-            Problem(f"`{folder}`: tensor `{name}` is in `{tensors[name].file}` and in `{file}`")
-            for name in found.keys() & tensors.keys()
+            Problem(
+                f"`{folder}`: tensor `{name}` is in `{tensors[name].file}` and in `{file}`",
+                hint="files of two checkpoints lie in one folder: keep those of one, or its index",
+            )
+            for name in sorted(found.keys() & tensors.keys())
         ]
         tensors |= found
     if faults:

@@ -79,21 +79,21 @@ def read_file_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict
             f"cannot read `{path}`: {error.strerror or error}",
             hint="check that the file exists and that you may read it",
         ) from error
-    tensors, metadata = _parse(bytes(data), file, str(path), size)
+    tensors, metadata = _parse(data, file, str(path), size)
     return tensors, metadata, size
 
 
 def _parse(
-    data: bytes, file: str, label: str, file_size: int
+    data: bytes | bytearray, file: str, label: str, file_size: int
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Parse a header; tensors are given `file`, errors speak of `label`."""
-    end = header_end(data[:64], label, file_size)
+    end = header_end(bytes(data[:64]), label, file_size)
     if len(data) < end:
         raise DataError(
             f"`{label}` is cut short: its header needs {end:,} bytes, {len(data):,} are there",
             hint=FRESH_COPY,
         )
-    raw = parse_json(data[8:end], label)
+    raw = parse_json(memoryview(data)[8:end], label)
     metadata = raw.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
@@ -138,14 +138,14 @@ def header_end(start: bytes, file: str, file_size: int) -> int:
     return 8 + length
 
 
-def parse_json(text: bytes, file: str) -> dict[str, Any]:
+def parse_json(text: bytes | memoryview, file: str) -> dict[str, Any]:
     """Parse a JSON object, refusing what `json` lets pass: repeated keys and lone surrogates.
 
     Raises:
         DataError: the text is not such an object.
     """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique(file))
+        value = json.loads(str(text, "utf-8"), object_pairs_hook=_unique(file))
     except (ValueError, RecursionError) as error:
         raise DataError(f"`{file}` does not hold valid JSON: {error}", hint=FRESH_COPY) from error
     if not isinstance(value, dict):

@@ -31,7 +31,8 @@ def read_file(path: Path, *, shown: str = "", where: str = "", order: int = 0) -
         hint = "name the YAML file inside it"
         raise RecipeError(f"`{path}` is a folder, not a recipe", where, hint) from None
     except OSError as error:
-        raise RecipeError(f"cannot read `{path}`: {error.strerror}", where) from None
+        hint = "check that it is a file and that you may read it"
+        raise RecipeError(f"cannot read `{path}`: {error.strerror}", where, hint) from None
     except UnicodeDecodeError as error:
         what = f"`{path}` is not UTF-8 text (byte {error.start})"
         raise RecipeError(what, where, "a recipe is a YAML text file") from None
@@ -93,7 +94,8 @@ class Extender:
         if root.value is None:
             return root.with_value({})
         if not isinstance(root.value, dict):
-            raise RecipeError(f"`{reference}` is not a recipe", str(root.mark))
+            hint = "`extends` names a YAML file that holds a mapping of keys, like this one"
+            raise RecipeError(f"`{reference}` is not a recipe", str(root.mark), hint)
         return self.resolve(self._rebase(root, path.parent), path.parent, (*chain, path))
 
     def _rebase(self, root: Node, folder: Path) -> Node:

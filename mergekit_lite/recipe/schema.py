@@ -39,6 +39,7 @@ _UNITS = {"": 1, "B": 1} | {
     for power, prefix in enumerate("KMGT", start=1)
     for suffix, scale in (("B", 1000), ("iB", 1024))
 }
+SIZE_FORMS = "write 5GB (5 x 10^9 bytes), 5GiB (5 x 2^30 bytes), 500MB or a plain number of bytes"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -52,13 +53,8 @@ def parse_size(value: Any) -> int:
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     known = match is not None and match[2].lower() in units and not isinstance(value, bool)
     size = Decimal(match[1]) * units[match[2].lower()] if match and known else Decimal("0.5")
-    if size != int(size):
-        raise ValueError(
-            f"`{value}` is not a size in bytes; write 5GB (5 x 10^9 bytes), 5GiB (5 x 2^30 "
-            "bytes), 500MB or a plain number of bytes"
-        )
-    if size < 1:
-        raise ValueError("a shard needs at least one byte")
+    if size < 1 or size != int(size):
+        raise ValueError(f"`{value}` is not a size in bytes; {SIZE_FORMS}")
     return int(size)
 
 
@@ -66,7 +62,8 @@ def _size(value: Any) -> int:
     try:
         return parse_size(value)
     except ValueError as error:
-        raise PydanticCustomError("size", "{what}", {"what": str(error)}) from None
+        what, _, hint = str(error).partition("; ")
+        raise PydanticCustomError("size", "{what}", {"what": what, "hint": hint}) from None
 
 
 def _layers(value: Any) -> Ranges:

@@ -17,6 +17,7 @@ from mergekit_lite.errors import RecipeError
 from mergekit_lite.recipe.marks import Mark, Node, Problems
 
 _TAG = "tag:yaml.org,2002:"
+_SHAPE = "a recipe is a mapping of keys such as `base`, `experts` and `steps`"
 _LIMIT = 50_000  # values in one file after aliases are expanded; a bomb has more
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
@@ -69,9 +70,10 @@ def parse(text: str, name: str, order: int = 0) -> Node:
     except yaml.MarkedYAMLError as error:
         raise _syntax(error, text, name) from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"not a YAML text: {_one_line(error)}", name) from None
+        hint = "a recipe is a YAML text file: save it again as plain UTF-8 text"
+        raise RecipeError(f"not a YAML text: {_one_line(error)}", name, hint) from None
     except RecursionError:
-        raise RecipeError("nested too deep to be a recipe", name) from None
+        raise RecipeError("nested too deep to be a recipe", name, _SHAPE) from None
     if len(documents) > 1:
         line = documents[1].start_mark.line + 1
         hint = "a recipe is one document: remove the `---` or put each recipe in its own file"
@@ -82,7 +84,7 @@ def parse(text: str, name: str, order: int = 0) -> Node:
     try:
         root = _Builder(name, order, problems).build(documents[0], None, ())
     except RecursionError:
-        raise RecipeError("nested too deep to be a recipe", name) from None
+        raise RecipeError("nested too deep to be a recipe", name, _SHAPE) from None
     problems.raise_if_any()
     return root
 
@@ -116,9 +118,10 @@ class _Builder:
         mark = self.mark(node)
         self.left -= 1
         if self.left < 0:
-            raise RecipeError("too many values after expanding the aliases", self.name)
+            what = f"more than {_LIMIT:,} values after expanding the aliases"
+            raise RecipeError(what, self.name, "a recipe is short: write it with fewer aliases")
         if id(node) in inside:
-            self.problems.add("the alias stands inside the value it names", mark)
+            self.problems.add(*_endless(mark))
             return Node(None, mark, key or mark)
         within = (*inside, id(node))
         value: Any
@@ -154,7 +157,7 @@ class _Builder:
             if not isinstance(part, MappingNode):
                 self.problems.add("`<<` merges mappings only", self.mark(part))
             elif id(part) in inside:
-                self.problems.add("the alias stands inside the value it names", self.mark(part))
+                self.problems.add(*_endless(self.mark(part)))
             else:
                 # The first of several wins, as YAML's merge key is defined.
                 result = {**self.mapping(part, (*inside, id(part))), **result}
@@ -178,5 +181,10 @@ class _Builder:
         except ValueError:
             self.problems.add(f"`{text}` is not a number", mark)
             return None
-        self.problems.add(f"the YAML tag `{node.tag}` has no meaning in a recipe", mark)
+        tag = node.tag.replace(_TAG, "!!")
+        self.problems.add(f"the YAML tag `{tag}` has no meaning in a recipe", mark, "remove it")
         return None
+
+
+def _endless(mark: Mark) -> tuple[str, Mark, str]:
+    return "the alias stands inside the value it names", mark, "write the value out"

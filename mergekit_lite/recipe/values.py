@@ -130,20 +130,27 @@ class Reader:
             if taken and not (gradient and accept is not _number):
                 return self._in_range(parameter, node, label, result)
         what = f"{label} must be {wanted(parameter)}, not {_quoted(value)}"
-        hint = nearest(str(value), map(str, choices(parameter))) if value is not None else ""
-        self.problems.add(what, node.mark, hint)
+        near = nearest(str(value), map(str, choices(parameter))) if value is not None else ""
+        self.problems.add(what, node.mark, near or _allowed(parameter))
         return None
 
     def _in_range(self, parameter: Parameter, node: Node, label: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value
         if not math.isfinite(value):
-            self.problems.add(f"{label} must be a finite number, not {value}", node.mark)
+            what = f"{label} must be a finite number, not {value}"
+            self.problems.add(what, node.mark, _allowed(parameter))
         elif parameter.range and not parameter.range.admits(value):
-            allowed = str(parameter.range).replace("x", parameter.name)
             what = f"{label} is {show(node.value)}, outside its range"
-            self.problems.add(what, node.mark, f"allowed is {allowed}")
+            self.problems.add(what, node.mark, _allowed(parameter))
         return value
+
+
+def _allowed(parameter: Parameter) -> str:
+    """Return the range of a parameter as a remedy, or what it is for where it has none."""
+    if parameter.range:
+        return f"allowed is {str(parameter.range).replace('x', parameter.name)}"
+    return f"{parameter.name}: {parameter.doc}" if parameter.doc else ""
 
 
 def _quoted(value: Any) -> str:

@@ -17,6 +17,7 @@ from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.companions import companions_of
 from mergekit_lite.sources.quantization import quantization_of
 
+_FRESH = "the file is damaged: fetch it again from where the model comes from"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
@@ -104,9 +105,9 @@ def read_config(folder: Path) -> Mapping[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"`{path}` does not hold valid JSON: {error}") from error
+        raise DataError(f"`{path}` does not hold valid JSON: {error}", hint=_FRESH) from error
     if not isinstance(value, dict):
-        raise DataError(f"`{path}` does not hold a JSON object")
+        raise DataError(f"`{path}` does not hold a JSON object", hint=_FRESH)
     return value
 
 
@@ -119,7 +120,10 @@ def _not_a_folder(reference: str, path: Path) -> SourceError | RecipeError:
             hint="download the model and give the path of its folder",
         )
     if reference.startswith("@"):
-        return RecipeError(f"`{reference}` is a stage; stages are not supported by this version")
+        return RecipeError(
+            f"`{reference}` is a stage; stages are not supported by this version",
+            hint="merge it first and name its folder here",
+        )
     advice = _nearest_sibling(path)
     if _HUB_NAME.fullmatch(reference):
         hint = "download the folder and give its path, for example `./" + path.name + "`"
