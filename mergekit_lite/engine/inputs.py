@@ -23,6 +23,38 @@ SLOT_ALIGNMENT = 4096
 CACHE_LINE = 64
 
 
+class Traffic:
+    """Counts bytes moved, each thread in a counter of its own."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, int] = {}
+        self._written: dict[int, int] = {}
+
+    def add_read(self, nbytes: int) -> None:
+        """Note bytes that this thread has read."""
+        thread = threading.get_ident()
+        self._read[thread] = self._read.get(thread, 0) + nbytes
+
+    def add_written(self, nbytes: int) -> None:
+        """Note bytes that this thread has written."""
+        thread = threading.get_ident()
+        self._written[thread] = self._written.get(thread, 0) + nbytes
+
+    def read_here(self) -> int:
+        """Return how many bytes the calling thread has read."""
+        return self._read.get(threading.get_ident(), 0)
+
+    @property
+    def read(self) -> int:
+        """Bytes read by all threads, every sweep counted."""
+        return sum(list(self._read.values()))
+
+    @property
+    def written(self) -> int:
+        """Bytes of output tensors written by all threads."""
+        return sum(list(self._written.values()))
+
+
 class Readers:
     """Every weight file of a plan's models, opened once and shared by all workers."""
 
@@ -30,7 +62,7 @@ class Readers:
         self._models = models
         self._open: dict[tuple[str, str], Reader] = {}
         self._lock = threading.Lock()
-        self._counts: dict[int, int] = {}
+        self.traffic = Traffic()
 
     def info(self, source: str, name: str) -> TensorInfo:
         """Return where tensor `name` of a source is stored."""
@@ -47,21 +79,7 @@ class Readers:
     def read(self, source: str, info: TensorInfo, start: int, out: NDArray[np.uint8]) -> None:
         """Fill `out` from byte `start` of a tensor on."""
         self.reader(source, info.file).read_into(out, info.start + start)
-        self.count(out.nbytes)
-
-    def count(self, nbytes: int) -> None:
-        """Note bytes that this thread has read."""
-        thread = threading.get_ident()
-        self._counts[thread] = self._counts.get(thread, 0) + nbytes
-
-    def bytes_of_thread(self) -> int:
-        """Return how many bytes the calling thread has read."""
-        return self._counts.get(threading.get_ident(), 0)
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read so far by all workers, every sweep counted."""
-        return sum(list(self._counts.values()))
+        self.traffic.add_read(out.nbytes)
 
     def tensor(self, source: str, name: str) -> NDArray[np.float32]:
         """Return a whole (small) tensor in fp32."""

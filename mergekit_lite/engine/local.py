@@ -21,6 +21,7 @@ from mergekit_lite.engine.shard import Emit, OpenShard, Worker
 from mergekit_lite.engine.sweep import find_known, load_known
 from mergekit_lite.errors import DataError, Interrupted
 from mergekit_lite.kernels._jit import compiled_before, enabled
+from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
@@ -159,8 +160,7 @@ class _Crew:
         self.local = threading.local()
         self.numbers = count()
         self.began = time.monotonic()
-        self.total = sum(plan.shards[n].nbytes for n in shards)
-        self.written = 0
+        self.total = sum(job_bytes(job) for job in self.jobs)
 
     def work(self) -> Iterator[ShardDone]:
         """Hand out rows in order, a few ahead of the workers, and yield shards as they close."""
@@ -186,7 +186,6 @@ class _Crew:
                     yield shard
                     continue
                 job = running.pop(future)
-                self.written += _row_bytes(job)
                 if future.result():
                     closing.add(self._close(job.shard))
             if running:
@@ -227,8 +226,8 @@ class _Crew:
         self.emit(
             Event(
                 kind,  # type: ignore[arg-type]
-                bytes_read=self.readers.bytes_read,
-                bytes_written=self.written,
+                bytes_read=self.readers.traffic.read,
+                bytes_written=self.readers.traffic.written,
                 bytes_total=self.total,
                 shard=shard + 1,
                 shards=len(self.plan.shards),
@@ -236,9 +235,3 @@ class _Crew:
                 seconds=time.monotonic() - self.began,
             )
         )
-
-
-def _row_bytes(job: Job) -> int:
-    from mergekit_lite.plan.layout import job_bytes
-
-    return job_bytes(job)

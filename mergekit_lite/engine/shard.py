@@ -15,13 +15,16 @@ from mergekit_lite.engine.inputs import Readers, TilePool
 from mergekit_lite.engine.journal import sha256_of
 from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
 from mergekit_lite.engine.program import compile_job
-from mergekit_lite.engine.row import Row
+from mergekit_lite.engine.row import Row, Write
 from mergekit_lite.engine.sweep import Known
 from mergekit_lite.kernels._jit import enabled
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mergekit_lite.engine.lanes import Lane
     from mergekit_lite.sources import Model
 
@@ -127,24 +130,26 @@ class Worker:
             return self._copy(job, shard)
         writer = shard.writer
 
-        def write(part: object, offset: int) -> None:
-            writer.write(part, job.start + offset)  # type: ignore[arg-type]
+        def write(part: NDArray[np.uint8], offset: int) -> None:
+            writer.write(part, job.start + offset)
+            self.readers.traffic.add_written(part.nbytes)
 
-        before = self.readers.bytes_of_thread()
+        before = self.readers.traffic.read_here()
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         row = row or self._torch(job, write)
-        return shard.row_done(row.contributions(), self.readers.bytes_of_thread() - before)
+        return shard.row_done(row.contributions(), self.readers.traffic.read_here() - before)
 
     def _copy(self, job: Job, shard: OpenShard) -> bool:
         read = job.reads[0]
         info = self.readers.info(read.source, read.name)
         reader = self.readers.reader(read.source, info.file)
         shard.writer.copy_from(reader, info.start, job.start, info.nbytes)
-        self.readers.count(info.nbytes)
+        self.readers.traffic.add_read(info.nbytes)
+        self.readers.traffic.add_written(info.nbytes)
         part = {} if read.source == "base" else {read.source: Contribution(matched=1)}
         return shard.row_done(part, info.nbytes)
 
-    def _fused(self, job: Job, write: Callable[[object, int], None]) -> Row | None:
+    def _fused(self, job: Job, write: Write) -> Row | None:
         program = compile_job(job, self.plan.seed)
         if program is None:
             return None
@@ -161,7 +166,7 @@ class Worker:
         merge_row(row, program, write, self.stop, allow_nonfinite=self.options.allow_nonfinite)
         return row
 
-    def _torch(self, job: Job, write: Callable[[object, int], None]) -> Row:
+    def _torch(self, job: Job, write: Write) -> Row:
         from mergekit_lite.engine.torch_row import TorchRow, calibration_of
 
         lane = self.lane
