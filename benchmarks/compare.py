@@ -67,7 +67,7 @@ class Bench:
         Unless the inputs are to be `known`, the checksums that we remember of them are dropped.
         """
         if not known:
-            (self.folder / "cache" / "mergekit-lite" / "digests.json").unlink(missing_ok=True)
+            (self.folder / "cache" / "digests.json").unlink(missing_ok=True)
         label = f"{name}.{program.name}"
         out = self.folder / "out" / label
         shutil.rmtree(out, ignore_errors=True)

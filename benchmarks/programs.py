@@ -56,7 +56,7 @@ def ours(cache: Path) -> Program:
     script = Path(sys.executable).with_name("mergekit-lite")
     code = "from mergekit_lite.cli.main import main; main()"
     start = (str(script),) if script.exists() else (sys.executable, "-c", code)
-    environment = {"XDG_CACHE_HOME": str(cache)}
+    environment = {"MERGEKIT_LITE_CACHE": str(cache)}
     if not script.exists():
         environment["PYTHONPATH"] = str(ROOT)
     python = Path(sys.executable)
