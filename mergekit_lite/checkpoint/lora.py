@@ -13,6 +13,7 @@ from mergekit_lite.checkpoint.folder import ADAPTER_FILE, PICKLE_SUFFIXES, read_
 from mergekit_lite.checkpoint.lora_config import LoraConfig, read_lora_config
 from mergekit_lite.errors import DataError, Problem, RecipeError, SourceError
 
+_MERGE_IT = "merge the adapter with PEFT and use the result as a model"
 _PREFIX = "base_model.model."
 # Raw state dicts and older files still carry the adapter's own name, such as `default`.
 _LINEAR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.\w+)?\.weight")
@@ -96,7 +97,7 @@ def read_adapter(folder: Path) -> Adapter:
             unknown.append(
                 Problem(
                     f"`{folder}`: `{name}` is no LoRA factor and no saved module",
-                    hint="merge the adapter with PEFT and use the result as a model",
+                    hint=_MERGE_IT,
                 )
             )
     if unknown:
@@ -128,7 +129,7 @@ def _refusal(key: str) -> tuple[str, str] | None:
     if re.search(r"\.lora_[A-Za-z_]+|\.token_adapter\.", key):
         return (
             "belongs to a LoRA variant that is not supported by this version",
-            "merge the adapter with PEFT and use the result as a model",
+            _MERGE_IT,
         )
     return None
 
@@ -142,15 +143,16 @@ def _factors(
     for (module, embedding), pair in pairs.items():
         if pair.keys() != {"A", "B"}:
             present = next(iter(pair.values())).name
-            faults.append(Problem(f"`{folder}`: `{present}` has no partner factor"))
+            hint = "the adapter's weights are not whole: fetch or save the adapter again"
+            faults.append(Problem(f"`{folder}`: `{present}` has no partner factor", hint=hint))
             continue
         a, b = pair["A"], pair["B"]
         if len(a.shape) != 2 or len(b.shape) != 2:
-            refused.append(
-                Problem(f"`{folder}`: LoRA on a convolution (`{module}`), not supported")
-            )
+            what = f"`{folder}`: LoRA on a convolution (`{module}`), not supported"
+            refused.append(Problem(what, hint=_MERGE_IT))
         elif not {a.dtype, b.dtype} <= FLOAT_DTYPES:
-            refused.append(Problem(f"`{folder}`: `{module}` has factors of {a.dtype}, {b.dtype}"))
+            what = f"`{folder}`: `{module}` has factors of {a.dtype}, {b.dtype}, not floats"
+            refused.append(Problem(what, hint=_MERGE_IT))
         elif not a.shape[0] == b.shape[1] == config.rank(module):
             faults.append(
                 Problem(

@@ -76,12 +76,13 @@ def read_lora_config(folder: Path) -> LoraConfig:
         ) from error
     if problems := [Problem(what, hint=_HINT) for what in _unsupported(raw, path)]:
         raise RecipeError(problems)
-    if problems := [Problem(f"`{path}`: {what}") for what in _malformed(raw)]:
+    if problems := [Problem(f"`{path}`: {what}", hint=_DAMAGED) for what in _malformed(raw)]:
         raise DataError(problems)
     base = raw.get("base_model_name_or_path")
     return LoraConfig(raw, base if isinstance(base, str) else "", bool(raw.get("fan_in_fan_out")))
 
 
+_DAMAGED = "the file is damaged or edited: fetch or save the adapter again"
 _HINT = "merge it into its base with PEFT's merge_and_unload, and use the result as a model"
 
 
