@@ -88,6 +88,11 @@ class ShardWriter:
             self.write(block, dst_offset + done)
             done += len(block)
 
+    def sync(self) -> None:
+        """Begin to put the written bytes on the disk; `finish` reports what goes wrong."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._descriptor)
+
     def finish(self) -> None:
         """Put the bytes on the disk, then give the file its final name.
 

@@ -20,7 +20,7 @@ from mergekit_lite.engine.options import Contribution, Options, Report, ShardDon
 from mergekit_lite.engine.shard import Emit, OpenShard, Worker
 from mergekit_lite.engine.sweep import find_known, load_known
 from mergekit_lite.errors import DataError, Interrupted
-from mergekit_lite.kernels._jit import compiled_before, enabled
+from mergekit_lite.kernels import enabled
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan
 
@@ -119,9 +119,11 @@ class LocalExecutor:
         """Yield each shard once its file is complete; see `Executor`."""
         if not shards:
             return
-        merging = any(job.kind == "merge" for job in plan.jobs)
-        if merging and enabled() and not compiled_before():
-            emit(Event("note", text="compiling the kernels, once (about 15 seconds)"))
+        if enabled() and any(job.kind == "merge" for job in plan.jobs):
+            from mergekit_lite.kernels._jit import compiled_before
+
+            if not compiled_before():
+                emit(Event("note", text="compiling the kernels, once (about 15 seconds)"))
         crew = _Crew(plan, models, shards, folder, options, emit)
         try:
             yield from crew.work()
@@ -159,6 +161,7 @@ class _Crew:
         self.closing = ThreadPoolExecutor(1, thread_name_prefix="close")
         self.local = threading.local()
         self.numbers = count()
+        self.following: Future[None] | None = None
         self.began = time.monotonic()
         self.total = sum(job_bytes(job) for job in self.jobs)
 
@@ -188,6 +191,8 @@ class _Crew:
                 job = running.pop(future)
                 if future.result():
                     closing.add(self._close(job.shard))
+                else:
+                    self._follow(job.shard)
             if running:
                 first = next(iter(running.values()))
                 self._tell("progress", first.shard, first.name)
@@ -221,6 +226,11 @@ class _Crew:
 
     def _close(self, number: int) -> Future[ShardDone]:
         return self.closing.submit(self.open[number].close)
+
+    def _follow(self, number: int) -> None:
+        """Let the closing thread hash what has been written, unless it has been told already."""
+        if self.following is None or self.following.done():
+            self.following = self.closing.submit(self.open[number].hash.follow)
 
     def _tell(self, kind: str, shard: int = -1, name: str = "") -> None:
         self.emit(

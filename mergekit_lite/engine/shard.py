@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergekit_lite.checkpoint.writer import ShardWriter
-from mergekit_lite.engine.cpu import merge_row
 from mergekit_lite.engine.events import Event
+from mergekit_lite.engine.following import FollowingHash
 from mergekit_lite.engine.inputs import Readers, TilePool
-from mergekit_lite.engine.journal import sha256_of
 from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
-from mergekit_lite.engine.program import compile_job
-from mergekit_lite.engine.row import Row, Write
 from mergekit_lite.engine.sweep import Known
-from mergekit_lite.kernels._jit import enabled
+from mergekit_lite.kernels import enabled
 from mergekit_lite.ops import registry
+from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mergekit_lite.engine.lanes import Lane
+    from mergekit_lite.engine.row import Row, Write
     from mergekit_lite.sources import Model
 
 Emit = Callable[[Event], None]
@@ -42,16 +41,15 @@ class OpenShard:
         self._shard = plan.shards[number]
         self._folder = folder
         self._lock = threading.Lock()
+        self.hash = FollowingHash(folder / f"{self._shard.file}.partial")
 
     @cached_property
     def _writer(self) -> ShardWriter:
         shard = self._shard
-        return ShardWriter(
-            self._folder / f"{shard.file}.partial",
-            self._folder / shard.file,
-            shard.header,
-            shard.nbytes,
-        )
+        path = self._folder / f"{shard.file}.partial"
+        writer = ShardWriter(path, self._folder / shard.file, shard.header, shard.nbytes)
+        self.hash.wrote(0, 8 + len(shard.header.encode()))
+        return writer
 
     @property
     def writer(self) -> ShardWriter:
@@ -59,8 +57,9 @@ class OpenShard:
         with self._lock:
             return self._writer
 
-    def row_done(self, parts: Mapping[str, Contribution], bytes_read: int) -> bool:
+    def row_done(self, job: Job, parts: Mapping[str, Contribution], bytes_read: int) -> bool:
         """Add what a finished row has said; return whether it was the last one."""
+        self.hash.wrote(job.start, job_bytes(job))
         with self._lock:
             for name, part in parts.items():
                 self.inputs[name] = self.inputs.get(name, Contribution()) + part
@@ -69,14 +68,19 @@ class OpenShard:
             return self.left == 0
 
     def close(self) -> ShardDone:
-        """Put the file on the disk under its final name and hash it."""
-        self.writer.finish()
-        path = self._folder / self._shard.file
+        """Put the file on the disk under its final name and finish its checksum."""
+        writer = self.writer
+        # The disk and the checksum each take their time; neither waits for the other.
+        syncing = threading.Thread(target=writer.sync, name="sync")
+        syncing.start()
+        digest = self.hash.hexdigest(self._shard.nbytes)
+        syncing.join()
+        writer.finish()
         return ShardDone(
             self.number,
             self._shard.file,
             self._shard.nbytes,
-            sha256_of(path),
+            digest,
             # Rows finish in any order, so sums are put in one that does not depend on it.
             dict(sorted(self.inputs.items())),
             self.bytes_read,
@@ -84,6 +88,7 @@ class OpenShard:
 
     def abandon(self) -> None:
         """Close the unfinished file."""
+        self.hash.close()
         if "_writer" in self.__dict__:
             self._writer.close()
 
@@ -137,7 +142,7 @@ class Worker:
         before = self.readers.traffic.read_here()
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         row = row or self._torch(job, write)
-        return shard.row_done(row.contributions(), self.readers.traffic.read_here() - before)
+        return shard.row_done(job, row.contributions(), self.readers.traffic.read_here() - before)
 
     def _copy(self, job: Job, shard: OpenShard) -> bool:
         read = job.reads[0]
@@ -147,9 +152,14 @@ class Worker:
         self.readers.traffic.add_read(info.nbytes)
         self.readers.traffic.add_written(info.nbytes)
         part = {} if read.source == "base" else {read.source: Contribution(matched=1)}
-        return shard.row_done(part, info.nbytes)
+        return shard.row_done(job, part, info.nbytes)
 
     def _fused(self, job: Job, write: Write) -> Row | None:
+        # numba takes half a second to import, which a run that only copies need not pay.
+        from mergekit_lite.engine.cpu import merge_row
+        from mergekit_lite.engine.program import compile_job
+        from mergekit_lite.engine.row import Row
+
         program = compile_job(job, self.plan.seed)
         if program is None:
             return None
@@ -167,6 +177,7 @@ class Worker:
         return row
 
     def _torch(self, job: Job, write: Write) -> Row:
+        from mergekit_lite.engine.row import Row
         from mergekit_lite.engine.torch_row import TorchRow, calibration_of
 
         lane = self.lane

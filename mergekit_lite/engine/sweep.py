@@ -8,18 +8,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.engine.inputs import Readers, TilePool, as_float32
-from mergekit_lite.engine.ranks import bin_of
-from mergekit_lite.engine.row import Row
 from mergekit_lite.errors import DataError, RecipeError
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._place import Cut
 from mergekit_lite.ops._statistics import EVERY, Order
 from mergekit_lite.plan.types import Job, Plan, Step
+
+if TYPE_CHECKING:
+    from mergekit_lite.engine.row import Row
 
 STATISTICS = "statistics.json"
 UPPER_BITS = 15  # the low bits that the first histogram leaves to the second
@@ -94,6 +96,8 @@ def load_known(folder: Path) -> Known:
 
 def _sweep(uses: list[tuple[Job, Step]], readers: Readers, tile: int) -> tuple[Cut, ...]:
     """Rank the magnitudes of one expert's delta over all rows: bits 30..15, then 14..0."""
+    from mergekit_lite.engine.ranks import bin_of
+
     step = uses[0][1]
     needs = _of_model(step)
     if needs is None:
@@ -123,6 +127,8 @@ def _bits(
     uses: list[tuple[Job, Step]], readers: Readers, tile: int
 ) -> Iterator[NDArray[np.uint32]]:
     """Yield the magnitude bits of the expert's delta, tile by tile over all rows."""
+    from mergekit_lite.engine.row import Row
+
     pool, never = TilePool(), threading.Event()
     for job, step in uses:
         if next(s for s in job.steps if s.expert == step.expert) != step:

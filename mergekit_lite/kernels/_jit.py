@@ -47,11 +47,6 @@ def reported(function: Function) -> Function:
     return njit(nogil=True, error_model="numpy", fastmath={"reassoc"})(function)  # type: ignore[no-any-return]
 
 
-def enabled() -> bool:
-    """Whether compiled kernels may be used (`MERGEKIT_LITE_JIT=0` turns them off)."""
-    return os.environ.get("MERGEKIT_LITE_JIT", "1") != "0"
-
-
 def compiled_before() -> bool:
     """Whether an earlier run has left compiled kernels that this one will load."""
     folder = Path(numba.config.CACHE_DIR)

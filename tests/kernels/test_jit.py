@@ -11,6 +11,7 @@ from pathlib import Path
 import numba
 import pytest
 
+from mergekit_lite import kernels
 from mergekit_lite.kernels import _jit
 
 FOLDER = Path(_jit.__file__).parent
@@ -59,4 +60,4 @@ def test_another_source_text_has_another_folder(
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", True)])
 def test_they_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, value: str, on: bool) -> None:
     monkeypatch.setenv("MERGEKIT_LITE_JIT", value)
-    assert _jit.enabled() is on
+    assert kernels.enabled() is on

@@ -1,0 +1,65 @@
+"""The checksum of a file that several workers write out of order."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+from mergekit_lite.checkpoint import FileReader, aligned_buffer
+
+CHUNK = 1 << 20
+
+
+class FollowingHash:
+    """sha256 of a growing file: hashes whatever is complete from its beginning on.
+
+    A file read back at its end would keep one core busy while all others wait.
+
+    Args:
+        path: the file; it must exist when `follow` is first called.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._hash = hashlib.sha256()
+        self._position = 0
+        self._written: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._reader: FileReader | None = None
+
+    def wrote(self, start: int, nbytes: int) -> None:
+        """Note that bytes [start, start + nbytes) have been written; any thread may."""
+        if nbytes:
+            with self._lock:
+                self._written[start] = start + nbytes
+
+    def follow(self) -> None:
+        """Hash all that is complete; only one thread at a time may."""
+        while (end := self._next_end()) is not None:
+            self._hash_to(end)
+
+    def hexdigest(self, nbytes: int) -> str:
+        """Return the sha256 of the first `nbytes` bytes, which are the whole file."""
+        self._hash_to(nbytes)
+        self.close()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _next_end(self) -> int | None:
+        with self._lock:
+            return self._written.pop(self._position, None)
+
+    def _hash_to(self, end: int) -> None:
+        if self._reader is None:
+            self._reader = FileReader(self.path)
+        while self._position < end:
+            part = aligned_buffer(min(CHUNK, end - self._position), self._position)
+            self._reader.read_into(part, self._position)
+            self._hash.update(memoryview(part))
+            self._position += len(part)
