@@ -61,7 +61,7 @@ def read_files(
     tensors: dict[str, TensorInfo] = {}
     sizes: dict[str, int] = {}
     first: dict[str, str] | None = None
-    twice: list[Problem] = []
+    twice: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     faults: list[MergekitLiteError] = []
     for file in files:
         try:
@@ -75,20 +75,15 @@ def read_files(
                 faults.append(_index_disagrees(folder / file, index, absent))
             # A copy of a tensor in a second shard: the index says which one counts.
             found = {n: info for n, info in found.items() if index.weight_map.get(n, file) == file}
-        twice += [
-            Problem(
-                f"`{folder}`: tensor `{name}` is in `{tensors[name].file}` and in `{file}`",
-                hint="files of two checkpoints lie in one folder: keep those of one, or its index",
-            )
-            for name in sorted(found.keys() & tensors.keys())
-        ]
+        for name in sorted(found.keys() & tensors.keys()):
+            twice[tensors[name].file, file].append(name)
         tensors |= found
     if faults:
         # Damaged bytes outrank an unsupported dtype: the exit code is that of the worse fault.
         kind = DataError if any(isinstance(f, DataError) for f in faults) else type(faults[0])
         raise kind([problem for fault in faults for problem in fault.problems])
     if twice:
-        raise RecipeError(twice)
+        raise RecipeError([_stored_twice(folder, *pair, names) for pair, names in twice.items()])
     notes = [*warnings, *_index_notes(folder, index, tensors)]
     return Header(tensors, sizes, first or {}, tuple(notes))
 
@@ -134,6 +129,13 @@ def _index_disagrees(path: Path, index: Index, absent: Sequence[str]) -> DataErr
     return DataError(
         f"`{path}` lacks tensors that {index.file} places there ({len(absent)}): {_few(absent)}",
         hint="index and weights are of different checkpoints: fetch or save both again",
+    )
+
+
+def _stored_twice(folder: Path, first: str, second: str, names: Sequence[str]) -> Problem:
+    return Problem(
+        f"`{folder}`: `{first}` and `{second}` hold the same tensors ({len(names)}): {_few(names)}",
+        hint="keep the files of one checkpoint in the folder, or add its index",
     )
 
 

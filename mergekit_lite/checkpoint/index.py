@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mergekit_lite.checkpoint.parse import FRESH_COPY, parse_json
+from mergekit_lite.checkpoint.parse import FRESH_TEXT, parse_json
 from mergekit_lite.errors import DataError, Problem, RecipeError, SourceError
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -44,12 +44,12 @@ def read_index(path: Path) -> Index:
         SourceError: the file cannot be read.
     """
     try:
-        raw = parse_json(path.read_bytes(), str(path))
+        raw = parse_json(path.read_bytes(), str(path), FRESH_TEXT)
     except OSError as error:
         raise SourceError(f"cannot read `{path}`: {error.strerror or error}") from error
     weight_map = raw.get("weight_map")
     if not isinstance(weight_map, dict) or not all(type(f) is str for f in weight_map.values()):
-        raise DataError(f"`{path}`: `weight_map` is not a map of strings", hint=FRESH_COPY)
+        raise DataError(f"`{path}`: `weight_map` is not a map of strings", hint=FRESH_TEXT)
     files = sorted(set(weight_map.values()))
     if outside := [file for file in files if _leaves_folder(file)]:
         raise DataError(

@@ -68,7 +68,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        raw = parse_json(path.read_bytes().strip(), str(path))
+        raw = parse_json(path.read_bytes().strip(), str(path), _DAMAGED)
     except OSError as error:
         raise SourceError(
             f"`{folder}` is not a LoRA adapter: no {CONFIG_FILE}",

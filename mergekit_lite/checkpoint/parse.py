@@ -15,6 +15,7 @@ HEADER_LIMIT = 100_000_000
 """Most bytes of JSON that the safetensors format allows."""
 
 FRESH_COPY = "the file is damaged or was not written as safetensors: fetch or save it again"
+FRESH_TEXT = "the file is damaged: fetch it again from where the model comes from"
 
 # Larger than any address space: a product beyond it is an attack or rot, never a tensor.
 _BYTES_LIMIT = 1 << 63
@@ -22,6 +23,14 @@ _BYTES_LIMIT = 1 << 63
 _SUBBYTE_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
 _KEYS = {"dtype", "shape", "data_offsets"}
 
+_PICKLE = (
+    "is a PyTorch pickle, not safetensors",
+    "convert it: load it with torch and save it with safetensors",
+)
+_PAGE = (
+    "is a web page, not safetensors",
+    "the download saved an error or log-in page: download the file again",
+)
 _OTHER_FORMATS: Mapping[bytes, tuple[str, str]] = {
     b"version https://git-lfs": (
         "is a git-lfs pointer, not the weights",
@@ -31,14 +40,12 @@ _OTHER_FORMATS: Mapping[bytes, tuple[str, str]] = {
         "is a GGUF file, not safetensors",
         "merging needs the 16-bit safetensors checkpoint it was made from",
     ),
-    b"PK\x03\x04": (
-        "is a PyTorch pickle (zip), not safetensors",
-        "convert it: load it with torch and save it with safetensors",
-    ),
-    b"<!DOCTYPE": (
-        "is a web page, not safetensors",
-        "the download saved an error or log-in page: download the file again",
-    ),
+    b"PK\x03\x04": _PICKLE,
+    # The magic number of torch.save before it wrote zip files.
+    b"\x80\x02\x8a\x0a": _PICKLE,
+    b"<!DOCTYPE": _PAGE,
+    b"<html": _PAGE,
+    b"<?xml": _PAGE,
 }
 
 
@@ -138,32 +145,32 @@ def header_end(start: bytes, file: str, file_size: int) -> int:
     return 8 + length
 
 
-def parse_json(text: bytes | memoryview, file: str) -> dict[str, Any]:
+def parse_json(text: bytes | memoryview, file: str, hint: str = FRESH_COPY) -> dict[str, Any]:
     """Parse a JSON object, refusing what `json` lets pass: repeated keys and lone surrogates.
 
     Raises:
         DataError: the text is not such an object.
     """
     try:
-        value = json.loads(str(text, "utf-8"), object_pairs_hook=_unique(file))
+        value = json.loads(str(text, "utf-8"), object_pairs_hook=_unique(file, hint))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"`{file}` does not hold valid JSON: {error}", hint=FRESH_COPY) from error
+        raise DataError(f"`{file}` does not hold valid JSON: {error}", hint=hint) from error
     if not isinstance(value, dict):
-        raise DataError(f"`{file}` does not hold a JSON object", hint=FRESH_COPY)
+        raise DataError(f"`{file}` does not hold a JSON object", hint=hint)
     try:
         "".join(value).encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"`{file}`: a name is not valid Unicode", hint=FRESH_COPY) from error
+        raise DataError(f"`{file}`: a name is not valid Unicode", hint=hint) from error
     return value
 
 
-def _unique(file: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+def _unique(file: str, hint: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) != len(items):
             names = [name for name, _ in items]
             twice = next(name for name in found if names.count(name) > 1)
-            raise DataError(f"`{file}`: the JSON key `{twice}` appears twice", hint=FRESH_COPY)
+            raise DataError(f"`{file}`: the JSON key `{twice}` appears twice", hint=hint)
         return found
 
     return pairs

@@ -12,12 +12,12 @@ from typing import Any
 from mergekit_lite.checkpoint import FileReader, read_adapter, read_checkpoint
 from mergekit_lite.checkpoint.folder import ADAPTER_FILE, PICKLE_SUFFIXES
 from mergekit_lite.checkpoint.index import INDEX_SUFFIX
+from mergekit_lite.checkpoint.parse import FRESH_TEXT
 from mergekit_lite.errors import DataError, RecipeError, SourceError, nearest
 from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.companions import companions_of
 from mergekit_lite.sources.quantization import quantization_of
 
-_FRESH = "the file is damaged: fetch it again from where the model comes from"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
@@ -105,9 +105,9 @@ def read_config(folder: Path) -> Mapping[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"`{path}` does not hold valid JSON: {error}", hint=_FRESH) from error
+        raise DataError(f"`{path}` does not hold valid JSON: {error}", hint=FRESH_TEXT) from error
     if not isinstance(value, dict):
-        raise DataError(f"`{path}` does not hold a JSON object", hint=_FRESH)
+        raise DataError(f"`{path}` does not hold a JSON object", hint=FRESH_TEXT)
     return value
 
 
@@ -126,7 +126,10 @@ def _not_a_folder(reference: str, path: Path) -> SourceError | RecipeError:
         )
     advice = _nearest_sibling(path)
     if _HUB_NAME.fullmatch(reference):
-        hint = "download the folder and give its path, for example `./" + path.name + "`"
+        name, _, revision = reference.partition("@")
+        fetch = f"hf download {name}{f' --revision {revision}' if revision else ''}"
+        target = f"./{name.rpartition('/')[2]}"
+        hint = f"download it with `{fetch} --local-dir {target}` and write `{target}` here"
         return SourceError(
             f"there is no folder `{reference}`, and Hub repositories are not fetched by this "
             "version",
@@ -162,6 +165,8 @@ def _nearest_sibling(path: Path) -> str:
     """Return a suggestion from the first folder on the way to `path` that exists."""
     while not path.parent.is_dir():
         path = path.parent
+    if path.exists():
+        return f"`{path}` is a file, not a folder"
     try:
         return nearest(path.name, [entry.name for entry in path.parent.iterdir()])
     except OSError:

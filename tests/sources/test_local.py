@@ -93,7 +93,7 @@ def test_the_kind_that_was_asked_for_is_checked(here: Path) -> None:
     [
         ("bose", SourceError, ["there is no folder or file", "did you mean `base`?"]),
         ("./sub/dir/base", SourceError, ["there is no folder or file"]),
-        ("org/model", SourceError, ["Hub repositories are not fetched", "download the folder"]),
+        ("org/model", SourceError, ["Hub repositories are not fetched", "hf download org/model"]),
         ("org/model@main", SourceError, ["Hub repositories are not fetched"]),
         ("$UNSET_VARIABLE/base", SourceError, ["environment variable that is not set"]),
         ("s3://bucket/model", RecipeError, ["by address are not supported"]),
