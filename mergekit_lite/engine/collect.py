@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mergekit_lite.ops._chain import Answer
 from mergekit_lite.ops._place import Cut, Sums
-from mergekit_lite.ops._statistics import EVERY, Totals, add_blocks, block_sums
+from mergekit_lite.ops._statistics import BLOCK, EVERY, Totals, add_blocks, block_sums
 
 UPPER = 1 << 16
 LOWER = 1 << 15
@@ -102,17 +102,26 @@ def _bin_of(bins: Tensor, rank: int) -> tuple[int, int]:
 
 
 class TotalsCollector:
-    """Sums of magnitudes and inner products, block by block; tiles start at multiples of 4096."""
+    """Sums of magnitudes and inner products, in blocks of 4096 entries whatever the tiles."""
 
     def __init__(self, needs: Totals) -> None:
         self.needs = needs
         self.absolute: dict[int, list[float]] = {}
         self.gram: dict[tuple[int, int], list[float]] = {}
         self.count = 0
+        self.rest: list[Tensor] = []
 
     def add(self, values: Sequence[Tensor], first: int) -> None:
         exact = [value.flatten().double() for value in values]
+        if self.rest:
+            exact = [torch.cat(pair) for pair in zip(self.rest, exact, strict=True)]
         self.count = len(exact)
+        # Tiles of whole rows end anywhere; a block that is cut waits for the next tile.
+        whole = exact[0].numel() // BLOCK * BLOCK
+        self.rest = [value[whole:] for value in exact]
+        self._add_blocks([value[:whole] for value in exact])
+
+    def _add_blocks(self, exact: list[Tensor]) -> None:
         for i, left in enumerate(exact):
             if self.needs.absolute:
                 self.absolute.setdefault(i, []).extend(block_sums(left.abs()))
@@ -123,6 +132,8 @@ class TotalsCollector:
         return False
 
     def answer(self) -> Sums:
+        self._add_blocks(self.rest)
+        self.rest = []
         n = range(self.count)
         gram = [[add_blocks(self.gram[min(i, j), max(i, j)]) for j in n] for i in n if self.gram]
         return Sums(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mergekit_lite.engine.options import ShardDone
 from mergekit_lite.errors import RecipeError
@@ -20,7 +22,8 @@ class Journal:
 
     Args:
         folder: the unfinished output folder.
-        plan: the plan that is being run; its digest is the journal's first line.
+        plan: the plan that is being run; its digest and its inputs' identities are the journal's
+            first line.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
@@ -32,21 +35,16 @@ class Journal:
         """Return the shards that an earlier run of the same plan finished and that are intact.
 
         Raises:
-            RecipeError: the folder holds an unfinished run of another plan.
+            RecipeError: the folder holds an unfinished run of another plan, or of other inputs.
         """
-        if not self.path.exists():
-            self._append({"plan": self.plan.content_digest()})
+        lines = list(self._lines())
+        if not lines:
+            # None yet, or killed while its first line was written.
+            self._append({"plan": self.plan.content_digest(), "inputs": identities(self.plan)})
             return []
-        lines = self._lines()
-        first = next(lines, None)
-        if first is None or first.get("plan") != self.plan.content_digest():
-            raise RecipeError(
-                "an unfinished run of another recipe is in the way",
-                where=self.folder.name,
-                hint="finish it with its own recipe, or pass --fresh to throw it away",
-            )
+        self._check(lines[0])
         done = {}
-        for line in lines:
+        for line in lines[1:]:
             shard = ShardDone.from_data(line)
             path = self.folder / shard.file
             if path.is_file() and path.stat().st_size == shard.nbytes:
@@ -61,15 +59,31 @@ class Journal:
         """Delete the journal: the folder is complete."""
         self.path.unlink(missing_ok=True)
 
+    def _check(self, first: Mapping[str, Any]) -> None:
+        """Raise RecipeError unless this first line of a journal is of the same run."""
+        if first.get("plan") != self.plan.content_digest():
+            raise RecipeError(
+                "an unfinished run of another recipe is in the way",
+                where=self.folder.name,
+                hint="finish it with its own recipe, or pass --fresh to throw it away",
+            )
+        before, now = first.get("inputs", {}), identities(self.plan)
+        changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        if changed:
+            raise RecipeError(
+                f"the inputs changed since the interrupted run: {', '.join(changed)}",
+                where=self.folder.name,
+                hint="pass --fresh to throw away what was made of the old ones",
+            )
+
     def _intact(self, shard: ShardDone) -> bool:
         return sha256_of(self.folder / shard.file) == shard.sha256
 
-    def _lines(self) -> Iterator[dict[str, object]]:
-        for line in self.path.read_text().splitlines():
-            try:
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            # A run that was killed while writing leaves a torn line, and others may follow it.
+            with contextlib.suppress(json.JSONDecodeError):
                 yield json.loads(line)
-            except json.JSONDecodeError:
-                return  # the last line of a run that was killed while writing it
 
     def _append(self, data: object) -> None:
         text = (json.dumps(data, sort_keys=True) + "\n").encode()
@@ -79,6 +93,19 @@ class Journal:
             file.write(b"\n" + text if torn and self.path.stat().st_size else text)
             file.flush()
             os.fsync(file.fileno())
+
+
+def identities(plan: Plan) -> dict[str, list[int]]:
+    """Return [size, time of the last change in ns] of every input file that lies on a disk."""
+    found = {}
+    for name, source in plan.inputs.items():
+        root = Path(source.root)
+        for file in sorted(source.files):
+            path = root if root.is_file() else root / file
+            if path.is_file():
+                status = path.stat()
+                found[f"{name}/{file}"] = [status.st_size, status.st_mtime_ns]
+    return found
 
 
 def sha256_of(path: Path) -> str:

@@ -74,9 +74,9 @@ def resolve_cuts(row: Row, program: Program, stop: threading.Event) -> None:
 
 def _find(row: Row, program: Program, wanted: list[Wanted], stop: threading.Event) -> None:
     for want in wanted:
+        want.rank = min(want.rank, row.size)
         if want.rank <= 0:
             want.cut = Cut(float("inf"), 0)
-        want.rank = min(want.rank, row.size)
     open_ = [want for want in wanted if want.cut is None]
     if not open_:
         return

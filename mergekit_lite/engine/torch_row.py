@@ -102,8 +102,9 @@ class TorchRow:
         self.rows = "row" in reaches
         self.whole = bool(reaches - {"element", "row"})
         # Counted on the device and fetched once a sweep, so that no tile waits for the host.
-        self.squares = torch.zeros(len(row.slots), dtype=torch.float64, device=lane.device)
-        self.bad = torch.zeros(len(row.bad), dtype=torch.int64, device=lane.device)
+        with lane.working():
+            self.squares = torch.zeros(len(row.slots), dtype=torch.float64, device=lane.device)
+            self.bad = torch.zeros(len(row.bad), dtype=torch.int64, device=lane.device)
 
     def _link(
         self,
@@ -120,13 +121,14 @@ class TorchRow:
     def tiles(self, stop: threading.Event) -> Iterator[Tile]:
         """Yield every tile, reading the next one into the other side of the host memory."""
         size = max(self.row.size, 1) if self.whole else self.row.tile
-        self.squares.zero_()
-        self.bad.zero_()
+        with self.lane.working():
+            self.squares.zero_()
+            self.bad.zero_()
         for number, first in enumerate(range(0, self.row.size, size)):
             if stop.is_set():
                 raise Interrupted("stopped")
             self.row.pool = self.lane.sides[number % 2]
-            self.row.pool.positions(self.row.slots, min(size, self.row.size))
+            self.row.space = self.row.pool.positions(self.row.slots, min(size, self.row.size))
             count = min(size, self.row.size - first)
             self.row.load(first, count)
             with self.lane.working():
@@ -145,8 +147,10 @@ class TorchRow:
                 delta = value if value is not None else zero
                 if delta is None:
                     delta = torch.zeros(count, device=self.lane.device)
-                weight = self.space == "weight" and base is not None
-                inputs.append(base + delta if weight and base is not None else delta)
+                if self.space == "weight" and base is not None:
+                    # Not added to where nothing is stored: an untouched -0.0 stays one.
+                    delta = base if value is None else base + value
+                inputs.append(delta)
             else:
                 inputs.append(enter(base, value, self.space))
         if self.space == "delta":
@@ -220,7 +224,8 @@ class TorchRow:
                 self._write(*waiting.pop(0), write)
         for item in waiting:
             self._write(*item, write)
-        self.row.norms[:] = self.squares.tolist()
+        with self.lane.working():
+            self.row.norms[:] = self.squares.tolist()
         self._check_finite(allow_nonfinite)
 
     def _write(self, ticket: Any, host: NDArray[np.uint8], offset: int, write: Write) -> None:
@@ -228,7 +233,8 @@ class TorchRow:
         write(host, offset)
 
     def _check_finite(self, allow: bool) -> None:
-        self.row.bad[:] = self.bad.tolist()
+        with self.lane.working():
+            self.row.bad[:] = self.bad.tolist()
         self.row.check_finite(allow)
 
     def _find_statistics(self, stop: threading.Event) -> None:

@@ -44,10 +44,11 @@ def load_input(
     """Write input `i` of a block to `x[:n]`: as a delta, or as a weight in weight space."""
     bad = 0
     if code[i] < 0:
+        # Copied and not added to: an untouched -0.0 stays one.
         for j in range(n):
-            x[j] = _ZERO
-    else:
-        bad = decode(raw, at[i] + block * _WIDTHS[code[i]], code[i], x, n)
+            x[j] = base[j] if weight_space else _ZERO
+        return bad
+    bad = decode(raw, at[i] + block * _WIDTHS[code[i]], code[i], x, n)
     if weight_space and is_delta[i] != 0:
         for j in range(n):
             x[j] = base[j] + x[j]

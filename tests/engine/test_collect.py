@@ -1,0 +1,98 @@
+"""Statistics of the torch path, whatever tiles a tensor comes in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mergekit_lite.engine.collect import OrderCollector, TotalsCollector
+from mergekit_lite.ops import registry
+from mergekit_lite.ops._spec import REGISTRY, transform
+from mergekit_lite.ops._statistics import Totals, order_cuts, totals
+from mergekit_lite.plan.types import Step
+from tests.engine.memory_models import one_tensor
+from tests.engine.plans import each, expected, output, plan_for, run, same_bytes, save_models
+
+TILES = [4096, 4032, 8192, 5000, 1, 100_000]
+
+
+def in_tiles(tensors: list[torch.Tensor], tile: int):  # type: ignore[no-untyped-def]
+    for first in range(0, tensors[0].numel(), tile):
+        yield [tensor[first : first + tile] for tensor in tensors], first
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("size", [10_007, 4096, 16])
+def test_sums_do_not_depend_on_tiles(tile: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    tensors = [
+        torch.randn(size, generator=generator) ** 3 * 10 ** torch.rand(size, generator=generator)
+        for _ in range(3)
+    ]
+    if size // tile > 100:
+        tensors = [tensor[:50] for tensor in tensors]
+    collector = TotalsCollector(Totals(absolute=True, gram=True))
+    for values, first in in_tiles(tensors, tile):
+        collector.add(values, first)
+    assert not collector.next()
+    assert collector.answer() == totals(tensors)
+
+
+@pytest.mark.parametrize("tile", [4096, 1000, 100_000])
+@pytest.mark.parametrize("keep_ties", [False, True])
+def test_cuts_do_not_depend_on_tiles(tile: int, keep_ties: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-9, 10, (12_345,), generator=generator).float() / 8
+    ranks = (1, 5000, 0, 12_345, 99_999)
+    collector = OrderCollector(ranks, len(values), keep_ties=keep_ties)
+    again = True
+    while again:
+        for part, first in in_tiles([values], tile):
+            collector.add(part, first)
+        again = collector.next()
+    assert collector.answer() == order_cuts(values, ranks, keep_ties=keep_ties)
+
+
+def test_an_op_that_needs_whole_tensors_gets_them(tmp_path: Path) -> None:
+    """Larger than a tile: every input lies in memory at once, none over another."""
+    registry()
+
+    @transform(name="centre", title="Centre the columns", paper="none", reach="tensor")
+    def centre(delta: torch.Tensor) -> torch.Tensor:
+        """Subtract the column means."""
+        assert delta.shape == (600, 400)
+        return delta - delta.mean(0)
+
+    try:
+        models = save_models(tmp_path, {"w": (600, 400)})
+        plan = plan_for(models, [*each("centre", {}), Step("task_arithmetic")])
+        run(plan, models, tmp_path / "out")
+        assert same_bytes(output(tmp_path / "out"), expected(plan, models))
+    finally:
+        del REGISTRY["centre"]
+
+
+def test_a_third_partys_element_op_is_tiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry()
+    sizes = []
+
+    @transform(name="halve", title="Halve", paper="none")
+    def halve(delta: torch.Tensor) -> torch.Tensor:
+        """Halve every entry."""
+        sizes.append(delta.numel())
+        return delta / 2
+
+    monkeypatch.setattr("mergekit_lite.engine.local.tile_for", lambda plan, options: 1 << 12)
+    try:
+        base = torch.zeros(10_000)
+        models = one_tensor(base, {"e": base + 3})
+        plan = plan_for(models, [*each("halve", {}, ["e"]), Step("task_arithmetic")], dtype="F32")
+        run(plan, models, tmp_path / "out")
+    finally:
+        del REGISTRY["halve"]
+    assert sizes == [4096, 4096, 1808]
+    assert output(tmp_path / "out")["w"].unique().tolist() == [1.5]
