@@ -76,7 +76,7 @@ def run(
     """
     from mergekit_lite.engine.options import Options
     from mergekit_lite.export.merge import merge
-    from mergekit_lite.plan.build import build, models
+    from mergekit_lite.plan.build import prepare
     from mergekit_lite.plan.types import Plan
     from mergekit_lite.recipe import Recipe
 
@@ -84,8 +84,8 @@ def run(
     if isinstance(recipe, Plan):
         return merge(recipe, open_inputs(recipe), Path(out), chosen, emit or _ignore)
     loaded = recipe if isinstance(recipe, Recipe) else load(recipe)
-    found = models(loaded)
-    return merge(build(loaded, found), found, Path(out), chosen, emit or _ignore)
+    ready, found = prepare(loaded)
+    return merge(ready, found, Path(out), chosen, emit or _ignore)
 
 
 def open_inputs(plan: Plan) -> dict[str, Model]:

@@ -47,6 +47,7 @@ class ShardWriter:
         self.final_path = Path(final_path)
         self.nbytes = nbytes
         self._descriptor = -1
+        self._unsynced: OSError | None = None
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
         try:
             self._descriptor = os.open(self.path, flags, 0o666)
@@ -90,8 +91,11 @@ class ShardWriter:
 
     def sync(self) -> None:
         """Begin to put the written bytes on the disk; `finish` reports what goes wrong."""
-        with contextlib.suppress(OSError):
+        try:
             os.fsync(self._descriptor)
+        except OSError as error:
+            # Kept, because the system reports it once: the next fsync would succeed.
+            self._unsynced = error
 
     def finish(self) -> None:
         """Put the bytes on the disk, then give the file its final name.
@@ -100,6 +104,8 @@ class ShardWriter:
             DataError: the file has not the planned size.
             ResourceError: the disk is full or reports an error.
         """
+        if self._unsynced is not None:
+            raise self._failure(self._unsynced) from self._unsynced
         try:
             size = os.fstat(self._descriptor).st_size
             if size != self.nbytes:

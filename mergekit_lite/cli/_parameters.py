@@ -20,6 +20,12 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
         raise click.BadParameter(str(error), context, parameter) from None
 
 
+def _sized(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return a size as it was written, once it is known to be one."""
+    _bytes(context, parameter, value)
+    return value
+
+
 recipe = click.argument("recipe", type=click.Path(path_type=Path))
 changes = click.option(
     "--set",
@@ -29,7 +35,10 @@ changes = click.option(
     help="Change an entry of the recipe; may be repeated.",
 )
 shard_size = click.option(
-    "--shard-size", metavar="SIZE", help="Largest output file in bytes, such as 5GB."
+    "--shard-size",
+    callback=_sized,
+    metavar="SIZE",
+    help="Largest output file in bytes, such as 5GB.",
 )
 threads = click.option(
     "--threads", type=click.IntRange(min=1), help="Workers; one for each core by default."

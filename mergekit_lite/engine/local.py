@@ -62,7 +62,7 @@ def execute(
     if done:
         text = f"found {len(done)} of {len(plan.shards)} shards done"
         emit(Event("note", text=text, shards=len(plan.shards)))
-    resumed = len(done)
+    resumed = set(done)
     try:
         _sweep_model(plan, models, folder, options)
         executor = executor_named(options.executor)
@@ -88,19 +88,19 @@ def _sweep_model(plan: Plan, models: Mapping[str, Model], folder: Path, options:
         readers.close()
 
 
-def _report(plan: Plan, shards: Sequence[ShardDone], resumed: int, seconds: float) -> Report:
+def _report(plan: Plan, shards: Sequence[ShardDone], resumed: set[int], seconds: float) -> Report:
     total: dict[str, Contribution] = {name: Contribution() for name in plan.inputs}
     for shard in shards:
         for name, part in shard.inputs.items():
             total[name] = total.get(name, Contribution()) + part
-    fresh = shards[resumed:] if resumed == len(shards) else shards
+    fresh = [shard for shard in shards if shard.shard not in resumed]
     return Report(
         shards={shard.file: (shard.nbytes, shard.sha256) for shard in shards},
         inputs={name: part.report() for name, part in total.items() if name != "base"},
         seconds=seconds,
         bytes_read=sum(shard.bytes_read for shard in fresh),
         bytes_written=sum(shard.nbytes for shard in fresh),
-        resumed_shards=resumed,
+        resumed_shards=len(resumed),
     )
 
 

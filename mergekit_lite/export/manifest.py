@@ -13,6 +13,7 @@ from mergekit_lite.checkpoint.index import INDEX_NAME, index_text
 from mergekit_lite.export.labels import short_name
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.lock import LOCK_FILE, lock_inputs, lock_outputs, lock_text
+from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.types import Plan
 
 if TYPE_CHECKING:
@@ -61,11 +62,28 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
 def warnings_of(plan: Plan, report: Report) -> list[str]:
     """Return the warnings of the plan, then those of the run, each once."""
     idle = [
-        f"expert `{name}` does not differ from the base in any of {seen.measured} tensors"
+        f"expert `{name}` does not differ from the base in any of {plural(seen.measured, 'tensor')}"
         for name, seen in report.inputs.items()
         if seen.measured and not seen.changed
     ]
     return list(dict.fromkeys([*plan.warnings, *report.warnings, *idle]))
+
+
+def copies(plan: Plan, digests: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a warning for each input whose files hold the very bytes of another input's.
+
+    Args:
+        plan: whose inputs are compared; that two of them are one folder is said at plan time.
+        digests: input -> weight file -> sha256.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    warnings = []
+    for name, files in digests.items():
+        owner = first.setdefault(tuple(sorted(files.values())), name)
+        if Path(plan.inputs[owner].root) != Path(plan.inputs[name].root):
+            other = "the base" if owner == "base" else f"expert `{owner}`"
+            warnings.append(f"expert `{name}` holds the same weights as {other}, byte for byte")
+    return warnings
 
 
 def _contribution(report: Report, name: str) -> dict[str, Any]:

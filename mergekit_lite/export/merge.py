@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
+from mergekit_lite.errors import DataError
 from mergekit_lite.export.finish import finish
-from mergekit_lite.export.manifest import warnings_of
+from mergekit_lite.export.manifest import copies, warnings_of
 from mergekit_lite.export.target import check_target, partial_folder
 from mergekit_lite.plan.digests import DigestCache
 from mergekit_lite.plan.estimate import estimate
@@ -59,12 +61,13 @@ def merge(
     estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _hashing(plan, models) as digests:
+    with _folders_above(out), _hashing(plan, models) as hashing:
         report = execute(plan, models, partial_folder(out), options, emit)
-        if not digests.done():
+        if not hashing.done():
             text = "waiting for the checksums of the inputs"
             emit(Event("note", text=text, seconds=report.seconds))
+        digests = hashing.result()
+        report = replace(report, warnings=(*report.warnings, *copies(plan, digests)))
         for warning in warnings_of(plan, report):
             if warning in plan.warnings:
                 continue  # said before the run
@@ -74,10 +77,24 @@ def merge(
             models,
             report,
             out,
-            input_digests=digests.result(),
+            input_digests=digests,
             overwrite=options.overwrite,
         )
     return report
+
+
+@contextmanager
+def _folders_above(out: Path) -> Iterator[None]:
+    """Make the folders that `out` lies in; a run that leaves nothing takes its own away again."""
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except DataError:
+        for folder in made:
+            with suppress(OSError):  # something else has been put there since
+                folder.rmdir()
+        raise
 
 
 @contextmanager

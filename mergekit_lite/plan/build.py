@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mergekit_lite.checkpoint import layer_count, role_of
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, SourceError
@@ -45,9 +45,23 @@ def build(recipe: Recipe, models: Mapping[str, Model] | None = None) -> Plan:
         SourceError: a model is missing.
         DataError: a header is damaged.
     """
-    errors: list[MergekitLiteError] = []
-    if models is None:
-        models, errors = _resolve_all(recipe)
+    return _build(recipe, models, []) if models is not None else prepare(recipe)[0]
+
+
+def prepare(recipe: Recipe) -> tuple[Plan, dict[str, Model]]:
+    """Return the plan of a recipe and its models, resolved once; see `build` and `models`.
+
+    Raises:
+        RecipeError, SourceError, DataError: all problems of the models and of the plan, in one.
+    """
+    found, errors = _resolve_all(recipe)
+    return _build(recipe, found, errors), found
+
+
+def _build(
+    recipe: Recipe, models: Mapping[str, Model], errors: Sequence[MergekitLiteError]
+) -> Plan:
+    """Build a plan; `errors` are those of models that could not be had."""
     findings = Findings()
     jobs: list[Job] = []
     found: dict[str, View] = {}
@@ -56,8 +70,10 @@ def build(recipe: Recipe, models: Mapping[str, Model] | None = None) -> Plan:
         found = views(recipe, models)
         layers = layer_count(found["base"].tensors)
         _check_inputs(recipe, found, findings)
-        if not errors and not found["base"].settled:
+        if not found["base"].settled:
             jobs = _rows(recipe, found, layers, findings)
+        if not errors and not findings.all_problems():
+            _check_output(recipe, found["base"], jobs, findings)
     if problems := findings.all_problems():
         errors = [*errors, RecipeError(problems)]
     if errors:
@@ -112,8 +128,6 @@ def _rows(recipe: Recipe, found: Mapping[str, View], layers: int, findings: Find
     jobs = [job for info in base.tensors.values() if (job := rows.row(info)) is not None]
     check_rules(rows.rules, layers, findings, base.tensors)
     check_used(recipe, found, findings)
-    if not findings.all_problems():
-        _check_output(recipe, base, jobs, findings)
     return jobs
 
 

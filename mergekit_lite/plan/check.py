@@ -139,7 +139,7 @@ def _check_heads(
 ) -> None:
     """Settle a head that only one of base and expert has, the other's being tied."""
     for head in (name for name in missing if role_of(name) == "head"):
-        twin = _embedding_like(head, view)
+        twin = _embedding_like(view.base[head].shape, view)
         # A config without the key ties by default, and one that said no would have a head.
         if twin is not None and configs.ties_head(view.model.config) is not False:
             view.renamed[head] = twin
@@ -150,6 +150,9 @@ def _check_heads(
             )
     for head in (name for name in extra if role_of(name) == "head"):
         if recipe.extra == "drop" or configs.ties_head(base.model.config) is False:
+            continue
+        # A head of classes has no row for each token, and is never tied.
+        if _embedding_like(view.tensors[head].shape, view) is None:
             continue
         view.left_out.add(head)
         if configs.ties_head(view.model.config):
@@ -167,9 +170,8 @@ def _check_heads(
             )
 
 
-def _embedding_like(head: str, view: View) -> str | None:
-    """Return the expert's token embedding, which has the shape of the base's head."""
-    shape = view.base[head].shape
+def _embedding_like(shape: tuple[int, ...], view: View) -> str | None:
+    """Return the expert's token embedding, if it has the shape of the head it may be tied to."""
     found = [
         name
         for name, info in view.tensors.items()

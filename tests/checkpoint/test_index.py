@@ -140,7 +140,9 @@ def test_files_without_an_index_are_joined_with_a_warning(tmp_path: Path) -> Non
     assert list(header.tensors) == ["a", "b"]
     assert "has no index" in header.warnings[0]
     save_file({"a": torch.zeros(2)}, tmp_path / "three.safetensors")
-    with pytest.raises(RecipeError, match=r"`one.safetensors` and .* hold the same tensors \(1\): a"):
+    with pytest.raises(
+        RecipeError, match=r"`one.safetensors` and .* hold the same tensors \(1\): a"
+    ):
         read_checkpoint(tmp_path)
 
 

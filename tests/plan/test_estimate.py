@@ -17,7 +17,7 @@ from mergekit_lite.plan.estimate import (
     PROCESS_BYTES,
     TILE_ENTRIES,
     Estimate,
-    _whole_bytes,
+    whole_bytes,
     estimate,
     require,
     size_text,
@@ -91,8 +91,8 @@ def test_an_op_that_needs_whole_tensors_needs_them_in_memory(root: Path) -> None
     specs = dict(registry())
     specs["task_arithmetic"] = replace(specs["task_arithmetic"], reach="tensor")
     job = next(job for job in made.jobs if job.name.endswith("q_proj.weight"))
-    assert _whole_bytes(job, registry()) == 0
-    assert _whole_bytes(job, specs) > 4 * 4096 * 4096 * (2 + 2)
+    assert whole_bytes(job, registry()) == 0
+    assert whole_bytes(job, specs) > 4 * 4096 * 4096 * (2 + 2)
 
 
 def test_a_full_disk_is_refused_with_need_and_have(
