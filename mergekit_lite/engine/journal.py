@@ -43,12 +43,7 @@ class Journal:
             self._append({"plan": self.plan.content_digest(), "inputs": identities(self.plan)})
             return []
         self._check(lines[0])
-        done = {}
-        for line in lines[1:]:
-            shard = ShardDone.from_data(line)
-            path = self.folder / shard.file
-            if path.is_file() and path.stat().st_size == shard.nbytes:
-                done[shard.shard] = shard
+        done = {shard.shard: shard for shard in map(self._shard, lines[1:]) if shard}
         return [shard for shard in done.values() if self._intact(shard)]
 
     def add(self, shard: ShardDone) -> None:
@@ -76,14 +71,29 @@ class Journal:
                 hint="pass --fresh to throw away what was made of the old ones",
             )
 
+    def _shard(self, line: Mapping[str, Any]) -> ShardDone | None:
+        """Return the shard that a line speaks of, or None where it speaks of none of the plan."""
+        try:
+            shard = ShardDone.from_data(line)
+            named = shard.shard >= 0 and self.plan.shards[shard.shard].file == shard.file
+            return shard if named else None
+        except (AttributeError, LookupError, TypeError):
+            return None
+
     def _intact(self, shard: ShardDone) -> bool:
-        return sha256_of(self.folder / shard.file) == shard.sha256
+        path = self.folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.nbytes:
+            return False
+        return sha256_of(path) == shard.sha256
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            # A run that was killed while writing leaves a torn line, and others may follow it.
-            with contextlib.suppress(json.JSONDecodeError):
-                yield json.loads(line)
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
+            # A run that was killed while writing leaves a torn line, and others may follow it; a
+            # machine that lost its power may leave any bytes.
+            with contextlib.suppress(ValueError):
+                data = json.loads(line)
+                if isinstance(data, dict):
+                    yield data
 
     def _append(self, data: object) -> None:
         text = (json.dumps(data, sort_keys=True) + "\n").encode()
