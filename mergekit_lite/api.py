@@ -65,7 +65,8 @@ def run(
         out: folder to make.
         emit: called with the events of the run, from any thread.
         options: fields of `mergekit_lite.engine.options.Options`: `threads`, `max_memory` (bytes),
-            `device` (`cpu`, `cuda` or `auto`), `fresh`, `overwrite`, `allow_nonfinite`.
+            `device` (`cpu`, `cuda` or `auto`), `fresh`, `overwrite`, `allow_nonfinite`,
+            `executor` (the name of a registered one).
 
     Raises:
         RecipeError: the recipe, the inputs' shapes or the output folder do not fit.
@@ -89,14 +90,17 @@ def run(
 
 
 def open_inputs(plan: Plan) -> dict[str, Model]:
-    """Return the models that a plan names, found again where the plan found them."""
+    """Return the models that a plan names, found again by its references.
+
+    Raises:
+        SourceError, RecipeError, DataError: one of them has gone, or is not what it was.
+    """
     from mergekit_lite.sources import resolve
 
-    here = Path.cwd()
+    folder = Path(plan.folder)
     return {
-        # A source of a third party may have no folder; its reference finds it from anywhere.
-        name: resolve(s.root if Path(s.root).exists() else s.reference, relative_to=here)
-        for name, s in plan.inputs.items()
+        name: resolve(source.reference, relative_to=folder, kind=source.kind)
+        for name, source in plan.inputs.items()
     }
 
 

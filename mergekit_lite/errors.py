@@ -1,11 +1,11 @@
 """What can go wrong, as one tree.
 
-    MergekitLiteError            1  the run failed
-    ├── RecipeError              2  the recipe, the command or the shape of the inputs is wrong
-    ├── DataError                3  the bytes are wrong: corrupt, non-finite, below a quality bound
-    ├── ResourceError            4  not enough disk, memory or network
-    ├── SourceError              5  a source is missing, gated or unreachable
-    └── Interrupted            130  stopped by a signal; the run can be taken up again
+MergekitLiteError            1  the run failed
+├── RecipeError              2  the recipe, the command or the shape of the inputs is wrong
+├── DataError                3  the bytes are wrong: corrupt, non-finite, below a quality bound
+├── ResourceError            4  not enough disk, memory or network
+├── SourceError              5  a source is missing, gated or unreachable
+└── Interrupted            130  stopped by a signal; the run can be taken up again
 """
 
 from __future__ import annotations

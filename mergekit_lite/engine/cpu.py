@@ -8,9 +8,9 @@ import numpy as np
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.program import Program, set_gram
-from mergekit_lite.engine.ranks import resolve_cuts
+from mergekit_lite.engine.ranks import find_cuts
 from mergekit_lite.engine.row import Row, Write
-from mergekit_lite.engine.totals import gram_of
+from mergekit_lite.engine.totals import find_factors, gram_of
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.tile import merge_tile
 
@@ -19,12 +19,23 @@ def merge_row(
     row: Row, program: Program, write: Write, stop: threading.Event, *, allow_nonfinite: bool
 ) -> None:
     """Find the statistics that the program waits for, then compute and write every tile."""
-    resolve_cuts(row, program, stop)
+    find_statistics(row, program, stop)
     if program.gram is not None:
         set_gram(program, gram_of(row, stop))
     row.check_finite(allow_nonfinite)
     merge_tiles(row, program, write, stop)
     row.check_finite(allow_nonfinite)
+
+
+def find_statistics(row: Row, program: Program, stop: threading.Event) -> None:
+    """Find all cuts and factors that the program still wants, transform after transform."""
+    while positions := program.waiting():
+        cuts = {e: at for e, at in positions.items() if (e, at) in program.wanted}
+        factors = {e: at for e, at in positions.items() if (e, at) in program.by_l1}
+        if cuts:
+            find_cuts(row, program, cuts, stop)
+        if factors:
+            find_factors(row, program, factors, stop)
 
 
 def merge_tiles(row: Row, program: Program, write: Write, stop: threading.Event) -> None:

@@ -61,5 +61,5 @@ class FollowingHash:
         while self._position < end:
             part = aligned_buffer(min(CHUNK, end - self._position), self._position)
             self._reader.read_into(part, self._position)
-            self._hash.update(memoryview(part))
+            self._hash.update(part.data)
             self._position += len(part)

@@ -37,6 +37,7 @@ class Transform:
         ranks: whose cuts it waits for.
         keep_ties: its cuts keep every tied entry.
         of_model: its cut comes from the sweep over the whole model.
+        l1_density: density of a drop whose factor waits for sums of magnitudes.
         width: entries of a row, if it works on rows.
     """
 
@@ -46,6 +47,7 @@ class Transform:
     ranks: tuple[int, ...] = ()
     keep_ties: bool = False
     of_model: bool = False
+    l1_density: float | None = None
     width: int = 0
 
 
@@ -58,6 +60,7 @@ class Program:
         wanted: (expert, position) -> ranks whose cuts must be found before it can run.
         keep_ties: (expert, position) of cuts that keep every tied entry.
         of_model: (expert, position) of cuts that come from the sweep over the whole model.
+        by_l1: (expert, position) -> density of drops whose factor must be found first.
         combine, weights, divisor, options: the combine and its parameters.
         posts: factors of the posts, in order.
         weight_space: whether experts enter as whole weights.
@@ -78,7 +81,24 @@ class Program:
     wanted: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     keep_ties: set[tuple[int, int]] = field(default_factory=set)
     of_model: set[tuple[int, int]] = field(default_factory=set)
+    by_l1: dict[tuple[int, int], float] = field(default_factory=dict)
     gram: Mapping[str, Any] | None = None
+
+    def waiting(self) -> dict[int, int]:
+        """Return the first transform of each expert that waits for a statistic.
+
+        Only the first, because the later ones see its result.
+        """
+        first: dict[int, int] = {}
+        for expert, position in sorted([*self.wanted, *self.by_l1]):
+            first.setdefault(expert, position)
+        return first
+
+    def set_factor(self, expert: int, position: int, before: float, after: float) -> None:
+        """Enter the factor of a drop from the sums of magnitudes before and after it."""
+        density = self.by_l1.pop((expert, position))
+        sums = Sums(absolute=(before, after))
+        self.floats[expert, position] = rescale_factor(density, "l1", sums)
 
     def set_cuts(self, expert: int, position: int, cuts: Sequence[Cut]) -> None:
         """Enter the cuts that transform `position` of an expert asked for."""
@@ -127,10 +147,12 @@ def _transform(
 ) -> Transform | None:
     """Return one transform in the kernels' terms, or None when they do not know it."""
     density = float(params.get("density") or 0.0)
-    if spec.name == "dare" and params["rescale"] != "l1":
+    if spec.name == "dare":
         key = random_key(seed, spec.name, expert, job.name)
-        factor = rescale_factor(density, params["rescale"], None)
-        return Transform(DARE, factor, [key & 0xFFFFFFFF, key >> 32, round(density * 2**32)])
+        numbers = [key & 0xFFFFFFFF, key >> 32, round(density * 2**32)]
+        if params["rescale"] == "l1" and density < 1:
+            return Transform(DARE, numbers=numbers, l1_density=density)
+        return Transform(DARE, rescale_factor(density, params["rescale"], None), numbers)
     if spec.name not in ("magnitude", "breadcrumbs") or not isinstance(spec.needs, Order):
         return None
     if density >= 1:
@@ -181,6 +203,10 @@ def _assemble(
         gram = params
     else:
         return None
+    steps = [step for row in rows for step in row]
+    width = max((step.width for step in steps), default=0)
+    if width and any(step.l1_density is not None for step in steps):
+        return None  # sums are taken in blocks that do not end where rows do
     program = Program(
         kinds=np.zeros((experts, depth), np.int64),
         floats=np.ones((experts, depth), np.float32),
@@ -191,7 +217,7 @@ def _assemble(
         options=options,
         posts=np.array(posts, np.float32),
         weight_space=spec.space == "weight",
-        width=max((step.width for row in rows for step in row), default=0),
+        width=width,
         gram=gram,
     )
     for e, row in enumerate(rows):
@@ -205,6 +231,8 @@ def _assemble(
                 program.keep_ties.add((e, t))
             if step.of_model:
                 program.of_model.add((e, t))
+            if step.l1_density is not None:
+                program.by_l1[e, t] = step.l1_density
     return program
 
 

@@ -10,7 +10,7 @@ lower 15, and a search for the last tie: three sweeps, whatever the data.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,22 +54,19 @@ class Wanted:
     cut: Cut | None = None
 
 
-def resolve_cuts(row: Row, program: Program, stop: threading.Event) -> None:
-    """Find every cut that the row's program still wants, transform after transform."""
-    while program.wanted:
-        # Only the first open transform of each expert: later ones see its result.
-        first: dict[int, int] = {}
-        for expert, position in sorted(program.wanted):
-            first.setdefault(expert, position)
-        wanted = [
-            Wanted(expert, position, slot, rank)
-            for expert, position in first.items()
-            for slot, rank in enumerate(program.wanted[expert, position])
-        ]
-        _find(row, program, wanted, stop)
-        for expert, position in first.items():
-            cuts = [w.cut for w in wanted if w.expert == expert and w.cut is not None]
-            program.set_cuts(expert, position, cuts)
+def find_cuts(
+    row: Row, program: Program, positions: Mapping[int, int], stop: threading.Event
+) -> None:
+    """Enter the cuts of one transform of each expert named, by its position."""
+    wanted = [
+        Wanted(expert, position, slot, rank)
+        for expert, position in positions.items()
+        for slot, rank in enumerate(program.wanted[expert, position])
+    ]
+    _find(row, program, wanted, stop)
+    for expert, position in positions.items():
+        cuts = [w.cut for w in wanted if w.expert == expert and w.cut is not None]
+        program.set_cuts(expert, position, cuts)
 
 
 def _find(row: Row, program: Program, wanted: list[Wanted], stop: threading.Event) -> None:
@@ -176,13 +173,15 @@ def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Even
     magnitudes = np.empty((experts * ranks, room), np.uint32)
     indices = np.empty((experts * ranks, room), np.int64)
     equal = []
+    bad = np.zeros_like(row.bad)
     for first, count in row.tiles(stop):
         equal.append(np.zeros((experts, ranks, PIVOTS), np.int64))
         scan_tile(
             row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
             program.ints, depth, brackets, pivots, first, count, program.width, row.block,
-            above, equal[-1], filled, magnitudes, indices, row.bad,
+            above, equal[-1], filled, magnitudes, indices, bad,
         )  # fmt: skip
+    np.maximum(row.bad, bad, out=row.bad)  # a second sweep sees the same entries again
     by_tile = np.stack(equal)
     for want in wanted:
         at = want.expert, want.slot

@@ -200,7 +200,7 @@ class Worker:
             seed=self.plan.seed,
             layers=self.plan.layers,
             known=self.known.of_row(job),
-            calibration=calibration_of(job),
+            calibration=calibration_of(job, Path(self.plan.folder)),
         )
         chain.merge(write, self.stop, allow_nonfinite=self.options.allow_nonfinite)
         return row

@@ -298,11 +298,15 @@ class TorchRow:
         return None
 
 
-def calibration_of(job: Job) -> dict[int, Tensor]:
+def calibration_of(job: Job, folder: Path) -> dict[int, Tensor]:
     """Return the calibration tensors of a row by position of the step that asks.
 
     An op with calibration has a parameter `file`: a safetensors file with a tensor of the same
     name as the output tensor.
+
+    Args:
+        job: the row.
+        folder: where relative paths start from.
 
     Raises:
         DataError: the file has no such tensor.
@@ -311,7 +315,7 @@ def calibration_of(job: Job) -> dict[int, Tensor]:
     for at, step in enumerate(job.steps):
         if not get(step.op).calibration:
             continue
-        path = Path(str(step.params["file"]))
+        path = folder / str(step.params["file"])
         info = read_checkpoint(path).tensors.get(job.name)
         if info is None:
             raise DataError(f"`{path.name}` has no statistic for `{job.name}`", where=step.op)

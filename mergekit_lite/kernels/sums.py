@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mergekit_lite.kernels._jit import inlined, kernel
 from mergekit_lite.kernels.codec import decode
-from mergekit_lite.kernels.tile import load_input
+from mergekit_lite.kernels.steps import drop_random
+from mergekit_lite.kernels.tile import load_input, transform_input
 
 SUM_BLOCK: Final = 4096
 LANES: Final = 16
@@ -54,21 +55,19 @@ def _lanes_of_magnitude(a: NDArray[np.float32], n: int, lanes: NDArray[np.float6
 
 
 @kernel
-def sums_tile(
+def gram_tile(
     raw: NDArray[np.uint8],
     at: NDArray[np.int64],
     code: NDArray[np.int64],
     is_delta: NDArray[np.int64],
     weight_space: bool,
     count: int,
-    absolute: NDArray[np.float64],
     gram: NDArray[np.float64],
     bad: NDArray[np.int64],
 ) -> None:
-    """Write block sums of a tile that starts at a multiple of 4096.
+    """Write inner products of all inputs of a tile that starts at a multiple of 4096.
 
-    `absolute` has the shape (blocks, inputs), `gram` (blocks, inputs, inputs) with its upper
-    triangle filled; either may have no blocks when it is not wanted.
+    `gram` has the shape (blocks, inputs, inputs); its upper triangle is filled.
     """
     experts = at.shape[0] - 1
     base = np.zeros(SUM_BLOCK, np.float32)
@@ -84,8 +83,50 @@ def sums_tile(
                 e + 1, raw, at, code, is_delta, weight_space, base, start, n, x[e]
             )
         for e in range(experts):
-            if absolute.shape[0] > 0:
-                absolute[number, e] = _lanes_of_magnitude(x[e], n, lanes)
-            if gram.shape[0] > 0:
-                for other in range(e, experts):
-                    gram[number, e, other] = _lanes_of_product(x[e], x[other], n, lanes)
+            for other in range(e, experts):
+                gram[number, e, other] = _lanes_of_product(x[e], x[other], n, lanes)
+
+
+@kernel
+def kept_tile(
+    raw: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    code: NDArray[np.int64],
+    is_delta: NDArray[np.int64],
+    kinds: NDArray[np.int64],
+    floats: NDArray[np.float32],
+    ints: NDArray[np.int64],
+    depth: NDArray[np.int64],
+    first: int,
+    count: int,
+    absolute: NDArray[np.float64],
+    bad: NDArray[np.int64],
+) -> None:
+    """Write sums of the magnitudes that random drops see and of those that they keep.
+
+    `depth[e]` is how many transforms of expert e precede its drop, -1 where none is asked about;
+    `absolute` has the shape (blocks, experts, 2). The tile starts at a multiple of 4096.
+    """
+    experts = at.shape[0] - 1
+    base = np.zeros(SUM_BLOCK, np.float32)
+    x = np.empty(SUM_BLOCK, np.float32)
+    lanes = np.empty(LANES, np.float64)
+    bins = np.empty(0, np.int64)  # for steps on rows, which no drop here follows
+    scratch = np.empty(SUM_BLOCK, np.uint32)
+    for number in range((count + SUM_BLOCK - 1) // SUM_BLOCK):
+        start = number * SUM_BLOCK
+        n = min(SUM_BLOCK, count - start)
+        if code[0] >= 0:
+            bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
+        for e in range(experts):
+            steps = depth[e]
+            if steps < 0:
+                continue
+            bad[e + 1] += load_input(e + 1, raw, at, code, is_delta, False, base, start, n, x)
+            transform_input(
+                kinds[e], floats[e], ints[e], steps, x, n, first + start, 0, bins, scratch
+            )
+            absolute[number, e, 0] = _lanes_of_magnitude(x, n, lanes)
+            p = ints[e, steps]
+            drop_random(x, n, first + start, p[0], p[1], p[2], np.float32(1.0), scratch)
+            absolute[number, e, 1] = _lanes_of_magnitude(x, n, lanes)

@@ -102,7 +102,7 @@ def _resolve_all(recipe: Recipe) -> tuple[dict[str, Model], list[MergekitLiteErr
     return found, errors
 
 
-def _joined(errors: list[MergekitLiteError]) -> MergekitLiteError:
+def _joined(errors: Sequence[MergekitLiteError]) -> MergekitLiteError:
     """Return one error with all problems; damaged bytes outrank missing ones, those a misfit."""
     kinds = (DataError, SourceError, RecipeError)
     kind = next(kind for kind in kinds if any(isinstance(error, kind) for error in errors))
@@ -165,5 +165,6 @@ def _plan(
             recipe=recipe.plain(),
             config=config_changes(found["base"].model.config, dtype),
             compat=recipe.compat,
+            folder=str(recipe.folder.absolute()),
         )
     )

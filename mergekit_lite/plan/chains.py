@@ -72,6 +72,15 @@ class Chains:
         steps += [(found.combine, {**found.params, "weights": list(found.weights.values())})]
         steps += found.posts
         problems = [problem for op, params in steps for problem in self._ops[op].problems(params)]
+        hint = ""
+        for op, params in steps:
+            # Looked for now, because a run would miss it only when it gets to this row.
+            if (
+                self._ops[op].calibration
+                and not (self.recipe.folder / str(params["file"])).exists()
+            ):
+                problems.append(f"{op}.file: there is no `{params['file']}`")
+                hint = "relative paths start from the recipe's folder"
         for problem in problems:
-            self.findings.problem(problem, decision.where)
+            self.findings.problem(problem, decision.where, hint)
         return not problems

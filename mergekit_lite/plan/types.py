@@ -138,6 +138,7 @@ class Plan:
         recipe: the resolved recipe as plain data (after extends, vars and --set).
         config: changes to make in the donor's config.json (key -> value).
         compat: `none` or `mergekit`.
+        folder: where relative references of the recipe start from.
     """
 
     inputs: Mapping[str, Input]
@@ -150,6 +151,7 @@ class Plan:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     compat: str = "none"
+    folder: str = "."
 
     def to_json(self) -> str:
         """Return the plan as JSON text with stable key order."""
@@ -189,10 +191,6 @@ class Plan:
             warnings=tuple(raw.pop("warnings")),
             **raw,
         )
-
-    def digest(self) -> str:
-        """Return the sha256 that names this plan; a journal of another plan is not resumed."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def content_digest(self) -> str:
         """Return the sha256 of what is computed, whatever folders the inputs lie in.

@@ -167,5 +167,7 @@ class Chains:
 
 def takes_weights(spec: OpSpec) -> bool:
     """Return whether a step with this op may give `weights` of its own, which name its inputs."""
+    if spec.kind == "preset":
+        return spec.space == "delta"  # those that work on whole weights choose their inputs
     picks = "weights" in spec.specials or spec.experts[1] is not None
-    return spec.kind == "preset" or (spec.kind == "combine" and picks)
+    return spec.kind == "combine" and picks

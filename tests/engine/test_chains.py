@@ -39,6 +39,13 @@ CHAINS = {
     "dare": [*each("dare", {"density": 0.3}), Step("task_arithmetic", WEIGHTS)],
     "dare, not rescaled": [*each("dare", {"density": 0.3, "rescale": "none"}), MEAN],
     "dare by l1": [*each("dare", {"density": 0.3, "rescale": "l1"}), MEAN],
+    "trim, then dare by l1": [
+        *each("magnitude", {"density": 0.5}),
+        *each("dare", {"density": 0.6, "rescale": "l1"}),
+        *each("magnitude", {"density": 0.2}),
+        *each("dare", {"density": 0.5, "rescale": "l1"}),
+        MEAN,
+    ],
     "dare then trim": [*each("dare", {"density": 0.5}), *each("magnitude", {"density": 0.2}), MEAN],
     "breadcrumbs by row": [*each("breadcrumbs", {"density": 0.2, "gamma": 0.05}), MEAN],
     "breadcrumbs by tensor": [
@@ -102,7 +109,7 @@ def _whole_model(plan, models):  # type: ignore[no-untyped-def]
     }
 
 
-@pytest.mark.parametrize("chain", [name for name in CHAINS if name != "dare by l1"])
+@pytest.mark.parametrize("chain", CHAINS)
 def test_the_kernels_know_the_chain(tmp_path: Path, chain: str) -> None:
     models = save_models(tmp_path, {"w": (8, 8)})
     plan = plan_for(models, CHAINS[chain], needs_base=CHAINS[chain][-1].op != "linear")

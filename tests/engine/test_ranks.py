@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mergekit_lite.engine import ranks
+from mergekit_lite.engine.cpu import find_statistics
 from mergekit_lite.engine.inputs import Readers, TilePool
 from mergekit_lite.engine.program import compile_job
-from mergekit_lite.engine.ranks import SMALL, resolve_cuts
+from mergekit_lite.engine.ranks import SMALL
 from mergekit_lite.engine.row import Row
 from mergekit_lite.ops._place import Cut
 from mergekit_lite.ops._statistics import EVERY, order_cuts
@@ -41,7 +42,7 @@ def found(
     wanted = len(next(iter(program.wanted.values())))
     readers = Readers(models)
     row = Row(plan.jobs[0], readers, TilePool(), tile=tile, weight_space=False)
-    resolve_cuts(row, program, threading.Event())
+    find_statistics(row, program, threading.Event())
     assert not program.wanted
     cuts = []
     for numbers in program.ints[:, 0, : 2 * wanted].tolist():
@@ -216,7 +217,7 @@ def test_the_second_transform_ranks_what_the_first_has_left() -> None:
     program = compile_job(plan.jobs[0], plan.seed)
     assert program is not None
     row = Row(plan.jobs[0], Readers(models), TilePool(), tile=8192, weight_space=False)
-    resolve_cuts(row, program, threading.Event())
+    find_statistics(row, program, threading.Event())
     bits, until = program.ints[0, 1, :2].tolist()
     from mergekit_lite.ops._chain import apply_transform, placed
     from mergekit_lite.ops._place import Place

@@ -7,42 +7,34 @@ import pytest
 import torch
 
 from mergekit_lite.kernels.codec import CODES
-from mergekit_lite.kernels.sums import SUM_BLOCK, sums_tile
+from mergekit_lite.kernels.sums import SUM_BLOCK, gram_tile
 from mergekit_lite.ops._statistics import add_blocks, totals
 
 SIZES = [1, 15, 16, 17, 31, 4079, 4080, 4095, 4096, 4097, 8191, 8192, 12_289, 20_000]
 
 
 def summed(tensors: list[torch.Tensor], dtype: str, base: torch.Tensor | None, tile: int):  # type: ignore[no-untyped-def]
-    """Return (sums of magnitudes, gram) of expert tensors, tile by tile."""
+    """Return the inner products of expert tensors, tile by tile, and what was not finite."""
     every = [base if base is not None else tensors[0], *tensors]
     size, width = tensors[0].numel(), tensors[0].element_size()
     experts = len(tensors)
     codes = np.array([CODES[dtype]] * len(every), np.int64)
     if base is None:
         codes[0] = -1
-    absolute, gram, bad = [], [], np.zeros(experts + 2, np.int64)
+    gram, bad = [], np.zeros(experts + 2, np.int64)
     for first in range(0, size, tile):
         n = min(tile, size - first)
         parts = [t[first : first + n].view(torch.uint8).numpy() for t in every]
         blocks = -(-n // SUM_BLOCK)
-        absolute.append(np.zeros((blocks, experts)))
         gram.append(np.zeros((blocks, experts, experts)))
         at = np.arange(len(every), dtype=np.int64) * n * width
-        sums_tile(
+        gram_tile(
             np.concatenate(parts), at, codes, np.zeros(len(every), np.int64), base is None, n,
-            absolute[-1], gram[-1], bad,
+            gram[-1], bad,
         )  # fmt: skip
-    a, g = np.concatenate(absolute), np.concatenate(gram)
-    return (
-        tuple(add_blocks(a[:, i].tolist()) for i in range(experts)),
-        {
-            (i, j): add_blocks(g[:, i, j].tolist())
-            for i in range(experts)
-            for j in range(i, experts)
-        },
-        bad,
-    )
+    g = np.concatenate(gram)
+    pairs = [(i, j) for i in range(experts) for j in range(i, experts)]
+    return {(i, j): add_blocks(g[:, i, j].tolist()) for i, j in pairs}, bad
 
 
 def tensors_of(size: int, count: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -59,8 +51,7 @@ def tensors_of(size: int, count: int, dtype: torch.dtype) -> list[torch.Tensor]:
 def test_sums_are_those_of_the_specification(size: int, tile: int) -> None:
     tensors = tensors_of(size, 3, torch.float32)
     wanted = totals(tensors)
-    absolute, gram, bad = summed(tensors, "F32", None, tile)
-    assert absolute == wanted.absolute
+    gram, bad = summed(tensors, "F32", None, tile)
     assert all(value == wanted.gram[i][j] for (i, j), value in gram.items())
     assert not bad.any()
 
@@ -69,13 +60,12 @@ def test_sums_are_those_of_the_specification(size: int, tile: int) -> None:
 def test_sums_of_deltas(name: str, dtype: torch.dtype) -> None:
     base, *experts = tensors_of(9000, 3, dtype)
     wanted = totals([expert.float() - base.float() for expert in experts])
-    absolute, gram, _ = summed(experts, name, base, SUM_BLOCK)
-    assert absolute == wanted.absolute
+    gram, _ = summed(experts, name, base, SUM_BLOCK)
     assert all(value == wanted.gram[i][j] for (i, j), value in gram.items())
 
 
 def test_what_is_not_finite_is_counted_for_its_own_input() -> None:
     base, first, second = tensors_of(5000, 3, torch.float32)
     second[17], second[4500], base[3] = float("nan"), float("inf"), float("-inf")
-    _, _, bad = summed([first, second], "F32", base, SUM_BLOCK)
+    _, bad = summed([first, second], "F32", base, SUM_BLOCK)
     assert bad.tolist() == [1, 0, 2, 0]

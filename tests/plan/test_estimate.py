@@ -17,10 +17,10 @@ from mergekit_lite.plan.estimate import (
     PROCESS_BYTES,
     TILE_ENTRIES,
     Estimate,
-    whole_bytes,
     estimate,
     require,
     size_text,
+    whole_bytes,
 )
 from mergekit_lite.plan.types import Plan, Step
 from tests.plan.hollow import llama, llama_config, recipe, write

@@ -48,6 +48,7 @@ compat: mergekit
 def readable(plan: Plan) -> dict[str, Any]:
     """Return the plan as data that is the same on every machine, with headers as JSON."""
     data = asdict(plan)
+    data["folder"] = Path(data["folder"]).name
     for source in data["inputs"].values():
         source["root"] = Path(source["root"]).name
     for shard in data["shards"]:

@@ -76,12 +76,20 @@ def test_an_op_with_a_calibration_file(pair: Pair, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     shapes = {name: value.shape for name, value in read_weights(pair[0]).items()}
     importance = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
-    file = tmp_path / "importance.safetensors"
-    save_file(importance, file)
-    step = {"by_importance": {"file": str(file)}}
-    base, delta, result = merged(pair, tmp_path / "out", step)
+    save_file(importance, tmp_path / "importance.safetensors")
+    step = {"by_importance": {"file": "importance.safetensors"}}
+    write_json(tmp_path / "recipe.yaml", recipe(pair, step))
+    api.run(tmp_path / "recipe.yaml", tmp_path / "out")  # started from another folder
+    base, expert, result = (read_weights(p) for p in (*pair, tmp_path / "out"))
+    delta = {name: expert[name] - base[name] for name in base}
     for name, value in base.items():
         assert torch.equal(result[name], value + delta[name] * importance[name])
+
+
+@pytest.mark.usefixtures("kit")
+def test_a_calibration_file_that_is_not_there_is_told_before_the_run(pair: Pair) -> None:
+    with pytest.raises(RecipeError, match=r"by_importance.file: there is no `none.safetensors`"):
+        api.plan(recipe(pair, {"by_importance": {"file": "none.safetensors"}}))
 
 
 @pytest.mark.usefixtures("kit")
