@@ -19,7 +19,7 @@ from mergekit_lite.engine.memory import MemoryGate, tile_for
 from mergekit_lite.engine.options import Contribution, Options, Report, ShardDone
 from mergekit_lite.engine.shard import Emit, OpenShard, Worker
 from mergekit_lite.engine.sweep import find_known, load_known
-from mergekit_lite.errors import DataError, Interrupted
+from mergekit_lite.errors import DataError, Interrupted, ResourceError
 from mergekit_lite.kernels import enabled
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan
@@ -127,6 +127,11 @@ class LocalExecutor:
         crew = _Crew(plan, models, shards, folder, options, emit)
         try:
             yield from crew.work()
+        except (KeyboardInterrupt, ResourceError):
+            crew.dismiss()
+            # What was being put on the disk has been waited for, and need not be made again.
+            yield from crew.closed()
+            raise
         finally:
             crew.dismiss()
 
@@ -160,16 +165,17 @@ class _Crew:
         # One thread puts closed shards on the disk while the next ones are computed.
         self.closing = ThreadPoolExecutor(1, thread_name_prefix="close")
         self.local = threading.local()
+        self.in_closing: set[Future[ShardDone]] = set()
         self.numbers = count()
         self.following: Future[None] | None = None
-        self.began = time.monotonic()
+        self.began = self.told = time.monotonic()
         self.total = sum(job_bytes(job) for job in self.jobs)
 
     def work(self) -> Iterator[ShardDone]:
         """Hand out rows in order, a few ahead of the workers, and yield shards as they close."""
         waiting = iter(self.jobs)
         running: dict[Future[bool], Job] = {}
-        closing: set[Future[ShardDone]] = set()
+        closing = self.in_closing
         closing.update(self._close(n) for n, shard in self.open.items() if shard.left == 0)
         self._tell("start")
         exhausted = False
@@ -185,24 +191,32 @@ class _Crew:
                 if future in closing:
                     closing.discard(future)
                     shard: ShardDone = future.result()
-                    self._tell("shard", shard.shard, shard.file)
                     yield shard
+                    # Told last: who is told may rely on its line in the journal.
+                    self._tell("shard", shard.shard, shard.file)
                     continue
                 job = running.pop(future)
                 if future.result():
                     closing.add(self._close(job.shard))
                 else:
                     self._follow(job.shard)
-            if running:
+            if running and time.monotonic() >= self.told + TICK_SECONDS:
+                self.told = time.monotonic()
                 first = next(iter(running.values()))
                 self._tell("progress", first.shard, first.name)
         self._tell("done")
 
+    def closed(self) -> Iterator[ShardDone]:
+        """Yield the shards that became complete while the threads were being stopped."""
+        for future in self.in_closing:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                yield future.result()
+
     def dismiss(self) -> None:
         """Stop all threads, close all files."""
         self.stop.set()
-        self.rows.shutdown(wait=True, cancel_futures=True)
-        self.closing.shutdown(wait=True, cancel_futures=True)
+        for pool in (self.rows, self.closing):
+            _shut_down(pool)
         for shard in self.open.values():
             shard.abandon()
         self.readers.close()
@@ -245,3 +259,13 @@ class _Crew:
                 seconds=time.monotonic() - self.began,
             )
         )
+
+
+def _shut_down(pool: ThreadPoolExecutor) -> None:
+    """Wait for the threads of a pool; a second Ctrl-C must not leave one at work on open files."""
+    while True:
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+            return
+        except KeyboardInterrupt:
+            continue
