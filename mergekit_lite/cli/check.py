@@ -26,6 +26,7 @@ def command(recipe: Path, changes: tuple[str, ...], strict: bool, as_json: bool)
       mergekit-lite check recipe.yaml --strict --json
     """
     from mergekit_lite import api
+    from mergekit_lite.plan.names import plural
 
     try:
         ready = api.plan(api.load(recipe, changes))
@@ -39,7 +40,10 @@ def command(recipe: Path, changes: tuple[str, ...], strict: bool, as_json: bool)
     else:
         for warning in ready.warnings:
             note(f"warning: {warning}")
-        click.echo(f"{recipe}: sound; {len(ready.jobs)} tensors, {len(ready.warnings)} warnings")
+        click.echo(
+            f"{recipe}: sound; {plural(len(ready.jobs), 'tensor')},"
+            f" {plural(len(ready.warnings), 'warning')}"
+        )
     if strict and ready.warnings:
-        count = len(ready.warnings)
-        raise RecipeError(f"{count} warnings, and --strict counts them", str(recipe))
+        count = plural(len(ready.warnings), "warning")
+        raise RecipeError(f"{count}, and --strict counts them", str(recipe))

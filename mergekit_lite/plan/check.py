@@ -196,7 +196,12 @@ def _check_extra(recipe: Recipe, view: View, findings: Findings, where: str) -> 
 
 
 def check_used(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
-    """Warn of experts that no row reads."""
+    """Warn of experts that no row reads, and of weights that none counts."""
     for name, view in found.items():
         if name != "base" and not view.used:
             findings.warn(f"expert `{name}` is not used by any tensor", recipe.at("experts", name))
+        elif name != "base" and not view.weighted and recipe.experts[name].weight is not None:
+            findings.warn(
+                f"the weight of expert `{name}` has no effect: no step in force weighs experts",
+                recipe.at("experts", name, "weight"),
+            )

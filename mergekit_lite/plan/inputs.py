@@ -34,6 +34,7 @@ class View:
         left_out: its tensors that the base lacks and that need no further mention.
         sizes: in which sizes its config differs from the base's, in words.
         used: rows that read it.
+        weighted: rows in which the weight that the recipe gives it counts.
     """
 
     name: str
@@ -45,6 +46,7 @@ class View:
     left_out: set[str] = field(default_factory=set)
     sizes: str = ""
     used: int = 0
+    weighted: int = 0
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

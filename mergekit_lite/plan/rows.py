@@ -112,8 +112,10 @@ class Rows:
         ]
         if not all(fit) or not self._enough(spec, names, decision):
             return None
+        counts = "weights" in spec.specials and not chain.weighs_itself
         for name in names:
             self.found[name].used += 1
+            self.found[name].weighted += counts
         if spec.space == "weight":
             if not self._on_whole_weights(spec, chain, names, decision):
                 return None

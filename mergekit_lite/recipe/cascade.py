@@ -200,6 +200,7 @@ class Chain:
         weights: weight of each input, in the order in which they are read; `base` may be one of
             them where the combine works on whole weights.
         posts: what is done to the merged delta.
+        weighs_itself: the step gives `weights` of its own, so the experts' do not count.
     """
 
     transforms: Mapping[str, tuple[tuple[str, Params], ...]]
@@ -207,6 +208,7 @@ class Chain:
     params: Params
     weights: Mapping[str, float]
     posts: tuple[tuple[str, Params], ...] = ()
+    weighs_itself: bool = False
 
 
 def chain(
@@ -247,7 +249,7 @@ def chain(
     if own_weights and "base" in own_weights:
         names = ["base", *names]
     weights = {e: _weight(recipe, e, own_weights, sets, where) for e in names}
-    return Chain(transforms, combine, params, weights, tuple(posts))
+    return Chain(transforms, combine, params, weights, tuple(posts), own_weights is not None)
 
 
 def _agreed(

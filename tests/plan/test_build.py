@@ -332,3 +332,13 @@ def test_the_json_is_that_of_the_dataclasses(root: Path) -> None:
     made = plan(root, "experts: {tuned: {lora: lora}, math: {model: math}}\nsteps: [ties]")
     expected = json.dumps(asdict(made), sort_keys=True, separators=(",", ":"))
     assert made.to_json() == expected
+
+
+def test_a_weight_that_no_step_counts_is_warned_of(root: Path) -> None:
+    two = "experts: {math: {model: math, weight: 0.3}, code: {model: code}}\n"
+    swap = "steps: [{layer_swap: {from: code, into: math, bottom: 1, top: 0}}]"
+    (warning,) = plan(root, two + swap).warnings
+    assert "the weight of expert `math` has no effect" in warning
+    assert plan(root, two + "steps: [{linear: {}}]").warnings == ()
+    (warning,) = plan(root, two + "steps: [{linear: {weights: {math: 1, code: 2}}}]").warnings
+    assert "the weight of expert `math` has no effect" in warning
