@@ -187,7 +187,7 @@ def test_25_sudden_deaths(large: Place, recipe: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_that_dies_again_and_again_ends_nevertheless(large: Place, recipe: str) -> None:
     done = []
-    for _ in range(40):
+    for _ in range(6):
         command = large.start(recipe)
         command.wait_for("shard")
         command.send(signal.SIGKILL)
