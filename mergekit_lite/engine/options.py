@@ -129,7 +129,6 @@ class Report:
         seconds: wall time of the engine.
         bytes_read, bytes_written: of this run alone.
         resumed_shards: shards that an earlier, interrupted run had finished.
-        rounded_away: share of merged deltas that the output dtype cannot hold; None if unknown.
         warnings: what the run noticed.
     """
 
@@ -139,5 +138,4 @@ class Report:
     bytes_read: int
     bytes_written: int
     resumed_shards: int = 0
-    rounded_away: float | None = None
     warnings: tuple[str, ...] = ()

@@ -47,7 +47,6 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
             "tensors_copied": len(plan.jobs) - merged,
             "bytes": sum(size for size, _ in report.shards.values()),
             "dtype": plan.dtype,
-            "rounded_away": report.rounded_away,
         },
         "run": {
             "seconds": round(report.seconds, 3),

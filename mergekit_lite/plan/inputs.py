@@ -10,7 +10,7 @@ from pathlib import Path
 from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo, role_of
 from mergekit_lite.errors import Problem
 from mergekit_lite.plan.findings import Findings
-from mergekit_lite.plan.types import Input, LoraFactors, Read
+from mergekit_lite.plan.types import Input, Read
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.sources import Model
 
@@ -82,8 +82,7 @@ class View:
         if adapter is not None and name in adapter.factors:
             factors = adapter.factors[name]
             nbytes = sum(self.tensors[factor].nbytes for factor in (factors.a, factors.b))
-            lora = LoraFactors(factors.a, factors.b, factors.scale, factors.transpose)
-            return Read(self.name, name, lora=lora, nbytes=nbytes)
+            return Read(self.name, name, lora=factors, nbytes=nbytes)
         stored = self.renamed.get(name, name)
         if adapter is not None:
             stored = adapter.replaced.get(name, "")

@@ -8,22 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-
-@dataclass(frozen=True, slots=True)
-class LoraFactors:
-    """A low-rank delta `scale * B @ A`, kept as its two factors.
-
-    Attributes:
-        a: name of the (rank x in) factor in the adapter's file.
-        b: name of the (out x rank) factor.
-        scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
-        transpose: the weight is stored (in x out), as in GPT-2's Conv1D.
-    """
-
-    a: str
-    b: str
-    scale: float
-    transpose: bool = False
+from mergekit_lite.checkpoint import LoraFactors
 
 
 @dataclass(frozen=True, slots=True)

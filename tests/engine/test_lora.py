@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mergekit_lite.checkpoint import LoraFactors
 from mergekit_lite.ops import get
 from mergekit_lite.ops._chain import finish, merge
-from mergekit_lite.plan.types import Job, LoraFactors, Plan, Read, Step
+from mergekit_lite.plan.types import Job, Plan, Read, Step
 from mergekit_lite.sources import Model
 from mergekit_lite.sources.resolve import resolve
 from tests.engine.plans import each, finished, output, run, same_bytes, save_models
