@@ -10,6 +10,7 @@ import click
 
 from mergekit_lite.cli import _parameters as parameters
 from mergekit_lite.cli._output import note, print_json, table
+from mergekit_lite.cli._reading import reading
 from mergekit_lite.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def command(a: str, b: str, by: str, as_json: bool) -> None:
     from mergekit_lite.report.diff import compare
 
     left, right = _checkpoint(a), _checkpoint(b)
-    found = compare(left, right)
+    total = sum(sum(model.header.files.values()) for model in (left, right))
+    with reading(total) as progress:
+        found = compare(left, right, progress)
     if as_json:
         print_json(plain(found, by))
         return

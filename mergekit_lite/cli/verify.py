@@ -9,6 +9,7 @@ import click
 
 from mergekit_lite.cli import _parameters as parameters
 from mergekit_lite.cli._output import print_json
+from mergekit_lite.cli._reading import reading
 from mergekit_lite.errors import DataError
 
 
@@ -32,7 +33,9 @@ def command(folder: Path, inputs: bool, relative_to: Path, as_json: bool) -> Non
     """
     from mergekit_lite.export.verify import verify
 
-    problems = verify(folder, inputs=inputs, relative_to=relative_to)
+    files = (path for path in folder.rglob("*") if path.is_file())
+    with reading(sum(path.stat().st_size for path in files)) as progress:
+        problems = verify(folder, inputs=inputs, relative_to=relative_to, progress=progress)
     if as_json:
         print_json({"folder": str(folder), "problems": [asdict(p) for p in problems]})
         raise click.exceptions.Exit(DataError.exit_code if problems else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo
 from mergekit_lite.checkpoint.index import INDEX_NAME, read_index
@@ -13,9 +13,12 @@ from mergekit_lite.checkpoint.parse import read_file_header
 from mergekit_lite.errors import MergekitLiteError, Problem, SourceError
 from mergekit_lite.export.companions import is_weights
 from mergekit_lite.export.config import CONFIG_FILE, config_dtype, parse_config
-from mergekit_lite.plan.digests import file_sha256
+from mergekit_lite.plan.digests import file_sha256, model_sha256
 from mergekit_lite.plan.layout import OUTPUT_DTYPES
 from mergekit_lite.plan.lock import LOCK_FILE, read_lock
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
 
 Progress = Callable[[int], Any]
 
@@ -148,13 +151,33 @@ def _inputs(lock: Mapping[str, Any], relative_to: Path, progress: Progress | Non
     from mergekit_lite.sources import resolve
 
     problems: list[Problem] = []
-    files: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for name, source in lock["inputs"].items():
         try:
-            root = resolve(source["reference"], relative_to=relative_to).root
+            model = resolve(source["reference"], relative_to=relative_to)
         except MergekitLiteError as error:
             problems += [Problem(p.what, f"input {name}", p.hint) for p in error.problems]
             continue
         for file, facts in source["files"].items():
-            files[f"input {name}: {file}"] = (root if root.is_file() else root / file, facts)
-    return problems + check_files(files, progress)
+            problem = _input(model, file, facts, progress)
+            problems += [Problem(problem, f"input {name}: {file}")] if problem else []
+    return problems
+
+
+def _input(
+    model: Model, file: str, facts: Mapping[str, Any], progress: Progress | None
+) -> str | None:
+    """Return what is wrong with one weight file of an input, wherever its source has it."""
+    found = model.header.files.get(file)
+    if found is None:
+        return "is gone"
+    if found != facts["size"]:
+        return f"has {found:,} bytes, the lock says {facts['size']:,}"
+    try:
+        digest = model_sha256(model, file, None, progress)
+    except MergekitLiteError as error:
+        return error.problems[0].what
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if digest != facts["sha256"]:
+        return f"sha256 is {digest[:12]}…, the lock says {facts['sha256'][:12]}…"
+    return None

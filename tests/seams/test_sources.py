@@ -12,6 +12,7 @@ import yaml
 
 from mergekit_lite import api
 from mergekit_lite.errors import MergekitLiteError
+from mergekit_lite.export.verify import verify
 from tests.checkpoints import read_weights
 
 Pair = tuple[Path, Path]
@@ -60,6 +61,12 @@ def test_the_lock_names_it(pair: Pair, compressed: Path, tmp_path: Path) -> None
     api.run(recipe(pair[0], f"gzip:{compressed}"), tmp_path / "out")
     lock = yaml.safe_load((tmp_path / "out" / "recipe.lock.yaml").read_text())
     assert lock["inputs"]["x"]["reference"] == f"gzip:{compressed}"
+    assert verify(tmp_path / "out", inputs=True) == []
+    other = (pair[1] / "model.safetensors").read_bytes()
+    compressed.write_bytes(gzip.compress(other[:-1] + b"\x01"))
+    (problem,) = verify(tmp_path / "out", inputs=True)
+    assert problem.where == "input x: model.safetensors"
+    assert problem.what.startswith("sha256 is")
 
 
 @pytest.mark.usefixtures("kit")
