@@ -16,8 +16,8 @@ def test_a_line_says_how_far_it_is(
         progress(2_000_000)
     shown = capsys.readouterr()
     first, second = shown.err.splitlines()
-    assert first.startswith(" 25%  1.0 MB of 4.0 MB  ")
-    assert second.startswith(" 75%  3.0 MB of 4.0 MB  ")
+    assert first.startswith(" 25%  1 MB of 4 MB  ")
+    assert second.startswith(" 75%  3 MB of 4 MB  ")
     assert second.endswith("/s")
     assert shown.out == ""
 
