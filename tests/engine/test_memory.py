@@ -57,7 +57,7 @@ class Row:
 
     def __init__(self, gate: MemoryGate, row: Job) -> None:
         self.inside, self.leave = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self._hold, args=(gate, row))
+        self.thread = threading.Thread(target=self._hold, args=(gate, row), daemon=True)
         self.thread.start()
 
     def _hold(self, gate: MemoryGate, row: Job) -> None:
