@@ -103,6 +103,12 @@ def test_shared_magnitudes_are_counted_and_not_collected(block: int) -> None:
     assert seen.above == [2]
 
 
+def test_all_places_for_shared_magnitudes_are_used() -> None:
+    seen = scan(lone(), [(1.0, 4.0)], pivots=[3.0, 2.0, 4.0, 2.5])
+    assert seen.equal == [[3, 1, 1, 1]]
+    assert seen.collected == [[(1.0, 51)]]
+
+
 def test_a_bracket_of_one_shared_magnitude_collects_nothing() -> None:
     seen = scan(lone(), [(3.0, 3.0)], pivots=[3.0])
     assert (seen.above, seen.equal, seen.collected) == ([3], [[3, 0, 0, 0]], [[]])
