@@ -181,7 +181,7 @@ def _assemble(
     params = {**spec.defaults(), **combine.params}
     experts, depth = len(job.reads), max((len(row) for row in rows), default=0)
     weights = np.array(params.get("weights") or [1.0] * experts, np.float32)
-    divisor, options, kind = np.float32(0.0), np.zeros(3, np.int64), WEIGHTED_SUM
+    divisor, options, kind = np.float32(0.0), np.zeros(4, np.int64), WEIGHTED_SUM
     gram = None
     if combine.op in ("linear", "task_arithmetic"):
         if params["normalize"]:
@@ -196,6 +196,7 @@ def _assemble(
             params["elect"] == "count",
             _AGGREGATES[params["agg"]],
             params["zero_sign"] == "plus",
+            params["divisor"] == "signed",
         )
     elif combine.op in ("take", "passthrough"):
         weights = np.array([params.get("scale", 1.0)], np.float32)

@@ -50,11 +50,15 @@ def vote(
     by_count: bool,
     aggregate: int,
     zero_plus: bool,
+    signed: bool,
     out: NDArray[np.float32],
     ballot: NDArray[np.float32],
     mass: NDArray[np.float32],
 ) -> None:
-    """Elect a sign per entry and aggregate the inputs that agree with it (TIES, steps 2 and 3)."""
+    """Elect a sign per entry and aggregate the inputs that agree with it (TIES, steps 2 and 3).
+
+    A mean is divided by the sum of weights if `signed`, else by that of their magnitudes.
+    """
     for j in range(n):
         ballot[j] = _ZERO
     for e in range(experts):
@@ -77,6 +81,7 @@ def vote(
     # One product and one select an entry: nested conditions would keep LLVM from vectorising.
     for e in range(experts):
         row, w = x[e], weights[e]
+        part = w if signed else abs(w)
         if aggregate == MAX:
             for j in range(n):
                 p = w * row[j]
@@ -87,7 +92,7 @@ def vote(
                 p = w * row[j]
                 agree = p * ballot[j] > _ZERO
                 out[j] = out[j] + (p if agree else _ZERO)
-                mass[j] = mass[j] + (w if agree else _ZERO)
+                mass[j] = mass[j] + (part if agree else _ZERO)
     if aggregate == MEAN:
         for j in range(n):
             m = mass[j]

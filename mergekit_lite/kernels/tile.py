@@ -151,7 +151,7 @@ def merge_tile(
         if combine == VOTE:
             vote(
                 x, experts, n, weights, options[0] != 0, options[1], options[2] != 0,
-                merged, ballot, mass,
+                options[3] != 0, merged, ballot, mass,
             )  # fmt: skip
         else:
             weighted_sum(x, experts, n, weights, divisor, merged)

@@ -33,6 +33,7 @@ CHAINS = {
     "consensus by count": [Step("sign_consensus", {**WEIGHTS, "elect": "count", "agg": "sum"})],
     "consensus, largest": [Step("sign_consensus", {**WEIGHTS, "agg": "max"})],
     "consensus, zero elects nobody": [Step("sign_consensus", {**WEIGHTS, "zero_sign": "none"})],
+    "consensus over signed weights": [Step("sign_consensus", {**WEIGHTS, "divisor": "signed"})],
     "ties": [*each("magnitude", {"density": 0.2}), MEAN, Step("scale", {"lambda": 1.3})],
     "ties with ties kept": [*each("magnitude", {"density": 0.3, "tie_mode": "threshold"}), MEAN],
     "ties, norms too": [*each("magnitude", {"density": 0.4, "density_1d": None}), MEAN],

@@ -48,19 +48,26 @@ def test_weighted_sum_is_linear(given_: tuple[Floats, list[float]], normalize: b
 @pytest.mark.parametrize("elect", ["mass", "count"])
 @pytest.mark.parametrize(("agg", "aggregate"), [("mean", MEAN), ("sum", SUM), ("max", MAX)])
 @pytest.mark.parametrize("zero_sign", ["plus", "none"])
+@pytest.mark.parametrize("divisor", ["absolute", "signed"])
 @CALM
 @given(experts())
 def test_vote_is_sign_consensus(
-    elect: str, agg: str, aggregate: int, zero_sign: str, given_: tuple[Floats, list[float]]
+    elect: str,
+    agg: str,
+    aggregate: int,
+    zero_sign: str,
+    divisor: str,
+    given_: tuple[Floats, list[float]],
 ) -> None:
     x, weights = given_
     n = x.shape[1]
     out, ballot, mass = (np.full(n, 9, np.float32) for _ in range(3))
     vote(
         x, len(x), n, np.array(weights, np.float32), elect == "count", aggregate,
-        zero_sign == "plus", out, ballot, mass,
+        zero_sign == "plus", divisor == "signed", out, ballot, mass,
     )  # fmt: skip
-    wanted = by_op("sign_consensus", x, weights, elect=elect, agg=agg, zero_sign=zero_sign)
+    how = {"elect": elect, "agg": agg, "zero_sign": zero_sign, "divisor": divisor}
+    wanted = by_op("sign_consensus", x, weights, **how)
     # Which zero a vote without a winner gives is of no account: a zero delta leaves the base.
     assert same(out + np.float32(0), wanted + 0.0)
 
@@ -75,8 +82,14 @@ def test_products_are_rounded_before_they_are_added() -> None:
 
 
 def test_a_mean_over_weights_that_cancel_is_zero() -> None:
-    """Both experts agree, and weigh nothing together: there is no mean."""
+    """Both experts agree, and weigh nothing together: there is no mean, unless signs are left out.
+
+    The shares of the first entry are 2 and 2; those of the second 2 and -2, a vote that plus wins.
+    """
     x = np.array([[2.0, 2.0], [-2.0, 2.0]], np.float32)
     out, ballot, mass = (np.empty(2, np.float32) for _ in range(3))
-    vote(x, 2, 2, np.array([1, -1], np.float32), False, MEAN, True, out, ballot, mass)
+    weights = np.array([1, -1], np.float32)
+    vote(x, 2, 2, weights, False, MEAN, True, True, out, ballot, mass)
     assert out.tolist() == [0.0, 2.0]
+    vote(x, 2, 2, weights, False, MEAN, True, False, out, ballot, mass)
+    assert out.tolist() == [2.0, 2.0]

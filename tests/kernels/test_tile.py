@@ -24,7 +24,7 @@ def merged(
     steps: Transforms | None = None,
     combine: int = WEIGHTED_SUM,
     divisor: float = 0.0,
-    options: Sequence[int] = (0, MEAN, 1),
+    options: Sequence[int] = (0, MEAN, 1, 0),
     posts: Sequence[float] = (),
     weight_space: bool = False,
     dtype: str = "F32",
@@ -144,15 +144,15 @@ VOTED = Tile(
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ((0, MEAN, 1), [2.0, -2.0, 1.0, -3.0, 0.0]),
-        ((0, SUM, 1), [4.0, -2.0, 1.0, -6.0, 0.0]),
-        ((0, MAX, 1), [3.0, -2.0, 1.0, -4.0, 0.0]),
-        ((0, SUM, 0), [4.0, -2.0, 0.0, -6.0, 0.0]),
-        ((1, SUM, 1), [4.0, 1.5, 1.0, -6.0, 0.0]),
+        ((0, MEAN, 1, 0), [2.0, -2.0, 1.0, -3.0, 0.0]),
+        ((0, SUM, 1, 0), [4.0, -2.0, 1.0, -6.0, 0.0]),
+        ((0, MAX, 1, 0), [3.0, -2.0, 1.0, -4.0, 0.0]),
+        ((0, SUM, 0, 0), [4.0, -2.0, 0.0, -6.0, 0.0]),
+        ((1, SUM, 1, 0), [4.0, 1.5, 1.0, -6.0, 0.0]),
     ],
     ids=["mean", "sum", "max", "a tie elects nobody", "by count"],
 )
-def test_votes(options: tuple[int, int, int], wanted: list[float]) -> None:
+def test_votes(options: tuple[int, int, int, int], wanted: list[float]) -> None:
     assert merged(VOTED, combine=VOTE, options=options) == wanted
 
 

@@ -73,7 +73,7 @@ def consensus(deltas: list[np.ndarray], weights: list[float], elect: str, agg: s
         for share, weight in zip(shares, weights, strict=True):
             if share != 0 and np.sign(share) == sign:
                 numerator = f32(numerator + share)
-                mass = f32(mass + f32(weight))
+                mass = f32(mass + abs(f32(weight)))
                 top = max(top, abs(share))
         mean = f32(numerator / mass) if mass != 0 else f32(0)
         result[j] = {"mean": mean, "sum": numerator, "max": sign * top}[agg]

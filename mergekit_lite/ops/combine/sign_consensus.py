@@ -28,6 +28,7 @@ def elected_sign(shares: Sequence[Tensor], elect: str, zero_sign: str) -> Tensor
     paper="Yadav et al. 2023, arXiv 2306.01708 (elect and merge of TIES-Merging)",
     commutative=True,
     idempotent=True,
+    compat={"mergekit": {"divisor": "signed"}},
     vectors=[
         Vector(TAUS, [3, -4, -6, 0.375, 3, 1.5], source="independent run: by mass, mean"),
         Vector(
@@ -50,6 +51,19 @@ def elected_sign(shares: Sequence[Tensor], elect: str, zero_sign: str) -> Tensor
         Vector(
             [[1, 2], [-1, -2]], [0, 0], {"zero_sign": "none"}, source="or elects nobody, by hand"
         ),
+        Vector(
+            [[2, 3], [0, -1]],
+            [-2, -2],
+            weights=[-1, 1],
+            source="forgotten, not learnt: -2 over 1; -3 and -1 over 2, by hand",
+        ),
+        Vector(
+            [[2, 3], [0, -1]],
+            [2, 0],
+            {"divisor": "signed"},
+            weights=[-1, 1],
+            source="-2 over -1; over -1 + 1 = 0 nothing, by hand",
+        ),
     ],
 )
 def sign_consensus(
@@ -65,6 +79,10 @@ def sign_consensus(
     zero_sign: Annotated[
         Literal["plus", "none"], Doc("a vote of exactly zero elects plus, or nobody")
     ] = "plus",
+    divisor: Annotated[
+        Literal["absolute", "signed"],
+        Doc("divide a mean by the sum of |weight| or of weight: other only where one is negative"),
+    ] = "absolute",
 ) -> Tensor:
     """Elect a sign for each entry and merge only the experts that agree with it.
 
@@ -75,7 +93,8 @@ def sign_consensus(
     Vote: s = p_0; s = s + p_1; ... (`count`: the same over sign(p_i)). e = sign(s), with 1 for
     s == 0 under `plus`. Expert i agrees where p_i != 0 and sign(p_i) == e.
     sum: num = 0; num = num + p_i over agreeing i, in order.
-    mean: den = 0; den = den + w_i over agreeing i, in order; num / den, and +0.0 where den == 0.
+    mean: den = 0; den = den + |w_i| over agreeing i, in order (`signed`: + w_i); num / den, and
+    +0.0 where den == 0.
     max: top = 0; top = max(top, |p_i|) over agreeing i; e * top.
     """
     import torch
@@ -93,5 +112,5 @@ def sign_consensus(
         return total
     mass = torch.zeros_like(elected)
     for agrees, weight in zip(agreeing, weights, strict=True):
-        mass = mass + agrees * single(weight)
+        mass = mass + agrees * (abs(single(weight)) if divisor == "absolute" else single(weight))
     return torch.where(mass != 0, total / mass, 0.0)
