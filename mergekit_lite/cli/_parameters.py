@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -24,6 +28,26 @@ def _sized(context: click.Context, parameter: click.Parameter, value: str | None
     """Return a size as it was written, once it is known to be one."""
     _bytes(context, parameter, value)
     return value
+
+
+class _NewFolder(click.Path):
+    """A folder to make. An empty name, often a variable that is not set, is not the current one."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("is empty; name a folder", param, ctx)
+        return Path(super().convert(value, param, ctx)).expanduser()  # type: ignore[arg-type]
+
+
+def out(text: str) -> Callable[[Command], Command]:
+    """Return the option that names the output folder.
+
+    Args:
+        text: what the verb does with it.
+    """
+    return click.option("-o", "--out", type=_NewFolder(), metavar="PATH", help=text)
 
 
 recipe = click.argument("recipe", type=click.Path(path_type=Path))

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Show what a run would do and cost; reads headers only.")
 @parameters.recipe
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Output folder, to compare with free disk."
-)
+@parameters.out("Output folder, to compare with free disk.")
 @parameters.changes
 @parameters.shard_size
 @parameters.threads

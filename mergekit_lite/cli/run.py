@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Merge the models of a recipe into a folder.")
 @parameters.recipe
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Folder to make; needed but for a dry run."
-)
+@parameters.out("Folder to make; needed but for a dry run.")
 @parameters.changes
 @parameters.shard_size
 @parameters.threads

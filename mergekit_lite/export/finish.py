@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergekit_lite.engine.journal import JOURNAL, Journal
-from mergekit_lite.errors import RecipeError
+from mergekit_lite.errors import DataError, Problem, RecipeError
 from mergekit_lite.export.card import write_card
 from mergekit_lite.export.companions import copy_companions
 from mergekit_lite.export.config import CONFIG_FILE, write_config
@@ -57,9 +57,31 @@ def finish(
     write_report(plan, report, work)
     write_index(plan, work)
     sync_tree(work)
+    _require_sizes(work, report.shards)
     put_in_place(work, out, overwrite=overwrite)
+
+
+def settle(plan: Plan, out: Path) -> None:
+    """Tidy up around a folder that has been put in place; no other run is hindered any more."""
+    _sync(out.parent)
     # Until the folder stands, the journal is what a next run goes by.
     Journal(out, plan).remove()
+    aside = _aside(out)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _require_sizes(work: Path, shards: Mapping[str, tuple[int, str]]) -> None:
+    problems = []
+    for file, (wrote, _) in shards.items():
+        path = work / file
+        found = path.stat().st_size if path.is_file() else 0
+        if found != wrote:
+            what = f"has {found:,} bytes, the run wrote {wrote:,}: something else has changed it"
+            hint = "run the same command again to make it anew"
+            problems.append(Problem(what, str(path), hint))
+    if problems:
+        raise DataError(problems)
 
 
 def _keep_only(work: Path, shards: Collection[str]) -> None:
@@ -85,12 +107,12 @@ def sync_tree(folder: Path) -> None:
 
 
 def put_in_place(work: Path, out: Path, *, overwrite: bool) -> None:
-    """Rename `work` to `out`; what was there is removed only once the new folder stands.
+    """Rename `work` to `out`; what was there is put aside, for `settle` to remove.
 
     Raises:
         RecipeError: `out` has been filled while the merge ran, and may not be replaced.
     """
-    aside = out.with_name(f".{out.name}.replaced")
+    aside = _aside(out)
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             hint = f"the merge is complete in `{work}`; move it where you want it"
@@ -98,9 +120,10 @@ def put_in_place(work: Path, out: Path, *, overwrite: bool) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         out.rename(aside)
     work.rename(out)
-    _sync(out.parent)
-    if aside.exists():
-        shutil.rmtree(aside)
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
 
 
 def _sync(path: Path) -> None:

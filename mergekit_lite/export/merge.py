@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.errors import DataError
-from mergekit_lite.export.finish import finish
+from mergekit_lite.export.exclusive import only_run
+from mergekit_lite.export.finish import finish, settle
 from mergekit_lite.export.manifest import copies, warnings_of
 from mergekit_lite.export.target import check_target, partial_folder
 from mergekit_lite.plan.digests import DigestCache
@@ -50,19 +51,24 @@ def merge(
         emit: called with events, from any thread.
 
     Raises:
-        RecipeError: the output folder does not fit.
+        RecipeError: the output folder does not fit, or another run is working on it.
         ResourceError: disk or memory do not suffice.
         DataError, Interrupted: as the engine raises them; `OUT.partial` stays for the next run.
     """
+    from mergekit_lite.engine.executor import executor_named
     from mergekit_lite.engine.local import execute
 
     out = out.expanduser().resolve()
+    executor_named(options.executor)
     check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
     estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
+    work = partial_folder(out)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))
-    with _folders_above(out), _hashing(plan, models) as hashing:
-        report = execute(plan, models, partial_folder(out), options, emit)
+    with _folders_above(out), only_run(work, emit), _hashing(plan, models) as hashing:
+        # A run that has just ended may have left other files than were there before.
+        check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
+        report = execute(plan, models, work, options, emit)
         if not hashing.done():
             text = "waiting for the checksums of the inputs"
             emit(Event("note", text=text, seconds=report.seconds))
@@ -80,6 +86,7 @@ def merge(
             input_digests=digests,
             overwrite=options.overwrite,
         )
+    settle(plan, out)
     return report
 
 

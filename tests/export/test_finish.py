@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from mergekit_lite.engine.options import ExpertReport
 from mergekit_lite.errors import RecipeError, ResourceError
-from mergekit_lite.export.finish import put_in_place
+from mergekit_lite.export.finish import put_in_place, settle
 from mergekit_lite.export.manifest import report_data
 from mergekit_lite.export.target import check_target
 
@@ -72,7 +73,10 @@ def test_old_folder_goes_only_after_the_new_one_stands(tmp_path: Path) -> None:
     assert (out / "file").read_text() == "old"
     put_in_place(work, out, overwrite=True)
     assert (out / "file").read_text() == "new"
+    assert (tmp_path / ".out.replaced" / "file").read_text() == "old"
+    settle(plan_of({}, base=tmp_path), out)
     assert names(tmp_path) == {"out"}
+    assert names(out) == {"file"}
 
 
 def test_an_empty_folder_may_be_the_target(tmp_path: Path, recipe: dict[str, Any]) -> None:
@@ -124,3 +128,42 @@ def test_report_names_an_expert_that_changed_nothing(tmp_path: Path) -> None:
     assert data["warnings"] == ["expert `math` does not differ from the base in any of 3 tensors"]
     assert data["output"]["tensors_merged"] == 1
     assert report_data(plan, report_of(math=ExpertReport(3, 3, 1, 0.1)))["warnings"] == []
+
+
+def test_folders_that_hold_what_the_user_works_with_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, book = tmp_path / "work" / "here", tmp_path / "desk" / "recipes"
+    for folder in (here, book):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    monkeypatch.chdir(here)
+    plan = replace(plan_of({}, base=tmp_path / "base"), folder=str(book))
+    for out, words in (
+        (here, "current folder"),
+        (here.parent, "current folder"),
+        (book, "folder of the recipe"),
+        (book.parent, "folder of the recipe"),
+        (Path.home(), "home folder"),
+        (Path("/"), "mount point"),
+    ):
+        with pytest.raises(RecipeError, match=words) as caught:
+            check_target(plan, out, overwrite=True)
+        assert all(problem.hint for problem in caught.value.problems)
+    check_target(plan, here / "out", overwrite=True)
+
+
+def test_overwrite_replaces_models_alone(tmp_path: Path) -> None:
+    plan, out = plan_of({}, base=tmp_path / "base"), tmp_path / "out"
+    (out / "chapters").mkdir(parents=True)
+    (out / "chapters" / "one.txt").write_text("mine")
+    with pytest.raises(RecipeError, match=r"would delete `chapters/one.txt`.*not look like a model"):
+        check_target(plan, out, overwrite=True)
+    for name in ("recipe.lock.yaml", "config.json", "model.safetensors"):
+        (out / name).write_text("")
+        check_target(plan, out, overwrite=True)
+        (out / name).unlink()
+    (out / "model.safetensors").write_text("")
+    (out / "journal.jsonl").write_text("")
+    with pytest.raises(RecipeError, match="unfinished run"):
+        check_target(plan, out, overwrite=True)
