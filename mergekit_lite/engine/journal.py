@@ -58,7 +58,7 @@ class Journal:
         """Raise RecipeError unless this first line of a journal is of the same run."""
         if first.get("plan") != self.plan.content_digest():
             raise RecipeError(
-                "an unfinished run of another recipe is in the way",
+                "an unfinished run of another plan (another recipe or shard size) is in the way",
                 where=self.folder.name,
                 hint="finish it with its own recipe, or pass --fresh to throw it away",
             )

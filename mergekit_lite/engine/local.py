@@ -60,7 +60,7 @@ def execute(
     done = {shard.shard: shard for shard in journal.resume()}
     left = [number for number in range(len(plan.shards)) if number not in done]
     if done:
-        text = f"found {len(done)} of {len(plan.shards)} shards done"
+        text = f"{len(done)} of {len(plan.shards)} shards were done and are intact"
         emit(Event("note", text=text, shards=len(plan.shards)))
     resumed = set(done)
     try:

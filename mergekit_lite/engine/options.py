@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from mergekit_lite.errors import RecipeError
+from mergekit_lite.errors import Problem, RecipeError
 
 TILE_ENTRIES = 1 << 17
 """Entries of a tile on the CPU: five bf16 inputs of it stay near the core."""
@@ -15,6 +15,8 @@ LEAST_TILE = 1 << 12
 """No tile is smaller: sums are blocked by this many entries."""
 DEVICE_TILE_ENTRIES = 1 << 23
 """Entries of a tile on a GPU, where launches and transfers have a fixed price."""
+
+Device = Literal["cpu", "cuda", "auto"]
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,44 @@ class Options:
         overwrite: replace a non-empty output folder.
         allow_nonfinite: let NaN and infinity of an input or a result pass.
         executor: name of a registered executor.
+
+    Raises:
+        RecipeError: a value is of another type, or out of range.
     """
 
     threads: int | None = None
     max_memory: int | None = None
-    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    device: Device = "cpu"
     fresh: bool = False
     overwrite: bool = False
     allow_nonfinite: bool = False
     executor: str = "local"
 
+    def __post_init__(self) -> None:
+        problems = []
+        # What a command line has checked may come from a program or from a file just as well.
+        for name, what in (("threads", "a number"), ("max_memory", "a number of bytes")):
+            value: object = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                problems.append(_not(name, value, f"{what}, an int of at least 1, or None"))
+        devices = get_args(Device)
+        if self.device not in devices:
+            listed = ", ".join(f"`{device}`" for device in devices)
+            problems.append(_not("device", self.device, f"one of {listed}"))
+        executor: object = self.executor
+        if not isinstance(executor, str):
+            problems.append(_not("executor", executor, "the name of a registered executor"))
+        if problems:
+            raise RecipeError(problems)
+
     @property
     def workers(self) -> int:
         """Number of worker threads."""
-        if self.threads is not None and self.threads < 1:
-            raise RecipeError(f"--threads is {self.threads}; it must be at least 1")
         return self.threads or len(os.sched_getaffinity(0))
+
+
+def _not(name: str, value: object, wanted: str) -> Problem:
+    return Problem(f"`{name}` is {value!r}", "options", f"give {wanted}")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ from mergekit_lite.kernels.order import (
 from mergekit_lite.ops._place import Cut
 
 SAMPLE_CHUNK = 1024
+SAMPLED = 64
+"""One entry of so many is sampled, until a large tensor has `MOST_CHUNKS` chunks."""
+MOST_CHUNKS = 512
+FINER = 4
+"""A finer sample has chunks that are so many times smaller, and so many times more entries."""
 SMALL = 1 << 16
 """Tensors up to this many entries are collected whole."""
 LARGEST = 0x7FFFFFFF
@@ -105,38 +110,64 @@ def _room(row: Row, ranks: int) -> int:
 
 def _bracket(row: Row, program: Program, wanted: list[Wanted]) -> None:
     """Set `low` and `high` of each wanted rank from evenly spaced chunks of the row."""
-    width = max(program.width, 1)
-    chunk = min(-(-SAMPLE_CHUNK // width) * width, row.tile)
-    # Larger tensors need narrower brackets for what is collected to fit.
-    chunks = min(max(row.size // (chunk * 64), 16), 512)
     room = _room(row, 1 + max(want.slot for want in wanted))
-    step = max(row.size // chunks // width, 1) * width
+    for fine in (False, True):
+        rough = False
+        for expert, chunks in _samples(row, program, wanted, fine=fine).items():
+            sample = np.sort(chunks, axis=None)
+            total = len(sample)
+            for want in (w for w in wanted if w.expert == expert):
+                share = want.rank / row.size
+                centre = total * (1 - share)
+                random = (total * share * (1 - share)) ** 0.5
+                between = _between(chunks, sample[min(int(centre), total - 1)])
+                spread = SPREAD * max(between, random) + 4
+                below, above = int(centre - spread), int(centre + spread)
+                # Beyond the ends of the sample nothing is known.
+                want.low = int(sample[below]) if below >= 0 else 0
+                want.high = int(sample[above]) if above < total else LARGEST
+                want.pivots, left = _shared(sample, want, row.size, room)
+                rough |= left * row.size > room
+        if not rough:
+            return
+
+
+def _samples(
+    row: Row, program: Program, wanted: list[Wanted], *, fine: bool
+) -> dict[int, NDArray[np.uint32]]:
+    """Return the magnitudes in evenly spaced chunks of the row: expert -> (chunks, entries)."""
+    width = max(program.width, 1)
+    entries = SAMPLE_CHUNK // FINER if fine else SAMPLE_CHUNK
+    chunk = min(-(-entries // width) * width, row.tile, row.size)
+    # Larger tensors need narrower brackets for what is collected to fit.
+    chunks = min(max(row.size // (SAMPLE_CHUNK * SAMPLED), 16), MOST_CHUNKS)
+    chunks *= FINER**2 if fine else 1
+    step = max(row.size // chunks // width * width, chunk)
     samples: dict[int, list[NDArray[np.uint32]]] = {want.expert: [] for want in wanted}
-    for number in range(chunks):
-        first = number * step
-        count = min(chunk, row.size - first)
-        row.load(first, count)
+    for first in range(0, row.size - chunk + 1, step)[:chunks]:
+        row.load(first, chunk)
         for expert, parts in samples.items():
             want = next(w for w in wanted if w.expert == expert)
-            parts.append(_magnitudes(row, program, want, first, count))
-    for expert, parts in samples.items():
-        sample = np.sort(np.concatenate(parts))
-        total = len(sample)
-        for want in (w for w in wanted if w.expert == expert):
-            share = want.rank / row.size
-            centre = total * (1 - share)
-            spread = SPREAD * (total * share * (1 - share)) ** 0.5 + 4
-            below, above = int(centre - spread), int(centre + spread)
-            # Beyond the ends of the sample nothing is known.
-            if below >= 0:
-                want.low = int(sample[below])
-            if above < total:
-                want.high = int(sample[above])
-            want.pivots = _shared(sample, want, row.size, room)
+            parts.append(_magnitudes(row, program, want, first, chunk))
+    return {expert: np.stack(parts) for expert, parts in samples.items()}
 
 
-def _shared(sample: NDArray[np.uint32], want: Wanted, size: int, room: int) -> tuple[int, ...]:
-    """Return the magnitudes of a bracket that are better counted: frequent, or too many to hold.
+def _between(chunks: NDArray[np.uint32], threshold: np.uint32) -> float:
+    """Return by how many entries the sampled rank of a magnitude errs, as chunks differ.
+
+    Neighbours resemble each other (rows differ in scale, those of a low-rank delta most of all),
+    so that chunks tell less than as many entries from anywhere: their spread says how much.
+    """
+    shares = np.count_nonzero(chunks >= threshold, axis=1)
+    return float(np.std(shares, ddof=1) * len(chunks) ** 0.5) if len(chunks) > 1 else 0.0
+
+
+def _shared(
+    sample: NDArray[np.uint32], want: Wanted, size: int, room: int
+) -> tuple[tuple[int, ...], float]:
+    """Return the magnitudes of a bracket that are better counted, and what share is collected.
+
+    Counted are those that are frequent, or too many to hold.
 
     `sample` is sorted.
     """
@@ -152,7 +183,7 @@ def _shared(sample: NDArray[np.uint32], want: Wanted, size: int, room: int) -> t
             break
         pivots.append(int(values[i]))
         left -= int(counts[i])
-    return tuple(pivots)
+    return tuple(pivots), left / len(sample)
 
 
 def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Event) -> None:
@@ -210,31 +241,36 @@ class Seen:
 
 def _cut(row: Row, program: Program, want: Wanted, seen: Seen) -> Cut | None:
     """Return the cut, or None when the rank lies outside the bracket."""
-    values, counts = np.unique(seen.magnitudes, return_counts=True)
-    values = np.concatenate([values, np.array(want.pivots, np.uint32)])
-    counts = np.concatenate([counts, seen.shared.sum(0)])
-    order = np.argsort(values)[::-1]
-    up_to = seen.above + np.cumsum(counts[order])
-    place = int(np.searchsorted(up_to, want.rank))
-    if seen.above >= want.rank or place == len(order):
-        return None
-    winner = int(order[place])
-    ties = want.rank - int(up_to[place] - counts[winner])
-    threshold = values[winner]
-    magnitude = float(threshold.view(np.float32))
-    pivot = winner - (len(values) - len(want.pivots))
-    if pivot < 0:
-        tied = seen.indices[seen.magnitudes == threshold]
-        return Cut(magnitude, int(tied[ties - 1]) + 1)
+    counts = seen.shared.sum(0)
+    rank = want.rank - seen.above
+    tied = -1
+    for pivot in np.argsort(want.pivots)[::-1]:
+        larger = int(np.count_nonzero(seen.magnitudes > want.pivots[pivot]))
+        if larger < rank <= larger + counts[pivot]:
+            tied = int(pivot)
+            rank -= larger
+            break
+        if rank > larger:
+            rank -= int(counts[pivot])
+    if tied < 0:
+        n = len(seen.magnitudes)
+        if not 0 < rank <= n:
+            return None
+        threshold = np.partition(seen.magnitudes, n - rank)[n - rank]
+        ties = rank - int(np.count_nonzero(seen.magnitudes > threshold))
+        last = np.flatnonzero(seen.magnitudes == threshold)[ties - 1]
+        return Cut(float(threshold.view(np.float32)), int(seen.indices[last]) + 1)
     # Only the tile that holds the last tie is looked at again.
-    up_to_tile = np.cumsum(seen.shared[:, pivot])
-    tile = int(np.searchsorted(up_to_tile, ties))
+    threshold = np.uint32(want.pivots[tied])
+    up_to_tile = np.cumsum(seen.shared[:, tied])
+    tile = int(np.searchsorted(up_to_tile, rank))
     first = tile * row.tile
     count = min(row.tile, row.size - first)
     row.load(first, count)
-    left = ties - int(up_to_tile[tile] - seen.shared[tile, pivot])
+    left = rank - int(up_to_tile[tile] - seen.shared[tile, tied])
     bits = _magnitudes(row, program, want, first, count)
-    return Cut(magnitude, first + nth_equal(bits, count, threshold, left)[0] + 1)
+    until = first + nth_equal(bits, count, threshold, left)[0] + 1
+    return Cut(float(threshold.view(np.float32)), until)
 
 
 def _by_histogram(row: Row, program: Program, want: Wanted, stop: threading.Event) -> Cut:

@@ -113,7 +113,7 @@ def test_a_resumed_run_counts_what_is_left(tmp_path: Path) -> None:
     for number in (0, 2):
         (folder / plan.shards[number].file).unlink()
     report, seen = watched(plan, models, folder)
-    assert (seen[0].kind, seen[0].text) == ("note", "found 2 of 4 shards done")
+    assert (seen[0].kind, seen[0].text) == ("note", "2 of 4 shards were done and are intact")
     assert seen[1].kind == "start"
     left = sum(job_bytes(job) for job in plan.jobs if job.shard in (0, 2))
     assert {event.bytes_total for event in seen[1:]} == {left}
@@ -126,7 +126,7 @@ def test_a_run_that_is_complete_says_so(tmp_path: Path) -> None:
     plan, models = built(tmp_path)
     watched(plan, models, tmp_path / "out")
     _, seen = watched(plan, models, tmp_path / "out")
-    assert [event.text for event in seen] == ["found 4 of 4 shards done"]
+    assert [event.text for event in seen] == ["4 of 4 shards were done and are intact"]
 
 
 @pytest.mark.parametrize("compiled", [True, False])

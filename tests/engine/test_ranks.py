@@ -123,9 +123,16 @@ def one_bin(n: int) -> Values:
     return (0x3F800000 + rng(10).integers(0, 1 << 15, n)).astype(np.uint32).view(np.float32)
 
 
+def low_rank(n: int) -> Values:
+    """Rows differ in scale by far: neighbours resemble each other, as in an adapter's delta."""
+    left, right = rng(11).standard_normal((-(-n // 576), 2)), rng(12).standard_normal((2, 576))
+    return (left**3 @ right).astype(np.float32).flatten()[:n]
+
+
 LAYOUTS: list[Callable[[int], Values]] = [
     continuous, few_values, many_shared_values, all_equal, all_zero, one_outlier,
     between_the_chunks, in_the_chunks, sorted_up, subnormal, one_bin,
+    low_rank,
 ]  # fmt: skip
 BIG = (1 << 18) + 77
 
@@ -200,8 +207,40 @@ def test_a_misleading_sample_falls_back_to_counting_everything(
     monkeypatch.setattr(ranks, "histogram", counted)
     check([continuous(1 << 18)], 0.5)
     assert not calls, "an honest sample needs no histogram"
+    check([low_rank(1 << 20)] * 3, 0.2, tile=1 << 17)
+    assert not calls, "nor do rows of different scales"
     check([between_the_chunks(1 << 18)], 0.5)
     assert calls
+
+
+def test_ranks_over_rows_that_are_wider_than_a_chunk() -> None:
+    """Where an earlier step works on rows, only whole rows can be sampled."""
+    values = continuous(40 * 9001).reshape(40, 9001)
+    models = one_tensor(torch.zeros(40, 9001), {"e": torch.from_numpy(values)})
+    steps = [
+        Step("breadcrumbs", {"density": 0.6, "gamma": 0.01}, "e"),
+        Step("magnitude", {"density": 0.2, "density_1d": None}, "e"),
+        Step("task_arithmetic"),
+    ]
+    plan = plan_for(models, steps, dtype="F32")
+    program = compile_job(plan.jobs[0], plan.seed)
+    assert program is not None
+    row = Row(plan.jobs[0], Readers(models), TilePool(), tile=8192, width=9001, weight_space=False)
+    find_statistics(row, program, threading.Event())
+    left = band_of(values)
+    (wanted,) = order_cuts(left, [int(0.2 * left.numel())])
+    bits, until = program.ints[0, 1, :2].tolist()
+    assert (bits, until) == (int(np.float32(wanted.threshold).view(np.uint32)), wanted.until)
+
+
+def band_of(values: Values) -> torch.Tensor:
+    """Return what breadcrumbs leaves of each row, by a stable sort."""
+    top, last = band(0.6, 0.01, values.shape[1])
+    order = np.argsort(-np.abs(values), axis=1, kind="stable")
+    left = np.zeros_like(values)
+    kept = order[:, top:last]
+    np.put_along_axis(left, kept, np.take_along_axis(values, kept, 1), 1)
+    return torch.from_numpy(left)
 
 
 def test_the_second_transform_ranks_what_the_first_has_left() -> None:
