@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,37 @@ def test_load_applies_changes(recipe: Path) -> None:
 def test_unknown_run_option(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="treads"):
         mergekit_lite.run(recipe, tmp_path / "out", treads=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "tpu"}, ["`device` is 'tpu'", "`cpu`, `cuda`, `auto`"]),
+        ({"threads": 0}, ["`threads` is 0", "at least 1"]),
+        ({"threads": True}, ["`threads` is True"]),
+        ({"max_memory": "2GB"}, ["`max_memory` is '2GB'", "bytes", "int"]),
+        ({"max_memory": 0}, ["`max_memory` is 0"]),
+        ({"max_memory": 2e9}, ["`max_memory` is 2000000000.0"]),
+        ({"executor": None}, ["`executor` is None"]),
+        ({"executor": "lokal"}, ["unknown executor `lokal`", "`local`"]),
+        ({"threads": -1, "device": "mps"}, ["`threads` is -1", "`device` is 'mps'"]),
+    ],
+)
+def test_run_options_that_do_not_fit_are_refused_before_anything_is_written(
+    recipe: Path, tmp_path: Path, options: dict[str, Any], words: list[str]
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RecipeError) as caught:
+        mergekit_lite.run(recipe, tmp_path / "out", **options)
+    for text in words:
+        assert text in str(caught.value)
+    assert "--" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_no_folder_to_make_is_refused(recipe: Path) -> None:
+    with pytest.raises(RecipeError, match="current folder"):
+        mergekit_lite.run(recipe, "")
 
 
 def test_merge_tensors() -> None:

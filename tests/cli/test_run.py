@@ -145,7 +145,7 @@ def test_takes_up_an_unfinished_run(
     shards[1].unlink()
     result = call("run", recipe, "-o", out, *words)
     assert result.exit_code == 0, result.stderr
-    assert f"found {len(shards) - 1} of {len(shards)} shards done" in result.stderr
+    assert f"{len(shards) - 1} of {len(shards)} shards were done and are intact" in result.stderr
     for file in whole.iterdir():
         if file.name not in ("merge_report.json", "README.md"):
             assert file.read_bytes() == (out / file.name).read_bytes(), file.name

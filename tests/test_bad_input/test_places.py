@@ -38,6 +38,35 @@ def test_folder_with_files_is_replaced_on_demand(world: World) -> None:
     assert [file.name for file in world.out.glob("*.safetensors")] == ["model.safetensors"]
 
 
+def test_folder_that_is_no_model_is_never_replaced(world: World) -> None:
+    world.out.mkdir()
+    (world.out / "thesis.txt").write_text("mine")
+    _refused(world, world.out, 2, "would delete `thesis.txt`", words=("--overwrite",))
+
+
+@pytest.mark.parametrize("out", [".", "..", "sub", "/"])
+def test_folders_of_the_user(world: World, out: str) -> None:
+    """The current folder, that of the recipe, what holds them, the root."""
+    recipes = world.folder / "sub" / "recipes"
+    recipes.mkdir(parents=True)
+    models = {name: f"{getattr(world, name)}" for name in ("base", "math", "code")}
+    text = LINEAR.replace("base: base", f"base: {models['base']}")
+    for name in ("math", "code"):
+        text = text.replace(f"model: {name}", f"model: {models[name]}")
+    (recipes / "mine.yaml").write_text(text)
+    before = world.files()
+    result = world.call("run", recipes / "mine.yaml", "-o", out, "--overwrite")
+    world.said(result, 2, "folder", "name a folder")
+    world.untouched(before)
+
+
+def test_folder_without_a_name(world: World) -> None:
+    path = world.write(LINEAR)
+    before = world.files()
+    world.said(world.call("run", path, "-o", "", "--overwrite"), 2, "-o", "name a folder")
+    world.untouched(before)
+
+
 def test_file_in_the_place_of_the_folder(world: World) -> None:
     world.out.write_text("mine")
     _refused(world, world.out, 2, str(world.out), "is a file", words=("--overwrite",))
@@ -118,7 +147,7 @@ def test_leftovers_of_another_recipe(world: World) -> None:
     path = world.write(LINEAR)
     before = world.files()
     result = world.call("run", path, "-o", world.out)
-    world.said(result, 2, "out.partial", "unfinished run of another recipe", "--fresh")
+    world.said(result, 2, "out.partial", "another recipe or shard size", "--fresh")
     world.untouched(before)
     assert world.run(LINEAR, "--fresh").exit_code == 0
     assert not work.exists()
@@ -159,7 +188,7 @@ def test_disk_full_in_mid_run(world: World, call: str, code: int) -> None:
     assert {path.split("/")[0] for path in new} == {"out.partial"}
     result = world.run(LINEAR, *words)
     assert result.exit_code == 0, result.stderr
-    assert "shards done" in result.stderr
+    assert "shards were done and are intact" in result.stderr
     assert {file.name: file.read_bytes() for file in world.out.glob("model*")} == whole
     assert not (world.folder / "out.partial").exists()
 
@@ -182,7 +211,7 @@ def test_disk_full_when_the_card_is_written(world: World, monkeypatch: pytest.Mo
     assert not world.out.exists()
     result = world.run()
     assert result.exit_code == 0, result.stderr
-    assert "found 1 of 1 shards done" in result.stderr
+    assert "1 of 1 shards were done and are intact" in result.stderr
 
 
 def test_too_little_memory(world: World) -> None:
