@@ -20,19 +20,32 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 """A recipe's path, or its content as plain data."""
 
 
-def load(recipe: Source, set: Sequence[str] = ()) -> Recipe:
+def load(recipe: Source, set: Sequence[str] = (), *, models: bool = False) -> Recipe:
     """Read and check a recipe, without looking at any model.
 
     Args:
         recipe: path of a YAML file, or the same content as a mapping.
         set: changes such as `steps.0.ties.density=0.3`, applied last.
+        models: where the recipe is wrong, look at the headers of its models too, so that their
+            problems are told along with its own.
 
     Raises:
         RecipeError: all problems of the recipe, each with its line.
+        DataError: the recipe is wrong, and with `models` a header is damaged as well.
     """
+    from mergekit_lite.errors import RecipeError
     from mergekit_lite.recipe import load as load_recipe
 
-    return load_recipe(recipe if isinstance(recipe, Mapping) else Path(recipe), set)
+    source = recipe if isinstance(recipe, Mapping) else Path(recipe)
+    try:
+        return load_recipe(source, set)
+    except RecipeError as error:
+        if not models:
+            raise
+        from mergekit_lite.plan.build import with_models
+        from mergekit_lite.recipe import draft
+
+        raise with_models(error, draft(source, set)) from None
 
 
 def plan(recipe: Recipe | Source) -> Plan:
@@ -46,7 +59,7 @@ def plan(recipe: Recipe | Source) -> Plan:
     from mergekit_lite.plan.build import build
     from mergekit_lite.recipe import Recipe
 
-    return build(recipe if isinstance(recipe, Recipe) else load(recipe))
+    return build(recipe if isinstance(recipe, Recipe) else load(recipe, models=True))
 
 
 def run(
@@ -84,7 +97,7 @@ def run(
     chosen = Options(**options)
     if isinstance(recipe, Plan):
         return merge(recipe, open_inputs(recipe), Path(out), chosen, emit or _ignore)
-    loaded = recipe if isinstance(recipe, Recipe) else load(recipe)
+    loaded = recipe if isinstance(recipe, Recipe) else load(recipe, models=True)
     ready, found = prepare(loaded)
     return merge(ready, found, Path(out), chosen, emit or _ignore)
 

@@ -29,7 +29,7 @@ def command(recipe: Path, changes: tuple[str, ...], strict: bool, as_json: bool)
     from mergekit_lite.plan.names import plural
 
     try:
-        ready = api.plan(api.load(recipe, changes))
+        ready = api.plan(api.load(recipe, changes, models=True))
     except MergekitLiteError as error:
         if not as_json:
             raise

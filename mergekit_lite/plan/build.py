@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mergekit_lite.checkpoint import layer_count, role_of
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, SourceError
-from mergekit_lite.plan.check import check_base, check_expert, check_used
+from mergekit_lite.plan.check import check_base, check_expert, check_quantised, check_used
 from mergekit_lite.plan.configs import ties_head
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, check_repeats, placed, plan_inputs, views
@@ -58,18 +58,34 @@ def prepare(recipe: Recipe) -> tuple[Plan, dict[str, Model]]:
     return _build(recipe, found, errors), found
 
 
+def with_models(error: RecipeError, draft: Recipe | None) -> MergekitLiteError:
+    """Return an error of a recipe's text with all that its models have wrong with them.
+
+    Args:
+        error: what `load` raised.
+        draft: what the text says about its models. Tensors that only rows read are left out, for
+            the rows cannot be told.
+    """
+    if draft is None:
+        return error
+    found, errors = _resolve_all(draft)
+    findings = Findings()
+    _check_inputs(draft, found, findings)
+    every = [error, *errors, RecipeError(findings.all_problems())]
+    joined = _joined(every)
+    return joined if isinstance(joined, DataError) else RecipeError(joined.problems)
+
+
 def _build(
     recipe: Recipe, models: Mapping[str, Model], errors: Sequence[MergekitLiteError]
 ) -> Plan:
     """Build a plan; `errors` are those of models that could not be had."""
     findings = Findings()
     jobs: list[Job] = []
-    found: dict[str, View] = {}
     layers = 0
-    if "base" in models:
-        found = views(recipe, models)
+    found = _check_inputs(recipe, models, findings)
+    if found:
         layers = layer_count(found["base"].tensors)
-        _check_inputs(recipe, found, findings)
         if not found["base"].settled:
             jobs = _rows(recipe, found, layers, findings)
         if not errors and not findings.all_problems():
@@ -82,9 +98,9 @@ def _build(
 
 
 def _resolve_all(recipe: Recipe) -> tuple[dict[str, Model], list[MergekitLiteError]]:
-    wanted: dict[str, tuple[str, Kind, str]] = {
-        "base": (recipe.base, "checkpoint", recipe.at("base"))
-    }
+    wanted: dict[str, tuple[str, Kind, str]] = {}
+    if recipe.base:  # a draft may have none
+        wanted["base"] = (recipe.base, "checkpoint", recipe.at("base"))
     for name, expert in recipe.experts.items():
         key = "model" if expert.lora is None else "lora"
         kind: Kind = "checkpoint" if expert.lora is None else "adapter"
@@ -112,14 +128,23 @@ def _joined(errors: Sequence[MergekitLiteError]) -> MergekitLiteError:
     return kind(list(problems))
 
 
-def _check_inputs(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
+def _check_inputs(
+    recipe: Recipe, models: Mapping[str, Model], findings: Findings
+) -> dict[str, View]:
+    """Note what headers and configs alone tell; return the views, none where there is no base."""
+    for name, model in models.items():
+        check_quantised(recipe, name, model, findings)
+    if "base" not in models:
+        return {}
+    found = views(recipe, models)
     base = found["base"]
     check_base(recipe, base, findings)
-    base.settled = bool(findings.problems)
+    base.settled = bool(base.model.quantization) or not base.tensors
     for name, view in found.items():
         if name != "base" and not base.settled:
             check_expert(recipe, view, base, findings)
     check_repeats(recipe, found, findings)
+    return found
 
 
 def _rows(recipe: Recipe, found: Mapping[str, View], layers: int, findings: Findings) -> list[Job]:

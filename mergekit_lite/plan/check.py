@@ -12,13 +12,23 @@ from mergekit_lite.plan.inputs import View, extra_names
 from mergekit_lite.plan.names import few, plural, prefix_between
 from mergekit_lite.plan.rules import layer_span
 from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.sources import Model
+
+
+def check_quantised(recipe: Recipe, name: str, model: Model, findings: Findings) -> None:
+    """Note that an input is quantised; this needs no other input."""
+    if model.quantization:
+        findings.problem(
+            f"`{model.reference}` is quantised ({model.quantization});"
+            " quantised inputs are not supported by this version",
+            recipe.at("base") if name == "base" else recipe.at("experts", name),
+            "use the 16-bit checkpoint that it was made from",
+        )
 
 
 def check_base(recipe: Recipe, base: View, findings: Findings) -> None:
     """Note what keeps the base from being merged into."""
     where = recipe.at("base")
-    if base.model.quantization:
-        _is_quantised(base, where, findings)
     if not base.tensors:
         findings.problem("the base holds no tensors", where, "check that the download is whole")
     for warning in base.model.header.warnings:
@@ -31,33 +41,22 @@ def check_base(recipe: Recipe, base: View, findings: Findings) -> None:
 
 
 def check_expert(recipe: Recipe, view: View, base: View, findings: Findings) -> None:
-    """Note what keeps an expert as a whole from being merged; sets `view.settled` if anything does.
+    """Note what keeps an expert from being merged, apart from the tensors that rows read.
 
-    Problems of the whole model come first and alone: once a prefix or another architecture
-    explains all tensors, a list of tensors would only hide it.
+    Problems of the whole model come alone and set `view.settled`: once a prefix or another
+    architecture explains all tensors, a list of tensors would only hide it.
     """
     where = recipe.at("experts", view.name)
     for warning in view.model.header.warnings:
         findings.warn(warning, where)
     if view.is_base:
         return
-    before = len(findings.problems)
     if view.model.quantization:
-        _is_quantised(view, where, findings)
-    if view.model.kind == "adapter":
+        view.settled = True
+    elif view.model.kind == "adapter":
         _check_extra(recipe, view, findings, where)
-    elif len(findings.problems) == before:
+    else:
         _check_checkpoint(recipe, view, base, findings, where)
-    view.settled = len(findings.problems) > before
-
-
-def _is_quantised(view: View, where: str, findings: Findings) -> None:
-    findings.problem(
-        f"`{view.model.reference}` is quantised ({view.model.quantization});"
-        " quantised inputs are not supported by this version",
-        where,
-        "use the 16-bit checkpoint that it was made from",
-    )
 
 
 def _check_checkpoint(
@@ -74,10 +73,12 @@ def _check_checkpoint(
             where,
             "save the expert again with the class that the base was saved with",
         )
-        return
-    if _other_family(view, base, len(missing) + len(extra), findings, where):
-        return
-    if (missing or extra) and _other_depth(view, findings, where):
+    view.settled = (
+        prefix is not None
+        or _other_family(view, base, len(missing) + len(extra), findings, where)
+        or (bool(missing or extra) and _other_depth(view, findings, where))
+    )
+    if view.settled:
         return
     _check_settings(view, base, findings, where)
     _check_heads(recipe, view, base, missing, extra, findings, where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergekit_lite.recipe.cascade import Chain, chain, expand, resolve
-from mergekit_lite.recipe.load import load
+from mergekit_lite.recipe.load import draft, load
 from mergekit_lite.recipe.schema import Expert, Match, Output, Recipe, RecipeStep, Rule, parse_size
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "RecipeStep",
     "Rule",
     "chain",
+    "draft",
     "expand",
     "load",
     "parse_size",

@@ -10,6 +10,8 @@ from mergekit_lite.errors import RecipeError
 from mergekit_lite.recipe.marks import Mark, Node
 from mergekit_lite.recipe.text import parse
 
+_SOURCES = {"model", "lora"}
+
 
 def read_file(path: Path, *, shown: str = "", where: str = "", order: int = 0) -> Node:
     """Read and parse one recipe file.
@@ -46,6 +48,35 @@ def _neighbours(path: Path) -> str:
     return f"YAML files there: {', '.join(found[:8])}" if found else "no YAML file is there"
 
 
+def lay_over(under: Node, over: Node) -> Node:
+    """Lay one recipe over another, with the short forms of their experts written out.
+
+    `model` and `lora` are alternatives: an expert that is given one of them loses the other.
+    """
+    upper = _experts(over)
+    lower = {
+        name: node.with_value({k: v for k, v in node.entries().items() if k not in _SOURCES})
+        if name in upper and upper[name].entries().keys() & _SOURCES and node.entries()
+        else node
+        for name, node in _experts(under).items()
+    }
+    return merge(_with_experts(under, lower), _with_experts(over, upper))
+
+
+def _experts(root: Node) -> dict[str, Node]:
+    experts = root.get("experts")
+    return {
+        name: node.with_value({"model": node}) if isinstance(node.value, str) else node
+        for name, node in (experts.entries() if experts else {}).items()
+    }
+
+
+def _with_experts(root: Node, experts: dict[str, Node]) -> Node:
+    if not experts:
+        return root
+    return root.with_value({**root.value, "experts": root.value["experts"].with_value(experts)})
+
+
 def merge(under: Node, over: Node) -> Node:
     """Lay one tree over another: mappings merge by key, everything else is replaced."""
     if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
@@ -56,11 +87,34 @@ def merge(under: Node, over: Node) -> Node:
     return over.with_value(merged)
 
 
-class Extender:
-    """Resolves `extends` of one recipe, depth first, and counts the files on the way."""
+def spelt(path: Path, asked: Path) -> str:
+    """Return how places in a file are spelt, so that a terminal can open them.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder  # of the recipe that was asked for; places are spelt from here
+    Args:
+        path: the file.
+        asked: the recipe that was asked for, as it was named.
+
+    Returns:
+        The path as it was named, and from the working folder where that can be told.
+    """
+    here = Path.cwd()
+    if path == asked.resolve() and not asked.is_absolute():
+        return str(asked)
+    near = not asked.is_absolute() or path.is_relative_to(here)
+    return os.path.relpath(path, here) if near else str(path)
+
+
+class Extender:
+    """Resolves `extends` of one recipe, depth first, and counts the files on the way.
+
+    Args:
+        folder: that of the recipe that was asked for; references are spelt from here.
+        asked: that recipe as it was named; places are spelt alike.
+    """
+
+    def __init__(self, folder: Path, asked: Path) -> None:
+        self.folder = folder
+        self.asked = asked
         self.files = 0
 
     def resolve(self, root: Node, folder: Path, chain: tuple[Path, ...]) -> Node:
@@ -79,12 +133,12 @@ class Extender:
                 hint = "write `extends: other.yaml` or a list of such paths"
                 raise RecipeError("`extends` takes paths", str(entry.mark), hint)
             part = self._load(entry.value, folder, chain, entry.mark)
-            under = part if under is None else merge(under, part)
-        return own if under is None else merge(under, own)
+            under = part if under is None else lay_over(under, part)
+        return own if under is None else lay_over(under, own)
 
     def _load(self, reference: str, folder: Path, chain: tuple[Path, ...], mark: Mark) -> Node:
         path = (folder / reference).resolve()
-        shown = os.path.relpath(path, self.folder)
+        shown = spelt(path, self.asked)
         if path in chain:
             circle = [p.name for p in (*chain[chain.index(path) :], path)]
             what = f"recipes extend one another in a circle: {' -> '.join(circle)}"

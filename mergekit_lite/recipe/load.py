@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mergekit_lite.errors import nearest
+from mergekit_lite.errors import RecipeError, nearest
 from mergekit_lite.ops import registry
-from mergekit_lite.recipe.extends import Extender, read_file
+from mergekit_lite.recipe.extends import Extender, read_file, spelt
 from mergekit_lite.recipe.foreign import refuse_foreign
 from mergekit_lite.recipe.marks import Mark, Node, Problems, from_plain, kind_of, show
 from mergekit_lite.recipe.override import apply_overrides
-from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.recipe.schema import BASE, Expert, Recipe
 from mergekit_lite.recipe.shape import Shaper
 from mergekit_lite.recipe.variables import substitute_variables
 
@@ -31,30 +31,82 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     Raises:
         RecipeError: with every problem, each with its line and column and what to do.
     """
-    chain: tuple[Path, ...] = ()
-    if isinstance(source, Mapping):
-        name, folder = "recipe", Path.cwd()
-        root = from_plain(source, name)
-    else:
-        path = Path(source).resolve()
-        name, folder, chain = path.name, path.parent, (path,)
-        root = read_file(path)
     problems = Problems()
-    if not isinstance(root.value, dict):
-        what = "the recipe is empty" if root.value is None else _not_a_recipe(root)
-        problems.add(what, root.mark, "it needs at least `base` and `steps`")
-        problems.raise_if_any()
-    root = Extender(folder).resolve(root, folder, chain)
-    root = apply_overrides(root, overrides, problems)
-    if (late := root.get("extends")) is not None:
-        problems.add("`extends` cannot be set on the command line", late.mark, "edit the file")
-        root = root.with_value({k: v for k, v in root.value.items() if k != "extends"})
-    root = substitute_variables(root, problems)
+    root, name, folder = _tree(source, overrides, problems)
     if refuse_foreign(root, registry(), problems):
         problems.raise_if_any()
     recipe = _validated(root, problems, name, folder)
     recipe._places.update({path: str(node.mark) for path, node in root.walk()})
     return recipe
+
+
+def draft(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe | None:
+    """Return what a recipe that `load` refuses says about its models.
+
+    Only the base, the experts' models and `extra` are filled in, each where it can be told; a base
+    that cannot is empty.
+
+    Returns:
+        The rest of the recipe, fit to look its models up; None where there is nothing to read.
+    """
+    try:
+        root, name, folder = _tree(source, overrides, problems := Problems())
+    except RecipeError:
+        return None
+    if refuse_foreign(root, registry(), problems):
+        return None
+    experts = root.get("experts")
+    base, extra = root.get("base"), root.get("extra")
+    found = Recipe.model_construct(
+        base=_reference(base),
+        experts={
+            name: Expert.model_construct(None, **sources)
+            for name, node in (experts.entries() if experts else {}).items()
+            if (sources := _sources(node)) and name != BASE
+        },
+        extra="error" if extra is None or extra.value == "error" else "drop",
+        name=name,
+        folder=folder,
+    )
+    found._places.update({path: str(node.mark) for path, node in root.walk()})
+    return found
+
+
+def _reference(node: Node | None) -> str:
+    text = node.value if node is not None and isinstance(node.value, str) else ""
+    return "" if text.startswith("@") or "${" in text else text
+
+
+def _sources(node: Node) -> dict[str, str]:
+    """Return the one `model` or `lora` that an expert names, nothing where that is not clear."""
+    named = {"model": node} if isinstance(node.value, str) else node.entries()
+    given = {key: _reference(node) for key, node in named.items() if key in ("model", "lora")}
+    return given if len(given) == 1 and all(given.values()) else {}
+
+
+def _tree(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str], problems: Problems
+) -> tuple[Node, str, Path]:
+    """Return a recipe's tree with all laid over and put in, its name and its folder."""
+    chain: tuple[Path, ...] = ()
+    asked = Path()
+    if isinstance(source, Mapping):
+        name, folder = "recipe", Path.cwd()
+        root = from_plain(source, name)
+    else:
+        asked, path = Path(source), Path(source).resolve()
+        name, folder, chain = path.name, path.parent, (path,)
+        root = read_file(path, shown=spelt(path, asked))
+    if not isinstance(root.value, dict):
+        what = "the recipe is empty" if root.value is None else _not_a_recipe(root)
+        problems.add(what, root.mark, "it needs at least `base` and `steps`")
+        problems.raise_if_any()
+    root = Extender(folder, asked).resolve(root, folder, chain)
+    root = apply_overrides(root, overrides, problems)
+    if (late := root.get("extends")) is not None:
+        problems.add("`extends` cannot be set on the command line", late.mark, "edit the file")
+        root = root.with_value({k: v for k, v in root.value.items() if k != "extends"})
+    return substitute_variables(root, problems), name, folder
 
 
 def _not_a_recipe(root: Node) -> str:

@@ -33,11 +33,13 @@ class Node:
         value: a scalar (str, int, float, bool, None), a dict of nodes by key or a list of nodes.
         mark: where the value stands.
         key: where its key stands; the value's own place for list entries.
+        quoted: the value is text that was written in quotes.
     """
 
     value: Any
     mark: Mark
     key: Mark
+    quoted: bool = False
 
     def plain(self) -> Any:
         """Return the value without places."""

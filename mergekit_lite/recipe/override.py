@@ -57,7 +57,7 @@ def _marked(node: Node, mark: Mark) -> Node:
         value = {key: _marked(item, mark) for key, item in value.items()}
     elif isinstance(value, list):
         value = [_marked(item, mark) for item in value]
-    return Node(value, mark, mark)
+    return Node(value, mark, mark, node.quoted)
 
 
 def _put(

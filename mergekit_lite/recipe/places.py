@@ -10,6 +10,7 @@ from mergekit_lite.recipe.schema import Expert, Match, Output, Recipe, Rule, Tok
 NOT_YET = {
     "stages": "sub-recipes",
     "moe": "assembling a routed model",
+    "expect": "bounds on quality",
     "output.quantize": "quantised output",
     "output.push": "uploading the result",
     "tokenizer.tokens": "per-token rules",

@@ -116,9 +116,9 @@ _INTRODUCTION = """
 <!-- Made by tools/generate_recipe_reference.py; edit the models, not this page. -->
 
 A recipe is one YAML document that says what to merge, how, and how to store the result.
-Plain words follow YAML 1.2: `1e-3` is a number, `no` and `on` are text, only `true` and `false`
-are truth values. Everything a recipe gets wrong is reported at once, each with its line and
-column, before any weight is read.
+Plain words follow YAML 1.2: `1e-3` is a number, `"1e-3"` is not, `no` and `on` are text, only
+`true` and `false` are truth values. Everything a recipe gets wrong is reported at once, each with
+its line and column, before any weight is read.
 
 ```yaml
 schema_version: 1
@@ -138,11 +138,16 @@ output: {dtype: bfloat16, shard_size: 5GB}
 **Values.** A numeric parameter takes a number, a *gradient* (a list, interpolated over depth:
 its first value holds for the first layer and the embedding, its last for the last layer, the
 final norm and the head), and where it makes sense a *map* of those by expert, with `default` for
-the experts it does not name.
+the experts it does not name. A number must be one that fp32 can hold.
+
+**Tensors that are not floats** (position ids, masks, counters) enter no arithmetic: they are
+copied from the base, whatever the experts hold. A rule with `take: NAME` copies them from that
+expert instead.
 
 **`extends`** names one recipe or several to build on, relative to the file that says so. Mappings
 merge key by key, lists and scalars are replaced, later ones win over earlier ones and this file
-over all. References beginning with `./` or `../` stay relative to the file they are written in.
+over all. `math: ./math` merges as `math: {model: ./math}`, and of `model` and `lora` the later one
+stays. References beginning with `./` or `../` stay relative to the file they are written in.
 
 **`vars`** declares values. `${name}` on its own takes the value with its type; inside a longer text
 it is written out. Variables may use one another. `$${` is a literal `${`.

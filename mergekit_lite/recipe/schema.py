@@ -232,8 +232,6 @@ class Recipe(_Model):
     """Whose tokenizer goes with the result."""
     output: Output = Output()
     """How the result is stored."""
-    expect: Mapping[str, Any] = {}
-    """Bounds on quality that `eval` checks."""
     seed: Annotated[int, Field(ge=0), BeforeValidator(_whole)] = 0
     """Seed of every random op; the same recipe with the same seed gives the same bytes."""
     compat: Literal["none", "mergekit"] = "none"

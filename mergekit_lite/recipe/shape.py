@@ -19,6 +19,7 @@ from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
 from mergekit_lite.recipe.rules import RuleReader
 from mergekit_lite.recipe.schema import Expert, Output, Tokenizer
 from mergekit_lite.recipe.steps import Chains, StepNode
+from mergekit_lite.recipe.text import number
 from mergekit_lite.recipe.values import WEIGHT
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -59,6 +60,7 @@ class Shaper:
         if isinstance(data.get("rules"), list):
             reader = RuleReader(self, [*(steps or ()), *own])
             data["rules"] = reader.read(entries["rules"].items())
+        self._seed(entries.get("seed"))
         for key, model in (("output", Output), ("tokenizer", Tokenizer)):
             if isinstance(data.get(key), dict):
                 inner = self.known(entries[key], keys_of(model), key)
@@ -94,6 +96,11 @@ class Shaper:
             self.problems.add(what, node.mark, "merge it first and name its folder here")
         elif node.value == "":
             self.problems.add("the model's name is empty", node.mark, "name a folder or file")
+
+    def _seed(self, node: Node | None) -> None:
+        if node is not None and node.quoted and number(node.value) is not None:
+            what = f"`seed` must be a whole number, not the text `{show(node.value)}`"
+            self.problems.add(what, node.mark, "remove the quotes")
 
     def _steps(self, node: Node | None) -> list[StepNode] | None:
         if node is None or node.value is None:

@@ -131,7 +131,8 @@ class _Builder:
             value = [self.build(item, None, within) for item in node.value]
         else:
             value = self.scalar(node, mark)
-        return Node(value, mark, key or mark)
+        quoted = isinstance(node, ScalarNode) and node.style in ("'", '"')
+        return Node(value, mark, key or mark, quoted)
 
     def mapping(self, node: MappingNode, inside: tuple[int, ...]) -> dict[str, Node]:
         own: dict[str, Node] = {}

@@ -13,6 +13,7 @@ from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
 from mergekit_lite.recipe.text import number
 
 DEFAULT = "default"  # the entry of a per-expert map for experts that it does not name
+FP32_MAX = (2 - 2**-23) * 2.0**127
 WEIGHT = Parameter("weight", float, 1.0, None, "Weight in the combine.", True, False)
 
 
@@ -127,6 +128,10 @@ class Reader:
             return value
         for accept in (_none, _word, _bool, _number, _text):
             taken, result = accept(parameter, value)
+            if accept is _number and taken and node.quoted:
+                what = f"{label} must be {wanted(parameter)}, not the text `{show(value)}`"
+                self.problems.add(what, node.mark, "remove the quotes")
+                return None
             if taken and not (gradient and accept is not _number):
                 return self._in_range(parameter, node, label, result)
         what = f"{label} must be {wanted(parameter)}, not {_quoted(value)}"
@@ -140,6 +145,9 @@ class Reader:
         if not math.isfinite(value):
             what = f"{label} must be a finite number, not {value}"
             self.problems.add(what, node.mark, _allowed(parameter))
+        elif isinstance(value, float) and abs(value) > FP32_MAX:
+            what = f"{label} is {show(node.value)}, too large for fp32, in which all is computed"
+            self.problems.add(what, node.mark, f"the largest number of fp32 is {FP32_MAX:.8g}")
         elif parameter.range and not parameter.range.admits(value):
             what = f"{label} is {show(node.value)}, outside its range"
             self.problems.add(what, node.mark, _allowed(parameter))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
@@ -34,8 +35,11 @@ class Variables:
             return node
         whole = _USE.fullmatch(node.value)
         if whole and whole[2] is not None:
-            return node.with_value(self._value(whole[2].strip(), node.mark, inside).value)
-        return node.with_value(_USE.sub(lambda use: self._text(use, node.mark, inside), node.value))
+            found = self._value(whole[2].strip(), node.mark, inside)
+            return replace(node, value=found.value, quoted=found.quoted)
+        text = _USE.sub(lambda use: self._text(use, node.mark, inside), node.value)
+        # `"0.${digits}"` cannot always be written without quotes.
+        return replace(node, value=text, quoted=False)
 
     def _text(self, use: re.Match[str], mark: Mark, inside: tuple[str, ...]) -> str:
         if use[2] is None:

@@ -178,6 +178,15 @@ def test_quantised_inputs(root: Path, which: str) -> None:
     assert "16-bit" in problem
 
 
+def test_every_quantised_input_is_named(root: Path) -> None:
+    config = llama_config() | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    for name in ("base", "math"):
+        write(root / name, config=config)
+    first, second = refused(root, TIES)
+    assert "`base` is quantised" in first
+    assert "`math` is quantised" in second
+
+
 def test_fp8_inputs(root: Path) -> None:
     write(root / "math", llama() | {Q0: ("F8_E4M3", (32, 32))})
     (problem,) = refused(root, TIES)
@@ -205,8 +214,9 @@ def test_an_adapter_of_another_model(root: Path) -> None:
         {"model.layers.0.self_attn.q_proj": (48, 32), "model.layers.9.mlp.up_proj": (64, 32)},
     )
     text = "base: base\nexperts: {a: {lora: lora}}\nsteps: [ties]"
-    (problem,) = refused(root, text)
-    assert "`model.layers.9.mlp.up_proj.weight`" in problem
+    extra, shape = refused(root, text)
+    assert "`model.layers.9.mlp.up_proj.weight`" in extra
+    assert f"`{Q0}` 48x32 (base 32x32)" in shape
     (problem,) = refused(root, text + "\nextra: drop")
     assert f"`{Q0}` 48x32 (base 32x32)" in problem
 

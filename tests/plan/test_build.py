@@ -323,7 +323,10 @@ def test_planning_imports_neither_torch_nor_transformers(root: Path) -> None:
         f"estimate(build(load({str(root / 'recipe.yaml')!r})))\n"
         "print([m for m in ('torch', 'transformers', 'numba') if m in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    checkout = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=checkout
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -24,8 +24,9 @@ def specs(monkeypatch: pytest.MonkeyPatch) -> dict[str, _spec.OpSpec]:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
-    """Write `recipe.yaml` (or another file) and return its path."""
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write `recipe.yaml` (or another file) into the working folder and return its path."""
+    monkeypatch.chdir(tmp_path)
 
     def writer(text: str, name: str = "recipe.yaml") -> Path:
         path = tmp_path / name

@@ -56,6 +56,30 @@ def test_mappings_merge_and_lists_replace(specs: Any, write: Write) -> None:
     assert recipe.at("experts", "math", "weight") == "recipe.yaml:2:26"
 
 
+@pytest.mark.parametrize(
+    ("over", "expert"),
+    [
+        ("{weight: 2}", ("./code", None, 2.0)),
+        ("{model: ./other}", ("./other", None, None)),
+        ("{lora: ./fine}", (None, "./fine", None)),
+    ],
+)
+def test_a_short_form_is_written_out_before_it_is_laid_over(
+    specs: Any, write: Write, over: str, expert: tuple[Any, ...]
+) -> None:
+    write(PARENT, "parent.yaml")
+    found = load(write(f"extends: parent.yaml\nexperts: {{code: {over}}}\n")).experts["code"]
+    assert (found.model, found.lora, found.weight) == expert
+
+
+def test_a_short_form_laid_over_a_long_one_keeps_the_rest(specs: Any, write: Write) -> None:
+    write("{experts: {math: {lora: ./fine, weight: 3}}}", "middle.yaml")
+    write(PARENT, "parent.yaml")
+    recipe = load(write("extends: [parent.yaml, middle.yaml]\nexperts: {math: ./new}\n"))
+    assert (recipe.experts["math"].model, recipe.experts["math"].lora) == ("./new", None)
+    assert recipe.experts["math"].weight == 3
+
+
 def test_of_several_the_later_wins_and_paths_stay_with_their_file(specs: Any, write: Write) -> None:
     write(PARENT, "shared/parent.yaml")
     write("{seed: 1, compat: mergekit}", "one.yaml")
@@ -120,6 +144,17 @@ def test_variables_keep_their_type_and_are_written_out_in_text(read: Read) -> No
     assert recipe.experts["x3"].model == "./x3"
     assert recipe.steps[0].params == {"density": 0.1}
     assert recipe.seed == 3
+
+
+def test_a_quoted_number_stays_text_through_variables_and_overrides(
+    read: Read, refused: Refused
+) -> None:
+    text = "base: ./b\nexperts: {math: {model: ./m, weight: %s}}\nsteps: [linear]\nvars: {d: %s}\n"
+    assert read(text % ('"0.${d}"', "5")).experts["math"].weight == 0.5
+    (problem,) = refused(text % ('"${d}"', "'5'"))
+    assert (problem.where, problem.hint) == ("recipe.yaml:2:38", "remove the quotes")
+    (problem,) = refused(text % ("1", "1"), "experts.math.weight='0.5'")
+    assert problem.where == "--set experts.math.weight='0.5'"
 
 
 def test_a_dollar_can_be_written(read: Read) -> None:

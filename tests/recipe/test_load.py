@@ -23,7 +23,7 @@ FULL = """
     base: org/base@main
     experts:
       math: {model: org/base-math, weight: 0.5}
-      code: {model: ./code, weight: [2e-1, "0.6"], steps: [{dare: {density: 0.5}}]}
+      code: {model: ./code, weight: [2e-1, 0.6], steps: [{dare: {density: 0.5}}]}
       chat: {lora: org/base-chat-lora, weight: 1e-3}
       plain: ./plain
     steps:
@@ -38,7 +38,6 @@ FULL = """
       - {match: "*", set: {magnitude.density: 0.5, lambda: 0.9, weight: {math: 1, base: 0}}}
     tokenizer: {source: base}
     output: {dtype: bfloat16, shard_size: 500MB}
-    expect: {bits_per_byte: {at_most: 1.2}}
     seed: 3
     compat: mergekit
     allow_missing: ["*.bias"]
@@ -164,6 +163,7 @@ def test_all_problems_at_once_in_reading_order(refused: Refused) -> None:
         ("where: x", "4:1", "unknown key `where`", "known here: `schema_version`"),
         ("name: x", "4:1", "unknown key `name`", ""),
         ("seed: -1", "4:7", "`seed` must be at least 0, not `-1`", ""),
+        ("seed: '7'", "4:7", "`seed` must be a whole number, not the text `7`", "the quotes"),
         ("seed: 1.5", "4:7", "`seed` must be a whole number, not `1.5`", ""),
         ("seed: true", "4:7", "`seed` must be a whole number", ""),
         ("seed: .nan", "4:7", "`seed` must be a whole number", ""),
@@ -177,6 +177,8 @@ def test_all_problems_at_once_in_reading_order(refused: Refused) -> None:
         ("rules: {}", "4:8", "`rules` must be a list", "match"),
         ("moe: {}", "4:1", "`moe` (assembling a routed model) is not supported", "remove"),
         ("stages: {}", "4:1", "`stages` (sub-recipes) is not supported", "remove"),
+        ("expect: {}", "4:1", "`expect` (bounds on quality) is not supported", "remove"),
+        ("expect: {foo: 1}", "4:1", "`expect` (bounds on quality) is not supported", "remove"),
         ("output: {push: {}}", "4:10", "`output.push` (uploading the result) is not", "remove"),
         ("output: {quantize: {}}", "4:10", "`output.quantize` (quantised output) is not", ""),
         ("output: {shard_size: 5XB}", "4:22", "`5XB` is not a size in bytes", "500MB"),
@@ -213,6 +215,11 @@ def test_one_wrong_line(refused: Refused, line: str, where: str, what: str, hint
         ("{a: {model: ./a, weight: [1, x]}}", "2:39", "`weight` of `experts.a` must be a number"),
         ("{a: {model: ./a, weight: []}}", "2:35", "the gradient for `weight` is empty"),
         ("{a: {model: ./a, weight: .nan}}", "2:35", "must be a finite number"),
+        ("{a: {model: ./a, weight: 1e39}}", "2:35", "`weight` of `experts.a` is 1e+39, too large"),
+        ("{a: {model: ./a, weight: [0, -4e38]}}", "2:39", "is -4e+38, too large for fp32"),
+        ("{a: {model: ./a, weight: -.inf}}", "2:35", "must be a finite number"),
+        ("{a: {model: ./a, weight: '0.5'}}", "2:35", "must be a number, not the text `0.5`"),
+        ('{a: {model: ./a, weight: [1, "1e-1"]}}', "2:39", "not the text `1e-1`"),
         ("{a: {model: ./a, weight: {a: 1}}}", "2:35", "takes one value, not one for each"),
         ("{a: '@inner'}", "2:14", "stages are not supported by this version"),
         ("{a: ''}", "2:14", "the model's name is empty"),
@@ -226,6 +233,53 @@ def test_wrong_experts(refused: Refused, experts: str, where: str, what: str) ->
     problems = [p for p in problems if "whole weights" not in p.what]
     assert {problem.where for problem in problems} == {f"recipe.yaml:{where}"}
     assert what in problems[0].what
+
+
+@pytest.mark.parametrize(
+    ("chain", "where", "what"),
+    [
+        ("[task_arithmetic, {scale: {lambda: 1e39}}]", "3:43", "`lambda` of `scale` is 1e+39"),
+        ("[task_arithmetic, {scale: {lambda: .nan}}]", "3:43", "must be a finite number"),
+        ("[task_arithmetic, {scale: {lambda: '1e-1'}}]", "3:43", "not the text `1e-1`"),
+        ("[{linear: {weights: {math: 1e39}}}]", "3:35", "`weights` of `linear` is 1e+39"),
+    ],
+)
+def test_numbers_that_fp32_cannot_hold(refused: Refused, chain: str, where: str, what: str) -> None:
+    (problem,) = refused(f"base: ./b\nexperts: {{math: ./m}}\nsteps: {chain}\n")
+    assert problem.where == f"recipe.yaml:{where}"
+    assert what in problem.what
+
+
+def test_the_largest_number_of_fp32_and_text_in_plain_data(read: Read) -> None:
+    recipe = read("base: ./b\nexperts: {a: {model: ./a, weight: 3.4028234e38}}\nsteps: [linear]")
+    assert recipe.experts["a"].weight == 3.4028234e38
+    # Readers of YAML 1.1 hand an unquoted 1e-1 over as text.
+    data = {"base": "b", "experts": {"a": {"model": "a", "weight": "1e-1"}}, "steps": ["linear"]}
+    assert load(data).experts["a"].weight == 0.1
+
+
+def test_places_are_spelt_as_the_file_was_named(
+    specs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {
+        "recipes/under.yaml": "base: ./b\nexperts: {a: ./a}\nsteps: [tise]\n",
+        "recipes/top.yaml": "extends: under.yaml\nsed: 1\n",
+        "work/x": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def places(name: str | Path) -> list[str]:
+        with pytest.raises(RecipeError) as caught:
+            load(name)
+        return [problem.where for problem in caught.value.problems]
+
+    monkeypatch.chdir(tmp_path)
+    below = ["recipes/top.yaml:2:1", "recipes/under.yaml:3:9"]
+    assert places("recipes/top.yaml") == places(tmp_path / "recipes/top.yaml") == below
+    monkeypatch.chdir(tmp_path / "work")
+    assert places("../recipes/top.yaml") == [f"../{place}" for place in below]
+    assert places(tmp_path / "recipes/top.yaml") == [f"{tmp_path}/{place}" for place in below]
 
 
 def test_what_is_missing(refused: Refused) -> None:

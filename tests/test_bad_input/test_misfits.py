@@ -108,6 +108,17 @@ def test_extra_tensor(world: World) -> None:
     world.refused(2, "recipe.yaml:3:9", "has 1 tensor that the base lacks", "score.weight", "drop")
 
 
+def test_all_misfits_of_one_expert_are_told_at_once(world: World) -> None:
+    weights = read_weights(world.math)
+    del weights[Q0]
+    up = "model.layers.1.mlp.up_proj.weight"
+    weights |= {up: torch.ones(8, 32), "score.weight": torch.ones(2, 32)}
+    write_weights(world.math, weights)
+    said = world.refused(2, "error: 3 problems", "recipe.yaml:3:9", "score.weight", Q0, up)
+    for part in ("that the base lacks", "lacks tensors", "other shapes", "8x32 (base 64x32)"):
+        assert part in said
+
+
 def test_rule_that_matches_nothing(world: World) -> None:
     rules = "rules:\n  - {match: '*.rotary_emb.*', drop: true}\n"
     world.refused(2, "recipe.yaml:8:", "matches no tensor", "*.rotary_emb.*", text=LINEAR + rules)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from mergekit_lite import api
+from mergekit_lite.errors import RecipeError
+from tests.checkpoints import write_weights
 
 from .conftest import LINEAR, World
 
@@ -161,6 +166,48 @@ def test_three_errors_are_told_at_once_from_headers_alone(world: World) -> None:
     said = world.refused(2, "error: 3 problems", text=text + "output: {dtype: bfloat}\n")
     for place in ("recipe.yaml:3:31", "recipe.yaml:6:23", "recipe.yaml:7:17"):
         assert place in said
+
+
+def test_a_wrong_text_does_not_hide_wrong_models(world: World) -> None:
+    write_weights(world.math, {"a": torch.zeros(2, 2, dtype=torch.float8_e4m3fn)})
+    text = """\
+base: base
+experts:
+  math: {model: math, weigth: 0.5}
+  gone: ./nope
+steps:
+  - magnitude: {density: 3}
+  - task_arithmetic
+"""
+    said = world.refused(2, "error: 4 problems", "weigth", "density", "/nope`", "fp8", text=text)
+    for place in ("recipe.yaml:3:23", "recipe.yaml:6:26", "recipe.yaml:4:9", "recipe.yaml:3:9"):
+        assert place in said
+
+
+def test_a_wrong_text_does_not_hide_damage_which_outranks_it(world: World) -> None:
+    (world.math / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0oops")
+    world.refused(3, "error: 2 problems", "lamda", "math", text=LINEAR.replace("lambda", "lamda"))
+
+
+@pytest.mark.parametrize("base", ["", "base: ''\n", "base: 3\n"])
+def test_models_are_looked_at_where_the_base_cannot_be_told(world: World, base: str) -> None:
+    text = LINEAR.replace("base: base\n", base).replace("model: code", "model: nope")
+    world.refused(2, "error: 2 problems", "nope", text=text)
+
+
+def test_wrong_text_through_the_interface(world: World) -> None:
+    recipe = {"base": "base", "experts": {"a": {"lora": "math"}, "b": "nope"}, "steps": ["tie"]}
+    for call in (api.plan, lambda data: api.run(data, world.out)):
+        with pytest.raises(RecipeError) as caught:
+            call(recipe)
+        every = str(caught.value)
+        assert len(caught.value.problems) == 3
+        assert "unknown op `tie`" in every
+        assert "whole model, not a LoRA" in every
+        assert "nope" in every
+    with pytest.raises(RecipeError) as caught:
+        api.load(recipe)
+    assert len(caught.value.problems) == 1
 
 
 def test_three_misfits_are_told_at_once_from_headers_alone(world: World) -> None:
