@@ -49,7 +49,7 @@ def command(
     """
     from mergekit_lite import api
 
-    loaded = api.load(recipe, parameters.all_changes(changes, shard_size))
+    loaded = api.load(recipe, parameters.all_changes(changes, shard_size), models=True)
     ready = api.plan(loaded)
     if explain is not None:
         from mergekit_lite.plan import explain as room

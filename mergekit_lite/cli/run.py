@@ -71,7 +71,7 @@ def command(
 
     if out is None and not dry_run:
         raise click.UsageError("name the folder to make with -o/--out, or give --dry-run")
-    loaded = api.load(recipe, parameters.all_changes(changes, shard_size))
+    loaded = api.load(recipe, parameters.all_changes(changes, shard_size), models=True)
     if dry_run or out is None:
         _dry_run(api.plan(loaded), out, as_json=as_json, options=options)
         return
