@@ -25,6 +25,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 _PARAMETERS = _words("weight bias scale")
+_FACTORS = _words("lora_A lora_B lora_embedding_A lora_embedding_B lora_magnitude_vector")
 _EMBEDDINGS = _words(
     "embed_tokens wte wpe embed_in tok_embeddings word_embeddings embeddings shared "
     "embed_positions patch_embedding patch_embed position_embedding pos_embed"
@@ -115,6 +116,9 @@ def _role_of_skeleton(name: str) -> str:
     parts = [part for part in name.split(".") if not part.isdecimal()]
     if len(parts) > 1 and parts[-1] in _PARAMETERS:
         parts.pop()
+    # `q_proj.lora_A.default.weight` plays the part of `q_proj.weight`.
+    factor = next((i for i, part in enumerate(parts) if part in _FACTORS), 0)
+    parts = parts[:factor] if factor else parts
     module = parts[-1] if parts else ""
     if _NORM.search(module):
         return "norm"

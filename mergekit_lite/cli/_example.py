@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mergekit_lite.ops._spec import Parameter
 
 EXPERTS = ("german", "french", "dictionary")
+_LAST = 29  # the last layer of zoo:smol
 USUAL = 0.5
 """A value that nearly every fraction and strength admits."""
 
@@ -29,7 +30,7 @@ def example_recipe(spec: OpSpec) -> str:
     if spec.structural:
         # Nothing would be left if the op were the whole recipe.
         recipe["steps"] = [{"task_arithmetic": {}}]
-        recipe["rules"] = [{"match": "*.bias", spec.name: True}]
+        recipe["rules"] = [{"match": {"layers": _LAST}, spec.name: True}]
     text: str = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=88)
     return text
 

@@ -131,7 +131,8 @@ def plain(spec: OpSpec) -> dict[str, Any]:
         "paper": spec.paper,
         "summary": spec.summary,
         "doc": spec.doc,
-        "reach": spec.reach,
+        # A preset reaches as far as what it expands to, which its parameters decide.
+        "reach": None if spec.kind == "preset" else spec.reach,
         "space": spec.space,
         "experts": list(spec.experts),
         "random": spec.random,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
+from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops._chain import merge, merge_tensors
 from mergekit_lite.ops._spec import REGISTRY, OpSpec, get
 
@@ -21,10 +22,20 @@ def _discover() -> None:
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
     for entry in entry_points(group="mergekit_lite.ops"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:
+            raise RecipeError(
+                f"the op `{entry.name}` ({entry.value}) cannot be loaded: {error}",
+                hint="update or remove the package that registers it",
+            ) from error
 
 
 def registry() -> Mapping[str, OpSpec]:
-    """Return every op by name: the built-in ones and those of installed entry points."""
+    """Return every op by name: the built-in ones and those of installed entry points.
+
+    Raises:
+        RecipeError: the op of another package cannot be loaded.
+    """
     _discover()
     return REGISTRY

@@ -52,6 +52,12 @@ def test_layers_of_the_language_model_are_counted_not_those_of_its_vision_tower(
 @pytest.mark.parametrize(
     ("name", "role"),
     [
+        # PEFT adapters
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "attention.q"),
+        ("base_model.model.model.layers.3.mlp.up_proj.lora_B.default.weight", "mlp.up"),
+        ("base_model.model.model.layers.3.mlp.down_proj.lora_magnitude_vector", "mlp.down"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "embedding"),
+        ("base_model.model.lm_head.lora_A.weight", "head"),
         # Llama, Qwen, Gemma, Phi
         ("model.embed_tokens.weight", "embedding"),
         ("lm_head.weight", "head"),
