@@ -120,10 +120,12 @@ class LocalExecutor:
         if not shards:
             return
         if enabled() and any(job.kind == "merge" for job in plan.jobs):
-            from mergekit_lite.kernels._jit import compiled_before
+            from mergekit_lite.kernels.warm import compile_all, compiled_before
 
             if not compiled_before():
-                emit(Event("note", text="compiling the kernels, once (about 15 seconds)"))
+                text = "compiling the kernels, once after an installation (about 20 seconds)"
+                emit(Event("note", text=text))
+                compile_all(together=options.max_memory is None)
         crew = _Crew(plan, models, shards, folder, options, emit)
         try:
             yield from crew.work()

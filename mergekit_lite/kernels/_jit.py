@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from llvmlite.binding import get_host_cpu_name
 from numba import njit
 
 from mergekit_lite.folders import cache_folder
@@ -17,13 +18,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _kernel_folder() -> Path:
-    """Return a folder that is named by the source of all kernels.
+    """Return a folder that is named by the source of all kernels, their place and the CPU.
 
     numba looks only at the file of the function it caches, so a change in a helper of another
-    file would leave stale machine code behind; a folder per source text cannot.
+    file would leave stale machine code behind; a folder per source text cannot. Place, time and
+    CPU are what numba goes by too, so that a folder which was filled once stays of use.
     """
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__} {get_host_cpu_name()}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(f"{source} {source.stat().st_mtime_ns}\n".encode())
         digest.update(source.read_bytes())
     return cache_folder("kernels") / digest.hexdigest()[:16]
 
@@ -32,9 +35,24 @@ if not os.environ.get("NUMBA_CACHE_DIR"):
     numba.config.CACHE_DIR = str(_kernel_folder())
 
 
-def kernel(function: Function) -> Function:
-    """Compile without the GIL, cached on disk, with IEEE semantics (no reassociation, no FMA)."""
-    return njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+KERNELS: list[tuple[Any, str]] = []
+"""Every kernel that has been imported, with the types of its arguments."""
+
+
+def kernel(*types: str) -> Callable[[Function], Function]:
+    """Compile without the GIL, cached on disk, with IEEE semantics (no reassociation, no FMA).
+
+    Args:
+        types: of the arguments, in numba's shorthand: `u1[::1]` is a vector of bytes. They are
+            what `warm` compiles ahead of a run; a call with others compiles during the run.
+    """
+
+    def compiled(function: Function) -> Function:
+        dispatcher = njit(nogil=True, cache=True, error_model="numpy")(function)
+        KERNELS.append((dispatcher, f"({', '.join(types)})"))
+        return dispatcher  # type: ignore[no-any-return]
+
+    return compiled
 
 
 def inlined(function: Function) -> Function:
@@ -45,9 +63,3 @@ def inlined(function: Function) -> Function:
 def reported(function: Function) -> Function:
     """Compile a helper whose sums may be reordered: for figures in reports, never for weights."""
     return njit(nogil=True, error_model="numpy", fastmath={"reassoc"})(function)  # type: ignore[no-any-return]
-
-
-def compiled_before() -> bool:
-    """Whether an earlier run has left compiled kernels that this one will load."""
-    folder = Path(numba.config.CACHE_DIR)
-    return any(folder.rglob("tile.merge_tile*.nbi"))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mergekit_lite.kernels._jit import kernel
 
 
-@kernel
+@kernel("f4[:,::1]", "f4[:,::1]", "f4", "i8", "i8", "f4[::1]")
 def low_rank_tile(
     left: NDArray[np.float32],
     right: NDArray[np.float32],

@@ -92,7 +92,28 @@ def _collect(
     return filled
 
 
-@kernel
+@kernel(
+    "u1[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "i8[:,::1]",
+    "f4[:,::1]",
+    "i8[:,:,::1]",
+    "i8[::1]",
+    "i8[:,:,::1]",
+    "i8[:,:,::1]",
+    "i8",
+    "i8",
+    "i8",
+    "i8",
+    "i8[:,::1]",
+    "i8[:,:,::1]",
+    "i8[:,::1]",
+    "u4[:,::1]",
+    "i8[:,::1]",
+    "i8[::1]",
+)
 def scan_tile(
     raw: NDArray[np.uint8],
     at: NDArray[np.int64],
@@ -153,7 +174,22 @@ def scan_tile(
                     )  # fmt: skip
 
 
-@kernel
+@kernel(
+    "u1[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "i8[:,::1]",
+    "f4[:,::1]",
+    "i8[:,:,::1]",
+    "i8",
+    "i8",
+    "i8",
+    "i8",
+    "i8",
+    "i8",
+    "u4[::1]",
+)
 def magnitudes_of_tile(
     raw: NDArray[np.uint8],
     at: NDArray[np.int64],
@@ -189,14 +225,14 @@ def magnitudes_of_tile(
             out[start + j] = np.uint32(bits[j] & MAGNITUDE)
 
 
-@kernel
+@kernel("u4[::1]", "i8", "i8[::1]")
 def histogram(bits: NDArray[np.uint32], n: int, bins: NDArray[np.int64]) -> None:
     """Add bits 30..15 of `bits[:n]` to 65536 bins."""
     for i in range(n):
         bins[bits[i] >> np.uint32(15)] += 1
 
 
-@kernel
+@kernel("u4[::1]", "i8", "i8", "i8[::1]")
 def refine(bits: NDArray[np.uint32], n: int, digit: int, bins: NDArray[np.int64]) -> None:
     """Add bits 14..0 of those `bits[:n]` whose upper bits equal `digit` to 32768 bins."""
     for i in range(n):
@@ -204,7 +240,7 @@ def refine(bits: NDArray[np.uint32], n: int, digit: int, bins: NDArray[np.int64]
             bins[bits[i] & np.uint32(0x7FFF)] += 1
 
 
-@kernel
+@kernel("u4[::1]", "i8", "u4", "i8")
 def nth_equal(bits: NDArray[np.uint32], n: int, value: np.uint32, nth: int) -> tuple[int, int]:
     """Return (position of the nth entry equal to `value` or -1, how many were seen)."""
     seen = 0

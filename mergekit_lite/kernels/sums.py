@@ -54,7 +54,7 @@ def _lanes_of_magnitude(a: NDArray[np.float32], n: int, lanes: NDArray[np.float6
     return total
 
 
-@kernel
+@kernel("u1[::1]", "i8[::1]", "i8[::1]", "i8[::1]", "b1", "i8", "f8[:,:,::1]", "i8[::1]")
 def gram_tile(
     raw: NDArray[np.uint8],
     at: NDArray[np.int64],
@@ -87,7 +87,20 @@ def gram_tile(
                 gram[number, e, other] = _lanes_of_product(x[e], x[other], n, lanes)
 
 
-@kernel
+@kernel(
+    "u1[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "i8[:,::1]",
+    "f4[:,::1]",
+    "i8[:,:,::1]",
+    "i8[::1]",
+    "i8",
+    "i8",
+    "f8[:,:,::1]",
+    "i8[::1]",
+)
 def kept_tile(
     raw: NDArray[np.uint8],
     at: NDArray[np.int64],

@@ -94,7 +94,29 @@ def sum_of_squares(x: NDArray[np.float32], n: int) -> float:
     return np.float64(total)
 
 
-@kernel
+@kernel(
+    "u1[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "b1",
+    "i8[:,::1]",
+    "f4[:,::1]",
+    "i8[:,:,::1]",
+    "i8",
+    "f4[::1]",
+    "f4",
+    "i8[::1]",
+    "f4[::1]",
+    "i8",
+    "i8",
+    "i8",
+    "i8",
+    "u1[::1]",
+    "i8",
+    "i8[::1]",
+    "f8[::1]",
+)
 def merge_tile(
     raw: NDArray[np.uint8],
     at: NDArray[np.int64],

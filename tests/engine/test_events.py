@@ -133,11 +133,16 @@ def test_a_run_that_is_complete_says_so(tmp_path: Path) -> None:
 def test_compiling_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
-    monkeypatch.setattr("mergekit_lite.kernels._jit.compiled_before", lambda: compiled)
+    calls: list[bool] = []
+    monkeypatch.setattr("mergekit_lite.kernels.warm.compiled_before", lambda: compiled)
+    monkeypatch.setattr(
+        "mergekit_lite.kernels.warm.compile_all", lambda *, together: calls.append(together)
+    )
     plan, models = built(tmp_path)
     _, seen = watched(plan, models, tmp_path / "out")
     notes = [event.text for event in seen if event.kind == "note"]
-    assert notes == ([] if compiled else ["compiling the kernels, once (about 15 seconds)"])
+    assert calls == ([] if compiled else [True])
+    assert [note.split(",")[0] for note in notes] == ["compiling the kernels"] * len(calls)
     monkeypatch.setenv("MERGEKIT_LITE_JIT", "0")
     _, seen = watched(plan, models, tmp_path / "torch")
     assert not [event for event in seen if event.kind == "note"]
