@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import click
 
-from mergekit_lite.errors import Interrupted, MergekitLiteError, ResourceError
+from mergekit_lite.errors import Interrupted, MergekitLiteError, Problem, ResourceError
 
 DEBUG = "MERGEKIT_LITE_DEBUG"
-RESUME = "stopped; run the same command again to resume"
+RESUME = "run the same command again to resume"
 
 
-def guard(action: Callable[[], Any]) -> int:
-    """Run `action` and return the exit code; whatever it raises is explained on stderr."""
+def guard(action: Callable[[], Any], *, as_json: bool = False) -> int:
+    """Run `action` and return the exit code; whatever it raises is explained on stderr.
+
+    Args:
+        action: what to run.
+        as_json: explain by a JSON object a line, one for each problem, instead of sentences.
+    """
     try:
         action()
         sys.stdout.flush()
@@ -31,53 +40,84 @@ def guard(action: Callable[[], Any]) -> int:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             traceback.print_exc()
         text, code = explain(error)
-        print(text, file=sys.stderr)
+        print(json_lines(error) if as_json else text, file=sys.stderr)
         return code
     return 0
 
 
+def wants_json(words: Sequence[str]) -> bool:
+    """Return whether a command line asks for `--log-format json`, be it sound or not."""
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
+
+
 def explain(error: BaseException) -> tuple[str, int]:
     """Return the message and the exit code of an exception."""
+    found, code = told(error)
+    if code == Interrupted.exit_code:
+        return "\n".join(map(str, found)), code
+    return numbered(found), code
+
+
+def json_lines(error: BaseException) -> str:
+    """Return what an exception says as one JSON object for each problem, a line each."""
+    found, code = told(error)
+    lines = [
+        {
+            "ts": round(time.time(), 3),
+            "event": "error",
+            "what": problem.what,
+            "where": problem.where,
+            "hint": problem.hint,
+            "exit_code": code,
+        }
+        for problem in found
+    ]
+    return "\n".join(map(json.dumps, lines))
+
+
+def told(error: BaseException) -> tuple[tuple[Problem, ...], int]:
+    """Return the problems that an exception tells of, and its exit code."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return RESUME, Interrupted.exit_code
+        return (Problem("stopped", hint=RESUME),), Interrupted.exit_code
     if isinstance(error, Interrupted):
-        return str(error) if "again" in str(error) else f"{error}\n{RESUME}", error.exit_code
+        resumable = "again" in str(error)
+        found = error.problems if resumable else (replace(error.problems[-1], hint=RESUME),)
+        return found, error.exit_code
     if isinstance(error, MergekitLiteError):
-        return numbered(error), error.exit_code
+        return error.problems, error.exit_code
     if isinstance(error, click.ClickException):
-        return _usage(error), error.exit_code
+        return (_usage(error),), error.exit_code
     if isinstance(error, MemoryError):
-        return "error: out of memory\n    lower --max-memory or --threads", ResourceError.exit_code
+        hint = "lower --max-memory or --threads"
+        return (Problem("out of memory", hint=hint),), ResourceError.exit_code
     if isinstance(error, OSError):
         return _system(error)
-    kind = type(error).__name__
     hint = f"this is a defect; {DEBUG}=1 shows where it happened"
-    return f"error: {kind}: {error}\n    {hint}", MergekitLiteError.exit_code
+    what = f"{type(error).__name__}: {error}"
+    return (Problem(what, hint=hint),), MergekitLiteError.exit_code
 
 
-def numbered(error: MergekitLiteError) -> str:
+def numbered(problems: Sequence[Problem]) -> str:
     """Return all problems of an error, counted where there are several."""
-    if len(error.problems) == 1:
-        return f"error: {error.problems[0]}"
-    lines = [f"error: {len(error.problems)} problems"]
-    for number, problem in enumerate(error.problems, 1):
+    if len(problems) == 1:
+        return f"error: {problems[0]}"
+    lines = [f"error: {len(problems)} problems"]
+    for number, problem in enumerate(problems, 1):
         text = str(problem).replace("\n", "\n   ")
         lines.append(f"{number:>3}. {text}")
     return "\n".join(lines)
 
 
-def _usage(error: click.ClickException) -> str:
-    text = f"error: {error.format_message()}"
+def _usage(error: click.ClickException) -> Problem:
     context = getattr(error, "ctx", None)
-    if context is not None:
-        text += f"\n    try: {context.command_path} --help"
-    return text
+    hint = "" if context is None else f"try: {context.command_path} --help"
+    return Problem(error.format_message(), hint=hint)
 
 
-def _system(error: OSError) -> tuple[str, int]:
+def _system(error: OSError) -> tuple[tuple[Problem, ...], int]:
     import errno
 
-    place = f"{error.filename}: " if error.filename else ""
+    place = str(error.filename or "")
     reason = error.strerror or str(error)
     hints = {
         errno.ENOSPC: "free some space, then run the same command again to resume",
@@ -85,7 +125,6 @@ def _system(error: OSError) -> tuple[str, int]:
         errno.EACCES: "no permission; choose another folder or change its mode",
         errno.EROFS: "the file system is read-only; choose another folder",
     }
-    hint = hints.get(error.errno or 0)
-    if hint is None:
-        return f"error: {place}{reason}", MergekitLiteError.exit_code
-    return f"error: {place}{reason}\n    {hint}", ResourceError.exit_code
+    hint = hints.get(error.errno or 0, "")
+    code = ResourceError.exit_code if hint else MergekitLiteError.exit_code
+    return (Problem(reason, place, hint),), code

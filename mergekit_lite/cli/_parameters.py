@@ -34,7 +34,10 @@ class _NewFolder(click.Path):
     """A folder to make. An empty name, often a variable that is not set, is not the current one."""
 
     def convert(
-        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
     ) -> str | bytes | os.PathLike[str]:
         if not os.fspath(value):
             self.fail("is empty; name a folder", param, ctx)

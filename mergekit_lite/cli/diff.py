@@ -40,6 +40,7 @@ def command(a: str, b: str, by: str, as_json: bool) -> None:
     Example:
       mergekit-lite diff ./base ./merged --by role
     """
+    from mergekit_lite.plan.names import plural
     from mergekit_lite.report.diff import compare
 
     left, right = _checkpoint(a), _checkpoint(b)
@@ -56,7 +57,9 @@ def command(a: str, b: str, by: str, as_json: bool) -> None:
         ("of another shape or kind", found.unlike),
     ):
         if names:
-            note(f"{len(names)} tensors {title}: {', '.join(names[:SHOWN])}{_more(names)}")
+            note(
+                f"{plural(len(names), 'tensor')} {title}: {', '.join(names[:SHOWN])}{_more(names)}"
+            )
     if found.same:
         note("the two are the same")
 

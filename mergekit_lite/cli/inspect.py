@@ -68,12 +68,14 @@ def _list(model: Model, pattern: str, *, as_json: bool) -> None:
 
 def summary_text(summary: Summary) -> str:
     """Return a summary for a person to read."""
+    from mergekit_lite.plan.names import plural
+
     total = summary.total
     facts = {
         "kind": summary.kind,
         "tensors": f"{total.tensors}",
         "entries": f"{total.entries:,}",
-        "size": f"{bytes_text(total.nbytes)} in {len(summary.files)} files",
+        "size": f"{bytes_text(total.nbytes)} in {plural(len(summary.files), 'file')}",
         "layers": f"{summary.layers}",
         **{key: _fact(value) for key, value in summary.config.items()},
         **{f"adapter {key}": str(value) for key, value in summary.adapter.items()},

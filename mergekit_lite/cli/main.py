@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 import mergekit_lite
-from mergekit_lite.cli._errors import guard
+from mergekit_lite.cli._errors import guard, wants_json
 from mergekit_lite.errors import nearest
 
 # The one-line help stands here so that `--help` reads no verb's module.
@@ -63,7 +63,8 @@ class Program(click.Group):
             # Outside standalone mode click returns the code of `ctx.exit()`, it does not raise it.
             code[0] = result if isinstance(result, int) else 0
 
-        failed = guard(action)
+        words = sys.argv[1:] if args is None else args
+        failed = guard(action, as_json=wants_json(words))
         sys.exit(failed or code[0])
 
 

@@ -90,13 +90,15 @@ def show(
 
 def inputs_text(plan: Plan) -> str:
     """Return the table of inputs."""
+    from mergekit_lite.plan.names import plural
+
     rows = [
         (
             name,
             source.reference,
             source.kind,
             source.revision[:12],
-            f"{source.matched} tensors",
+            plural(source.matched, "tensor"),
             bytes_text(sum(source.files.values())),
         )
         for name, source in plan.inputs.items()
@@ -142,11 +144,15 @@ def _step(op: str, params: Mapping[str, Any], sources: Sequence[str]) -> str:
 
 def cost_text(plan: Plan, cost: Estimate) -> str:
     """Return the output and the cost of a run, a line each."""
+    from mergekit_lite.export.labels import stored_dtypes
+    from mergekit_lite.plan.names import plural
+
     merged = sum(1 for job in plan.jobs if job.kind == "merge")
-    files = len(plan.shards)
+    tensors, files = plural(len(plan.jobs), "tensor"), plural(len(plan.shards), "file")
+    dtypes = " and ".join(stored_dtypes(plan))
     free = f", {bytes_text(cost.disk_free)} free" if cost.disk_free is not None else ""
     lines = [
-        ("output", f"{len(plan.jobs)} tensors ({merged} computed), {plan.dtype}, {files} files"),
+        ("output", f"{tensors} ({merged} computed), {dtypes}, {files}"),
         ("read", bytes_text(cost.read_bytes)),
         ("write", f"{bytes_text(cost.write_bytes)}{free}"),
         ("memory", f"{bytes_text(cost.peak_memory)} at most"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from mergekit_lite.cli._output import note
 if TYPE_CHECKING:
     from mergekit_lite.engine.options import Report
     from mergekit_lite.plan.types import Plan
+    from mergekit_lite.recipe import Recipe
 
 
 @click.command(short_help="Merge the models of a recipe into a folder.")
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Check and size everything; write nothing.")
 @click.option("--fresh", is_flag=True, help="Discard what an interrupted run has left.")
-@click.option("--overwrite", is_flag=True, help="Replace an output folder that holds files.")
+@click.option("--overwrite", is_flag=True, help="Replace an output folder that holds a model.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinities pass.")
 @click.option("--quiet", is_flag=True, help="No progress; errors only.")
 @click.option(
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     type=click.Choice(["plain", "json"]),
     default="plain",
     show_default=True,
-    help="Progress for people, or one JSON object a line.",
+    help="Progress and errors for people, or one JSON object a line.",
 )
 @parameters.as_json
 def command(
@@ -80,7 +82,7 @@ def command(
     with ProgressSink(style) as emit:
         report = api.run(loaded, out, emit=emit, **options)
     if style in ("bar", "lines"):
-        _tell(report, loaded.base, out)
+        _tell(report, base_of(loaded), out)
     if as_json:
         click.echo((out / "merge_report.json").read_text(encoding="utf-8").rstrip())
     else:
@@ -108,12 +110,30 @@ def _dry_run(ready: Plan, out: Path | None, *, as_json: bool, options: dict[str,
     )
 
 
+def base_of(recipe: Recipe) -> str:
+    """Return what the base is called from here: a path below the current folder, or a whole one.
+
+    What leads to no file from the recipe's folder is no path, and the same from everywhere.
+    """
+    from mergekit_lite.sources.local import local_path
+
+    path = local_path(recipe.base, recipe.folder)
+    if not path.exists():
+        return recipe.base
+    here = Path.cwd()
+    # A link's own name is kept: names in a download cache are hashes.
+    target = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    return str(target.relative_to(here) if target.is_relative_to(here) else target)
+
+
 def _tell(report: Report, base: str, out: Path) -> None:
     """Say what the experts gave and what to do next, on stderr."""
+    from mergekit_lite.plan.names import plural
+
     for name, seen in report.inputs.items():
-        text = f"{name}: {seen.matched} tensors matched"
+        text = f"{name}: {plural(seen.matched, 'tensor')} matched"
         if seen.measured:
             text += f", {seen.changed} changed, norm of its delta {seen.delta_norm:.4g}"
         note(text)
-    note(f"next: mergekit-lite verify {out}")
-    note(f"      mergekit-lite diff {base} {out}")
+    note(f"next: {shlex.join(['mergekit-lite', 'verify', str(out)])}")
+    note(f"      {shlex.join(['mergekit-lite', 'diff', base, str(out)])}")

@@ -10,7 +10,7 @@ import click
 from mergekit_lite.cli import _parameters as parameters
 from mergekit_lite.cli._output import print_json
 from mergekit_lite.cli._reading import reading
-from mergekit_lite.errors import DataError
+from mergekit_lite.errors import DataError, SourceError
 
 
 @click.command(short_help="Recheck a merged folder against its lock file.")
@@ -27,18 +27,24 @@ from mergekit_lite.errors import DataError
 def command(folder: Path, inputs: bool, relative_to: Path, as_json: bool) -> None:
     """Recheck a merged FOLDER: size and sha256 of every file, index, config, stray weights.
 
+    README.md is left out: a card may be edited. Of merge_report.json, all but the times of the run
+    is checked. Where the inputs are missing and all else is sound, the exit code is 5.
+
     \b
-    Example:
+    Examples:
       mergekit-lite verify merged
+      mergekit-lite verify merged --inputs --relative-to recipes
     """
-    from mergekit_lite.export.verify import verify
+    from mergekit_lite.export.verify import MissingInput, verify
 
     files = (path for path in folder.rglob("*") if path.is_file())
     with reading(sum(path.stat().st_size for path in files)) as progress:
         problems = verify(folder, inputs=inputs, relative_to=relative_to, progress=progress)
+    missing = all(isinstance(problem, MissingInput) for problem in problems)
+    failure = SourceError(problems) if missing else DataError(problems)
     if as_json:
         print_json({"folder": str(folder), "problems": [asdict(p) for p in problems]})
-        raise click.exceptions.Exit(DataError.exit_code if problems else 0)
+        raise click.exceptions.Exit(failure.exit_code if problems else 0)
     if problems:
-        raise DataError(problems)
+        raise failure
     click.echo(f"{folder}: sound")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite import ops
-from mergekit_lite.export.labels import HUB_ID, hub_id, short_name, without_paths
+from mergekit_lite.export.labels import HUB_ID, hub_id, short_name, stored_dtypes, without_paths
+from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.types import Input, Plan
 
 if TYPE_CHECKING:
@@ -173,8 +174,9 @@ def _sentence(plan: Plan, parents: Sequence[Parent]) -> str:
     return (
         f"A merge of {experts} {noun} with {parents[0].label}, made with mergekit-lite "
         f"by {_listed(methods(plan))}. "
-        f"{len(plan.jobs)} tensors, {sum(1 for job in plan.jobs if job.kind == 'merge')} of them "
-        f"computed, stored as {plan.dtype}."
+        f"{plural(len(plan.jobs), 'tensor')}, "
+        f"{sum(1 for job in plan.jobs if job.kind == 'merge')} of them computed, "
+        f"stored as {' and '.join(stored_dtypes(plan))}."
     )
 
 
@@ -217,7 +219,7 @@ def _use(plan: Plan, title: str, *, text_model: bool) -> str:
     )
     return (
         f"## Use\n\n```python\n{load}```\n\n"
-        "`recipe.lock.yaml` pins the inputs and the sha256 of every weight file; "
+        "`recipe.lock.yaml` pins the inputs and the sha256 of every file but this card; "
         f"`mergekit-lite verify {title}` rechecks them, and `merge_report.json` says what each "
         "input contributed."
     )

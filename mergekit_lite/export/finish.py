@@ -13,7 +13,7 @@ from mergekit_lite.errors import DataError, Problem, RecipeError
 from mergekit_lite.export.card import write_card
 from mergekit_lite.export.companions import copy_companions
 from mergekit_lite.export.config import CONFIG_FILE, write_config
-from mergekit_lite.export.manifest import write_index, write_lock, write_report
+from mergekit_lite.export.manifest import report_data, write_index, write_lock, write_report
 from mergekit_lite.export.target import partial_folder
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import Plan
@@ -53,8 +53,9 @@ def finish(
     write_card(plan, models, report, work)
     outputs = {file: digest for file, (_, digest) in report.shards.items()}
     outputs |= {file: file_sha256(work / file) for file in written}
-    write_lock(plan, input_digests, outputs, work)
-    write_report(plan, report, work)
+    told = report_data(plan, report)
+    write_report(told, work)
+    write_lock(plan, input_digests, outputs, told, work)
     write_index(plan, work)
     sync_tree(work)
     _require_sizes(work, report.shards)

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from mergekit_lite.plan.types import Input
+from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.types import Input, Plan
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CACHE_FOLDER = re.compile(r"models--(.+?)--(.+)")
+
+_FOLDERS = re.compile(r"^[^`]*[/\\](?=[^/\\:`]+:\d+:\d+: )")
 
 
 def hub_id(source: Input, config: Mapping[str, Any] | None = None) -> str | None:
@@ -32,6 +35,19 @@ def hub_id(source: Input, config: Mapping[str, Any] | None = None) -> str | None
 def short_name(source: Input) -> str:
     """Return what to call an input in a table: its Hub id, its reference, or its folder's name."""
     return hub_id(source) or str(without_paths(source.reference)).removeprefix("./")
+
+
+def stored_dtypes(plan: Plan) -> list[str]:
+    """Return the dtypes of the output's tensors, that of most bytes first."""
+    nbytes: dict[str, int] = {}
+    for job in plan.jobs:
+        nbytes[job.dtype] = nbytes.get(job.dtype, 0) + job_bytes(job)
+    return sorted(nbytes, key=lambda dtype: (-nbytes[dtype], dtype))
+
+
+def without_folders(message: str) -> str:
+    """Return a message with the place it begins with, `a/recipe.yaml:3:9`, as `recipe.yaml:3:9`."""
+    return _FOLDERS.sub("", message)
 
 
 def without_paths(value: Any) -> Any:

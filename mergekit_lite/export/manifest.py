@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from math import prod
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite import __version__
 from mergekit_lite.checkpoint.index import INDEX_NAME, index_text
-from mergekit_lite.export.labels import short_name
+from mergekit_lite.export.labels import short_name, stored_dtypes, without_folders
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.lock import LOCK_FILE, lock_inputs, lock_outputs, lock_text
 from mergekit_lite.plan.names import plural
@@ -46,7 +47,7 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
             "tensors_merged": merged,
             "tensors_copied": len(plan.jobs) - merged,
             "bytes": sum(size for size, _ in report.shards.values()),
-            "dtype": plan.dtype,
+            "dtype": stored_dtypes(plan),
         },
         "run": {
             "seconds": round(report.seconds, 3),
@@ -54,7 +55,7 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
             "bytes_written": report.bytes_written,
             "resumed_shards": report.resumed_shards,
         },
-        "warnings": warnings_of(plan, report),
+        "warnings": [without_folders(warning) for warning in warnings_of(plan, report)],
     }
 
 
@@ -97,29 +98,57 @@ def _contribution(report: Report, name: str) -> dict[str, Any]:
     }
 
 
-def write_report(plan: Plan, report: Report, folder: Path) -> None:
+def write_report(data: Mapping[str, Any], folder: Path) -> None:
     """Write `merge_report.json` into `folder`."""
-    text = json.dumps(report_data(plan, report), indent=2, ensure_ascii=False)
+    text = json.dumps(data, indent=2, ensure_ascii=False)
     (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def report_sha256(data: Mapping[str, Any]) -> str:
+    """Return the sha256 of a report but for `run`, its part that no two runs have in common.
+
+    It is what the lock holds of the report, so that locks of equal merges are equal.
+    """
+    kept = {key: value for key, value in data.items() if key != "run"}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_lock(
     plan: Plan,
     input_digests: Mapping[str, Mapping[str, str]],
     output_digests: Mapping[str, str],
+    report: Mapping[str, Any],
     folder: Path,
 ) -> None:
-    """Write `recipe.lock.yaml` into `folder`, which holds every file of `output_digests`."""
+    """Write `recipe.lock.yaml` into `folder`.
+
+    Args:
+        plan: what was run.
+        input_digests: input -> file -> sha256.
+        output_digests: file of `folder` -> sha256.
+        report: content of `merge_report.json`.
+        folder: holds every file of the output but the index, which comes last.
+    """
     lock = lock_outputs(lock_inputs(plan, input_digests), folder, output_digests)
+    lock["report"] = {"file": REPORT_FILE, "sha256_without_run": report_sha256(report)}
+    if (index := _index(plan)) is not None:
+        data = index.encode()
+        facts = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        lock["outputs"] = dict(sorted({**lock["outputs"], INDEX_NAME: facts}.items()))
     (folder / LOCK_FILE).write_text(lock_text(lock), encoding="utf-8")
 
 
-def write_index(plan: Plan, folder: Path) -> bool:
-    """Write the index over several shards; a single shard has none. Return whether it was."""
+def write_index(plan: Plan, folder: Path) -> None:
+    """Write the index over several shards; a single shard has none."""
+    if (index := _index(plan)) is not None:
+        (folder / INDEX_NAME).write_text(index, encoding="utf-8")
+
+
+def _index(plan: Plan) -> str | None:
     if len(plan.shards) == 1:
-        return False
+        return None
     names = {job.name: plan.shards[job.shard].file for job in plan.jobs}
     nbytes = sum(job_bytes(job) for job in plan.jobs)
     entries = sum(prod(job.shape) for job in plan.jobs)
-    (folder / INDEX_NAME).write_text(index_text(names, nbytes, entries), encoding="utf-8")
-    return True
+    return index_text(names, nbytes, entries)

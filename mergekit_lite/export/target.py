@@ -89,7 +89,7 @@ def _filled(out: Path, *, overwrite: bool) -> list[Problem]:
     known = (out / LOCK_FILE, out / CONFIG_FILE)
     if any(file.is_file() for file in known) or any(out.glob("*.safetensors")):
         return []
-    what = f"--overwrite would delete `{_some_file(out)}`, and the folder does not look like a model"
+    what = f"--overwrite would delete `{_some_file(out)}`: this does not look like a model"
     hint = "choose another folder, or remove this one yourself"
     return [Problem(what, str(out), hint)]
 

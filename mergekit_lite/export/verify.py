@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from mergekit_lite.checkpoint.parse import read_file_header
 from mergekit_lite.errors import MergekitLiteError, Problem, SourceError
 from mergekit_lite.export.companions import is_weights
 from mergekit_lite.export.config import CONFIG_FILE, config_dtype, parse_config
+from mergekit_lite.export.manifest import REPORT_FILE, report_sha256
 from mergekit_lite.plan.digests import file_sha256, model_sha256
 from mergekit_lite.plan.layout import OUTPUT_DTYPES
 from mergekit_lite.plan.lock import LOCK_FILE, read_lock
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 Progress = Callable[[int], Any]
 
 
+@dataclass(frozen=True)
+class MissingInput(Problem):
+    """An input of the lock that cannot be found, which says nothing about the merge itself."""
+
+
 def verify(
     folder: str | Path,
     *,
@@ -31,6 +39,8 @@ def verify(
     progress: Progress | None = None,
 ) -> list[Problem]:
     """Return everything that is wrong with a merged model; an empty list if it is sound.
+
+    The model card is left out: people edit it before they share a model.
 
     Args:
         folder: the output of a run, with its `recipe.lock.yaml`.
@@ -52,9 +62,13 @@ def verify(
     )
     damaged = {problem.where for problem in problems}
     shards = [file for file in outputs if file.endswith(".safetensors")]
+    problems += _report(folder, lock.get("report"))
     problems += _stray(folder, outputs)
     if not damaged.intersection(shards):
-        problems += _structure(folder, shards)
+        found = _structure(folder, shards)
+        # An index that the lock names and that is gone has been told of.
+        gone = INDEX_NAME in damaged and not (folder / INDEX_NAME).exists()
+        problems += [p for p in found if not (gone and p.where == INDEX_NAME)]
     if inputs:
         problems += _inputs(lock, Path(relative_to), progress)
     return problems
@@ -85,6 +99,21 @@ def check_files(
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         return [problem for problem in pool.map(check, files.items()) if problem]
+
+
+def _report(folder: Path, facts: Mapping[str, str] | None) -> list[Problem]:
+    """Return whether the report has changed; locks of earlier merges do not speak of it."""
+    if not isinstance(facts, Mapping):
+        return []
+    try:
+        found = report_sha256(json.loads((folder / REPORT_FILE).read_bytes()))
+    except OSError as error:
+        return [Problem(f"cannot be read: {error.strerror or error}", REPORT_FILE)]
+    except (ValueError, AttributeError):
+        return [Problem("is no report of a merge", REPORT_FILE)]
+    if found == facts.get("sha256_without_run"):
+        return []
+    return [Problem("is not the report that the lock was written with", REPORT_FILE)]
 
 
 def _stray(folder: Path, outputs: Mapping[str, Any]) -> list[Problem]:
@@ -155,12 +184,24 @@ def _inputs(lock: Mapping[str, Any], relative_to: Path, progress: Progress | Non
         try:
             model = resolve(source["reference"], relative_to=relative_to)
         except MergekitLiteError as error:
-            problems += [Problem(p.what, f"input {name}", p.hint) for p in error.problems]
+            kind = MissingInput if isinstance(error, SourceError) else Problem
+            where = f"input {name}"
+            hint = _elsewhere(source["reference"], relative_to)
+            problems += [kind(p.what, where, hint or p.hint) for p in error.problems]
             continue
         for file, facts in source["files"].items():
             problem = _input(model, file, facts, progress)
             problems += [Problem(problem, f"input {name}: {file}")] if problem else []
     return problems
+
+
+def _elsewhere(reference: str, relative_to: Path) -> str:
+    """Return what to do about a relative reference that leads nowhere from here."""
+    scheme, colon, _ = reference.partition(":")
+    if reference.startswith(("/", "~", "$", "@")) or (colon and scheme.isalnum()):
+        return ""
+    here = relative_to.resolve()
+    return f"`{reference}` was looked for from `{here}`; name the recipe's folder by --relative-to"
 
 
 def _input(

@@ -57,8 +57,10 @@ def compile_all(*, together: bool = True) -> None:
         while waiting or running:
             while waiting and (together or not running):
                 running.append(_start(waiting.pop(0)))
-            _check(running[0], running[0].communicate()[1])
-            del running[0]
+            process = running[0]
+            said = process.communicate()[1]
+            running.remove(process)
+            _check(process, said)
     finally:
         for process in running:
             process.kill()

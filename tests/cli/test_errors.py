@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 
 import click
 import pytest
 
-from mergekit_lite.cli._errors import explain, guard
+from mergekit_lite.cli._errors import explain, guard, json_lines, wants_json
 from mergekit_lite.errors import (
     DataError,
     Interrupted,
@@ -75,3 +76,39 @@ def test_traceback_only_on_demand(
     monkeypatch.setenv("MERGEKIT_LITE_DEBUG", "1")
     assert guard(fail) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_each_problem_is_a_line_of_json() -> None:
+    error = RecipeError([Problem("first", "a:1"), Problem("second", "b:2", "do\nthis")])
+    lines = [json.loads(line) for line in json_lines(error).splitlines()]
+    assert [(e["what"], e["where"], e["hint"], e["exit_code"]) for e in lines] == [
+        ("first", "a:1", "", 2),
+        ("second", "b:2", "do\nthis", 2),
+    ]
+    assert {e["event"] for e in lines} == {"error"}
+    (line,) = (json.loads(line) for line in json_lines(KeyboardInterrupt()).splitlines())
+    assert (line["exit_code"], line["hint"]) == (130, "run the same command again to resume")
+
+
+def test_guard_prints_json_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    assert guard(fail, as_json=True) == 4
+    error = json.loads(capsys.readouterr().err)
+    assert (error["what"], error["where"]) == ("No space left on device", "x")
+    assert "free some space" in error["hint"]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["run", "--log-format", "json"], True),
+        (["run", "--log-format=json", "r.yaml"], True),
+        (["run", "--log-format", "plain", "json"], False),
+        (["run", "--log-format"], False),
+        ([], False),
+    ],
+)
+def test_who_wants_json(words: list[str], wanted: bool) -> None:
+    assert wants_json(words) is wanted

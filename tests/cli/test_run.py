@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -192,3 +194,62 @@ def test_missing_recipe(call: Call, tmp_path: Path) -> None:
     result = call("run", tmp_path / "absent.yaml", "-o", tmp_path / "out")
     assert result.exit_code in (2, 5)
     assert "absent.yaml" in result.stderr
+
+
+def test_what_to_do_next_can_be_pasted(
+    call: Call,
+    base_folder: Path,
+    expert_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The recipe lies elsewhere, and the names have spaces."""
+    desk = tmp_path / "my desk"
+    desk.mkdir()
+    shutil.copytree(base_folder, desk / "the base")
+    shutil.copytree(expert_folders["math"], desk / "math")
+    (desk / "recipe.yaml").write_text(
+        "base: ./the base\nexperts: {math: {model: math}}\nsteps: [{take: {source: math}}]\n"
+    )
+    for here, base in ((tmp_path, "my desk/the base"), (base_folder, str(desk / "the base"))):
+        monkeypatch.chdir(here)
+        out = tmp_path / f"an out of {here.name}"
+        result = call("run", desk / "recipe.yaml", "-o", out)
+        assert result.exit_code == 0, result.stderr
+        verify, diff = (shlex.split(line) for line in result.stderr.splitlines()[-2:])
+        assert verify[1:] == ["mergekit-lite", "verify", str(out)]
+        assert diff == ["mergekit-lite", "diff", base, str(out)]
+        assert call(*verify[2:]).exit_code == 0, verify
+        assert call(*diff[1:]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "what"),
+    [
+        (("--log-format", "json", "--max-memory", "1MB"), 4, "memory"),
+        (("--log-format=json", "--nonsense"), 2, "--nonsense"),
+        (("--log-format=json", "--threads", "0"), 2, "x>=1"),
+        (("--log-format=json", "--set", "steps.0.task_arithmetic.lamda=1"), 2, "lamda"),
+    ],
+)
+def test_errors_as_json(
+    call: Call, recipe: Path, tmp_path: Path, words: tuple[str, ...], code: int, what: str
+) -> None:
+    result = call("run", recipe, "-o", tmp_path / "out", *words)
+    assert result.exit_code == code
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    (error,) = (line for line in lines if line["event"] == "error")
+    assert error.keys() == {"ts", "event", "what", "where", "hint", "exit_code"}
+    assert what in error["what"]
+    assert error["hint"]
+    assert error["exit_code"] == code
+
+
+def test_a_home_folder_that_no_shell_has_expanded(
+    call: Call, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = call("run", recipe, "-o", "~/out", "--json", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["output"]["dtype"] == ["BF16"]
+    assert (tmp_path / "out" / "config.json").is_file()

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
+from mergekit_lite.checkpoint import layer_of, role_of
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.types import Plan
 from mergekit_lite.recipe import load
+from tests.checkpoints import llama_shapes
 
 from .conftest import Call
 
@@ -21,7 +24,7 @@ def test_plan_shows_inputs_chains_and_cost(call: Call, recipe: Path) -> None:
     result = call("plan", recipe)
     assert result.exit_code == 0
     assert "task_arithmetic  of math, code" in result.stdout
-    assert "20 tensors (20 computed), BF16, 1 files" in result.stdout
+    assert "20 tensors (20 computed), BF16, 1 file\n" in result.stdout
     assert "write" in result.stdout
     assert result.stderr == ""
 
@@ -121,6 +124,17 @@ def test_ops_list_has_every_op(call: Call) -> None:
         assert f"\n{name} " in text
     data = json.loads(call("ops", "list", "--json").stdout)
     assert {op["name"] for op in data} == set(registry())
+    # How far a preset reaches is a matter of what it expands to.
+    assert all((op["reach"] is None) == (op["kind"] == "preset") for op in data)
+
+
+def test_the_example_of_drop_drops_something_of_the_zoo(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(call("ops", "show", "drop").stdout.split("A recipe to run\n\n")[1])
+    (rule,) = load(path).rules
+    names = llama_shapes(30, 8, 8, 8, tied=True)
+    hits = [n for n in names if rule.match.matches(n, layer_of(n), role_of(n))]
+    assert 0 < len(hits) < len(names) / 10
 
 
 @pytest.mark.parametrize("name", sorted(registry()))
@@ -174,3 +188,16 @@ def test_schema_accepts_the_example(call: Call, recipe: Path) -> None:
     jsonschema.validate(yaml.safe_load(recipe.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"schema_version": 1, "bse": "x"}, schema)
+
+
+def test_one_of_a_thing_is_said_in_the_singular(
+    call: Call, base_folder: Path, tmp_path: Path
+) -> None:
+    text = call("inspect", base_folder).stdout
+    assert "in 1 file\n" in text
+    weights = load_file(base_folder / "model.safetensors")
+    left, right = tmp_path / "left.safetensors", tmp_path / "right.safetensors"
+    save_file(weights, left)
+    weights.pop("model.norm.weight")
+    save_file(weights, right)
+    assert f"1 tensor only in {left}: model.norm.weight\n" in call("diff", left, right).stderr

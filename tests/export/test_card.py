@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from mergekit_lite.engine.options import ExpertReport
-from mergekit_lite.export.card import card, front_matter
-from mergekit_lite.export.labels import hub_id, without_paths
+from mergekit_lite.export.card import Parent, _sentence, card, front_matter
+from mergekit_lite.export.labels import hub_id, stored_dtypes, without_paths
+from mergekit_lite.export.manifest import report_data
 from mergekit_lite.plan.types import Input
 
 from .builders import merged, plan_of, report_of
@@ -134,3 +135,15 @@ def test_no_file_of_a_merge_names_this_machine(tmp_path: Path, recipe: dict[str,
     parent = str(Path(recipe["base"]).parent)
     for name in ("README.md", "merge_report.json"):
         assert parent not in (out / name).read_text(), name
+
+
+def test_mixed_dtypes_are_all_named(tmp_path: Path) -> None:
+    plan = plan_of({"steps": []}, base=tmp_path, math=tmp_path)
+    (job,) = plan.jobs
+    jobs = (job, replace(job, name="norm", dtype="F32", shape=(9,)), replace(job, name="b"))
+    mixed = replace(plan, jobs=jobs, dtype="BF16")
+    assert stored_dtypes(plan) == ["BF16"]
+    assert stored_dtypes(mixed) == ["F32", "BF16"]
+    assert report_data(mixed, report_of())["output"]["dtype"] == ["F32", "BF16"]
+    sentence = _sentence(mixed, [Parent("base", "b", None), Parent("math", "m", None)])
+    assert sentence.endswith("3 tensors, 3 of them computed, stored as F32 and BF16.")

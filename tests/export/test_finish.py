@@ -157,7 +157,9 @@ def test_overwrite_replaces_models_alone(tmp_path: Path) -> None:
     plan, out = plan_of({}, base=tmp_path / "base"), tmp_path / "out"
     (out / "chapters").mkdir(parents=True)
     (out / "chapters" / "one.txt").write_text("mine")
-    with pytest.raises(RecipeError, match=r"would delete `chapters/one.txt`.*not look like a model"):
+    with pytest.raises(
+        RecipeError, match=r"would delete `chapters/one.txt`.*not look like a model"
+    ):
         check_target(plan, out, overwrite=True)
     for name in ("recipe.lock.yaml", "config.json", "model.safetensors"):
         (out / name).write_text("")
@@ -167,3 +169,13 @@ def test_overwrite_replaces_models_alone(tmp_path: Path) -> None:
     (out / "journal.jsonl").write_text("")
     with pytest.raises(RecipeError, match="unfinished run"):
         check_target(plan, out, overwrite=True)
+
+
+@pytest.mark.parametrize("folder", ["", "/home/me/my models/", "../r/", "C:\\r\\"])
+def test_report_names_no_folder_of_a_recipe(tmp_path: Path, folder: str) -> None:
+    said = (f"{folder}x.yaml:3:9: `a/b:1:2: ` is odd", "--set a=./b/c: odd", "`a/b` is odd")
+    plan = replace(plan_of({"steps": []}, base=tmp_path), warnings=said)
+    assert report_data(plan, report_of())["warnings"] == [
+        "x.yaml:3:9: `a/b:1:2: ` is odd",
+        *said[1:],
+    ]
