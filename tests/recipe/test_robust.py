@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergekit_lite.errors import RecipeError
-from mergekit_lite.recipe import load
+from mergekit_lite.recipe import draft, load
 
 SWAP = {"from": "math", "into": "code", "bottom": 1, "top": 1}
 FULL: dict[str, Any] = {
@@ -76,6 +76,9 @@ def test_junk_anywhere(changes: list[tuple[Any, Any]], remove: bool) -> None:
         recipe = load(data)
     except RecipeError as error:
         problems = error.problems
+        told = draft(data)
+        assert told is None or all(expert.reference for expert in told.experts.values())
+        assert told is None or isinstance(told.base, str)
     else:
         assert load(recipe.plain()).plain() == recipe.plain()
         return
