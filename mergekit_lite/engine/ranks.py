@@ -27,6 +27,7 @@ from mergekit_lite.kernels.order import (
     scan_tile,
 )
 from mergekit_lite.ops._place import Cut
+from mergekit_lite.plan.estimate import LEAST_RANK_ROOM, rank_room
 
 SAMPLE_CHUNK = 1024
 SAMPLED = 64
@@ -34,15 +35,11 @@ SAMPLED = 64
 MOST_CHUNKS = 512
 FINER = 4
 """A finer sample has chunks that are so many times smaller, and so many times more entries."""
-SMALL = 1 << 16
-"""Tensors up to this many entries are collected whole."""
 LARGEST = 0x7FFFFFFF
 SPREAD = 6.0
 """Half width of a bracket in standard deviations of the sampled rank."""
 OFTEN = 0.02
 """A magnitude with this share of a tensor is cheaper to count than to collect."""
-ROOM = 1 << 21
-"""Entries that one sweep may collect, for all ranks together: 24 MiB."""
 
 
 @dataclass
@@ -82,7 +79,7 @@ def _find(row: Row, program: Program, wanted: list[Wanted], stop: threading.Even
     open_ = [want for want in wanted if want.cut is None]
     if not open_:
         return
-    if row.size > SMALL:
+    if row.size > LEAST_RANK_ROOM:
         _bracket(row, program, open_)
     _scan(row, program, open_, stop)
     for want in open_:
@@ -103,9 +100,8 @@ def _magnitudes(
 
 
 def _room(row: Row, ranks: int) -> int:
-    """Return how many entries may be collected for one rank of one expert."""
-    share = ROOM // (len(row.job.reads) * ranks)
-    return max(SMALL, min(row.size, share)) + 8
+    """Return how many entries may be collected for one rank of one expert, and a word more."""
+    return rank_room(row.size, len(row.job.reads) * ranks) + 8
 
 
 def _bracket(row: Row, program: Program, wanted: list[Wanted]) -> None:

@@ -15,15 +15,23 @@ from mergekit_lite.ops._statistics import Order, Totals
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan, Step
 
-PROCESS_BYTES = 170_000_000
-"""Resident memory of the interpreter with numpy, numba and kernels from numba's cache."""
+PROCESS_BYTES = 188_000_000
+"""Resident memory of the interpreter with numpy, numba and kernels from numba's cache.
+
+The first run after an installation compiles them in two processes of 270 MB each, one after the
+other where memory is capped.
+"""
 TORCH_BYTES = 250_000_000
 """What loading torch adds, which only rows beyond the fused kernels need."""
 TILE_ENTRIES = 1 << 17
 """Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`."""
 LEAST_TILE = 1 << 12
-CANDIDATES = 1 << 20
-"""Most magnitudes (and their indices) a worker keeps for each exact rank it looks for."""
+RANK_ROOM = 1 << 21
+"""Magnitudes, with their indices, that a worker keeps for all exact ranks it looks for."""
+LEAST_RANK_ROOM = 1 << 16
+"""Those it keeps for one rank, however many there are; tensors up to this size are kept whole."""
+RANK_SAMPLE = 1 << 19
+"""Magnitudes that it samples of each input."""
 ROW_BYTES = 600
 """Resident memory of a plan for each read and each step of each row."""
 
@@ -173,12 +181,25 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
 def _rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     """Return what one worker keeps while it looks for the k-th largest magnitudes of a row."""
     size = prod(job.shape)
-    ranks = sum(
-        len(needs.ranks(step.params, size))
-        for step in job.steps
-        if isinstance(needs := specs[step.op].needs, Order) and not needs.of_model(step.params)
+    ranks = max(
+        (
+            len(needs.ranks(step.params, size))
+            for step in job.steps
+            if isinstance(needs := specs[step.op].needs, Order) and not needs.of_model(step.params)
+        ),
+        default=0,
     )
-    return 12 * ranks * min(size // 16, CANDIDATES)
+    if not ranks:
+        return 0
+    slots = len(job.reads) * ranks
+    kept = slots * (rank_room(size, slots) + 8)
+    sampled = min(size, RANK_SAMPLE) * (len(job.reads) + 2)
+    return 12 * kept + 4 * sampled
+
+
+def rank_room(size: int, slots: int) -> int:
+    """Return how many magnitudes are kept for each of `slots` ranks of a tensor's deltas."""
+    return min(size, max(LEAST_RANK_ROOM, RANK_ROOM // slots))
 
 
 def _is_whole(spec: OpSpec, step: Step) -> bool:
