@@ -51,5 +51,12 @@ def executor_named(name: str) -> Executor:
     if name not in found:
         hint = nearest(name, ["local", *found]) or f"known: {', '.join(['local', *found])}"
         raise RecipeError(f"unknown executor `{name}`", hint=hint)
-    executor: Executor = found[name].load()()
+    entry = found[name]
+    try:
+        executor: Executor = entry.load()()
+    except Exception as error:
+        raise RecipeError(
+            f"the executor `{name}` ({entry.value}) cannot be loaded: {error}",
+            hint="update or remove the package that registers it",
+        ) from error
     return executor

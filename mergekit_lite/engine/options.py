@@ -79,14 +79,16 @@ class ExpertReport:
         matched: tensors of the output that it was read for.
         measured: of these, how many were compared with the base; rows that copy bytes or combine
             whole weights do not read the base.
-        changed: of the measured ones, how many differ from the base in any entry.
-        delta_norm: root of the sum of squares of its delta over the measured ones, to 6 digits.
+        changed: of the measured ones, how many differ from the base in any entry; None where none
+            was measured.
+        delta_norm: root of the sum of squares of its delta over the measured ones, to 6 digits;
+            None where none was measured.
     """
 
     matched: int = 0
     measured: int = 0
-    changed: int = 0
-    delta_norm: float = 0.0
+    changed: int | None = None
+    delta_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Contribution:
         )
 
     def report(self) -> ExpertReport:
+        if not self.measured:
+            return ExpertReport(self.matched)
         norm = float(f"{self.squares**0.5:.6g}")
         return ExpertReport(self.matched, self.measured, self.changed, norm)
 

@@ -54,7 +54,8 @@ class Estimate:
     """The cost of a plan.
 
     Attributes:
-        read_bytes: bytes of inputs, each counted once (a second sweep finds them cached).
+        read_bytes: bytes of inputs; twice where a statistic takes a sweep of its own (which finds
+            most of them cached by the system).
         write_bytes: bytes of all output weight files.
         peak_memory: bytes of resident memory, at most `max_memory` where that suffices.
         disk_free: bytes free where the output goes; None when no folder was named.
@@ -94,7 +95,7 @@ def estimate(
     """
     workers = threads or len(os.sched_getaffinity(0))
     specs = registry()
-    read_bytes = sum(_read_bytes(job) for job in plan.jobs)
+    read_bytes = sum(_sweeps(job, specs) * _read_bytes(job) for job in plan.jobs)
     write_bytes = sum(shard.nbytes for shard in plan.shards)
     table = ROW_BYTES * sum(1 + len(job.reads) + len(job.steps) for job in plan.jobs)
     resident = max((whole_bytes(job, specs) for job in plan.jobs), default=0)
@@ -215,6 +216,11 @@ def _is_swept(spec: OpSpec, step: Step, size: int) -> bool:
     return spec.needs is not None
 
 
+def _sweeps(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    size = prod(job.shape)
+    return 2 if any(_is_swept(specs[step.op], step, size) for step in job.steps) else 1
+
+
 def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
     moved = arithmetic = 0.0
     for job in plan.jobs:
@@ -223,17 +229,19 @@ def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
             moved += nbytes / _COPY_BYTES_A_SECOND
             continue
         entries = prod(job.shape)
-        each, sweeps = _FUSED_SECONDS * _inputs(job), 1
+        each = _FUSED_SECONDS * _inputs(job)
         each += _LORA_SECONDS * sum(1 for read in job.reads if read.lora)
         for step in job.steps:
             spec, inputs = specs[step.op], 1 if step.expert else len(job.reads)
             swept = _is_swept(spec, step, entries)
-            sweeps = 2 if swept else sweeps
             each += inputs * _STATISTIC_SECONDS * swept
             each += inputs * _ROW_SECONDS * (spec.reach_for(step.params) == "row")
             each += inputs * _RANDOM_SECONDS * spec.random
             each += inputs * _WHOLE_SECONDS * _is_whole(spec, step)
-        moved += sweeps * nbytes / _READ_BYTES_A_SECOND + job_bytes(job) / _WRITE_BYTES_A_SECOND
+        moved += (
+            _sweeps(job, specs) * nbytes / _READ_BYTES_A_SECOND
+            + job_bytes(job) / _WRITE_BYTES_A_SECOND
+        )
         arithmetic += entries * each
     return _START_SECONDS + moved + arithmetic / workers
 
