@@ -46,6 +46,11 @@ class Journal:
         done = {shard.shard: shard for shard in map(self._shard, lines[1:]) if shard}
         return [shard for shard in done.values() if self._intact(shard)]
 
+    def is_of_plan(self) -> bool:
+        """Return whether there is a journal, of the same plan."""
+        first = next(self._lines(), {})
+        return first.get("plan") == self.plan.content_digest()
+
     def add(self, shard: ShardDone) -> None:
         """Record a shard whose file is complete and on the disk."""
         self._append(shard.to_data())

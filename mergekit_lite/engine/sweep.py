@@ -72,11 +72,10 @@ def find_known(plan: Plan, readers: Readers, folder: Path, tile: int) -> Known:
                 wanted.setdefault(key_of(step), []).append((job, step))
     if not wanted:
         return Known()
+    known = load_known(folder)
+    if set(known.table) == set(wanted):
+        return known
     path = folder / STATISTICS
-    if path.exists():
-        known = load_known(folder)
-        if set(known.table) == set(wanted):
-            return known
     table = {key: _sweep(uses, readers, tile) for key, uses in wanted.items()}
     text = json.dumps({k: [[c.threshold, c.until] for c in cuts] for k, cuts in table.items()})
     partial = path.with_suffix(".partial")
@@ -87,11 +86,11 @@ def find_known(plan: Plan, readers: Readers, folder: Path, tile: int) -> Known:
 
 def load_known(folder: Path) -> Known:
     """Return the whole-model statistics that a run has left in its folder."""
-    path = folder / STATISTICS
-    if not path.exists():
-        return Known()
-    data = json.loads(path.read_text())
-    return Known({k: tuple(Cut(t, int(u)) for t, u in cuts) for k, cuts in data.items()})
+    try:
+        data = json.loads((folder / STATISTICS).read_text())
+        return Known({k: tuple(Cut(t, int(u)) for t, u in cuts) for k, cuts in data.items()})
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return Known()  # none yet, or torn when the machine went down
 
 
 def _sweep(uses: list[tuple[Job, Step]], readers: Readers, tile: int) -> tuple[Cut, ...]:

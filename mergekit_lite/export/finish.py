@@ -60,13 +60,23 @@ def finish(
     sync_tree(work)
     _require_sizes(work, report.shards)
     put_in_place(work, out, overwrite=overwrite)
-
-
-def settle(plan: Plan, out: Path) -> None:
-    """Tidy up around a folder that has been put in place; no other run is hindered any more."""
     _sync(out.parent)
     # Until the folder stands, the journal is what a next run goes by.
     Journal(out, plan).remove()
+
+
+def take_back(plan: Plan, out: Path) -> None:
+    """Make a working folder again of one that was put in place by a run killed right then.
+
+    Only the run of the same plan does so; it finds all shards done and ends what was begun.
+    """
+    work = partial_folder(out)
+    if Journal(out, plan).is_of_plan() and not work.exists():
+        out.rename(work)
+
+
+def remove_replaced(out: Path) -> None:
+    """Remove the folder that was put aside; no other run is hindered any more."""
     aside = _aside(out)
     if aside.exists():
         shutil.rmtree(aside)
@@ -108,7 +118,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def put_in_place(work: Path, out: Path, *, overwrite: bool) -> None:
-    """Rename `work` to `out`; what was there is put aside, for `settle` to remove.
+    """Rename `work` to `out`; what was there is put aside for `remove_replaced`.
 
     Raises:
         RecipeError: `out` has been filled while the merge ran, and may not be replaced.

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
+from mergekit_lite.engine.journal import JOURNAL
 from mergekit_lite.errors import DataError
 from mergekit_lite.export.exclusive import only_run
-from mergekit_lite.export.finish import finish, settle
+from mergekit_lite.export.finish import finish, remove_replaced, take_back
 from mergekit_lite.export.manifest import copies, warnings_of
 from mergekit_lite.export.target import check_target, partial_folder
 from mergekit_lite.plan.digests import DigestCache
@@ -60,9 +61,12 @@ def merge(
 
     out = out.expanduser().resolve()
     executor_named(options.executor)
+    work = partial_folder(out)
+    if (out / JOURNAL).exists():
+        with only_run(work, emit):
+            take_back(plan, out)
     check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
     estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
-    work = partial_folder(out)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))
     with _folders_above(out), only_run(work, emit), _hashing(plan, models) as hashing:
@@ -86,7 +90,7 @@ def merge(
             input_digests=digests,
             overwrite=options.overwrite,
         )
-    settle(plan, out)
+    remove_replaced(out)
     return report
 
 

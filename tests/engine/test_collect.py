@@ -96,3 +96,15 @@ def test_a_third_partys_element_op_is_tiled(
         del REGISTRY["halve"]
     assert sizes == [4096, 4096, 1808]
     assert output(tmp_path / "out")["w"].unique().tolist() == [1.5]
+
+
+@pytest.mark.parametrize("text", ["", '{"a', "[]", '{"a": 1}', "{}"])
+def test_a_torn_file_of_whole_model_statistics_is_made_anew(tmp_path: Path, text: str) -> None:
+    models = save_models(tmp_path, {"w": (30, 40), "v": (50,)})
+    steps = [*each("magnitude", {"density": 0.2, "scope": "model"}), Step("sign_consensus")]
+    plan = plan_for(models, steps)
+    run(plan, models, tmp_path / "undisturbed")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "statistics.json").write_text(text)
+    run(plan, models, tmp_path / "out")
+    assert same_bytes(output(tmp_path / "out"), output(tmp_path / "undisturbed"))

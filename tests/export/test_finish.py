@@ -11,7 +11,7 @@ import pytest
 
 from mergekit_lite.engine.options import ExpertReport
 from mergekit_lite.errors import RecipeError, ResourceError
-from mergekit_lite.export.finish import put_in_place, settle
+from mergekit_lite.export.finish import put_in_place, remove_replaced
 from mergekit_lite.export.manifest import report_data
 from mergekit_lite.export.target import check_target
 
@@ -74,9 +74,28 @@ def test_old_folder_goes_only_after_the_new_one_stands(tmp_path: Path) -> None:
     put_in_place(work, out, overwrite=True)
     assert (out / "file").read_text() == "new"
     assert (tmp_path / ".out.replaced" / "file").read_text() == "old"
-    settle(plan_of({}, base=tmp_path), out)
+    remove_replaced(out)
     assert names(tmp_path) == {"out"}
     assert names(out) == {"file"}
+
+
+def test_a_run_killed_between_its_last_two_steps_is_ended_by_the_next(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder stands, and its journal is still there."""
+    with monkeypatch.context() as patch:
+        patch.setattr("mergekit_lite.engine.journal.Journal.remove", lambda journal: None)
+        out = merged(tmp_path / "out", recipe)
+    before = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+    assert "journal.jsonl" in names(out)
+    with pytest.raises(RecipeError, match="not empty"):
+        merged(out, {**recipe, "seed": 99, "steps": [{"dare_ties": {}}]})
+    merged(out, recipe)
+    assert "journal.jsonl" not in names(out)
+    assert {path.name: path.read_bytes() for path in out.glob("*.safetensors")} == before
+    report = json.loads((out / "merge_report.json").read_text())
+    assert report["run"]["resumed_shards"] == len(before)
+    assert {name for name in names(tmp_path) if "out" in name} == {"out"}
 
 
 def test_an_empty_folder_may_be_the_target(tmp_path: Path, recipe: dict[str, Any]) -> None:
