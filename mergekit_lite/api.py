@@ -138,6 +138,6 @@ def merge_tensors(
     Raises:
         RecipeError: no such op or parameter, a value out of range, a wrong number of inputs.
     """
-    from mergekit_lite.ops._chain import merge_tensors as merge
+    from mergekit_lite.ops._tensors import merge_tensors as merge
 
     return merge(op, deltas, **params)

@@ -291,7 +291,7 @@ def _each(spec: OpSpec, check: Callable[[OpSpec, Vector], None]) -> Callable[[],
     return run
 
 
-def conformance_cases(op: str | OpSpec) -> Iterator[Case]:
+def conformance_cases(op: str | OpSpec, *, gpu: bool = False) -> Iterator[Case]:
     """Yield everything that an op must hold to, as named callables.
 
     An op that needs a calibration file is only asked to describe itself: nothing here knows what
@@ -299,6 +299,7 @@ def conformance_cases(op: str | OpSpec) -> Iterator[Case]:
 
     Args:
         op: a registered op or preset, by name or spec.
+        gpu: yield the case that needs a CUDA device too.
     """
     spec = get(op) if isinstance(op, str) else op
     yield Case(f"{spec.name}: describes itself", lambda: _describes_itself(spec))
@@ -306,6 +307,8 @@ def conformance_cases(op: str | OpSpec) -> Iterator[Case]:
         return
     yield Case(f"{spec.name}: vectors", lambda: _vectors(spec))
     for name, check in _properties(spec):
+        if check is _same_on_gpu and not gpu:
+            continue
         yield Case(f"{spec.name}: {name}", _each(spec, check), gpu=check is _same_on_gpu)
     if spec.unbiased:
         yield Case(f"{spec.name}: is unbiased", lambda: _is_unbiased(spec))
@@ -325,5 +328,5 @@ def pytest_cases(*ops: str | OpSpec) -> list[Any]:
     return [
         pytest.param(case, id=case.name, marks=[pytest.mark.gpu, absent] if case.gpu else [])
         for op in ops
-        for case in conformance_cases(op)
+        for case in conformance_cases(op, gpu=True)
     ]

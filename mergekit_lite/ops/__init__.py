@@ -9,8 +9,9 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from mergekit_lite.errors import RecipeError
-from mergekit_lite.ops._chain import merge, merge_tensors
+from mergekit_lite.ops._chain import merge
 from mergekit_lite.ops._spec import REGISTRY, OpSpec, get
+from mergekit_lite.ops._tensors import merge_tensors
 
 __all__ = ["OpSpec", "get", "merge", "merge_tensors", "registry"]
 

@@ -212,7 +212,7 @@ def combine_names(step: Step, experts: Sequence[str], has_base: bool) -> tuple[s
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """What stays the same for all steps of one tensor's chain."""
 
     steps: Sequence[Step]
@@ -289,83 +289,5 @@ def merge(
     values = {expert: enter(base, tensor, space) for expert, tensor in inputs.items()}
     shape = (base if base is not None else next(iter(values.values()))).shape
     place = Place(name=name, size=math.prod(shape), layer=layer, layers=layers)
-    run = _Run(steps, place, shape, seed, known or {}, calibration)
+    run = Run(steps, place, shape, seed, known or {}, calibration)
     return finish(base, run.all(values, base.float() if base is not None else None), space)
-
-
-def expand(op: str, params: Mapping[str, Any], place: Place) -> list[Stage]:
-    """Return the chain that a single op or a preset stands for.
-
-    A lone transform or post is completed by a plain sum, which changes nothing for one delta.
-
-    Raises:
-        RecipeError: an unknown op, or parameters it does not take.
-    """
-    try:
-        spec = get(op)
-    except KeyError as error:
-        raise RecipeError(str(error.args[0])) from None
-    problems = spec.problems(params)
-    if problems:
-        raise RecipeError([Problem(problem, op) for problem in problems])
-    if spec.kind == "preset":
-        specials = {"place": place} if "place" in spec.specials else {}
-        arguments = spec.arguments({**spec.defaults(), **params})
-        return [Stage(name, values) for name, values in spec.function(**specials, **arguments)]
-    lone, total = Stage(op, params), Stage("task_arithmetic")
-    return {"transform": [lone, total], "combine": [lone], "post": [total, lone]}[spec.kind]
-
-
-def merge_tensors(
-    op: str,
-    deltas: Sequence[Tensor] | Mapping[str, Tensor],
-    *,
-    base: Tensor | None = None,
-    weights: Sequence[float] | None = None,
-    seed: int = 0,
-    name: str = "",
-    layer: int | None = None,
-    layers: int = 1,
-    calibration: Any = None,
-    **params: Any,
-) -> Tensor:
-    """Merge tensors by one op or preset, without a recipe or files.
-
-    Args:
-        op: name of an op or a preset, such as `ties`.
-        deltas: differences from the base, one an expert, by name or in order (then called
-            `a`, `b`, ...). Ops on whole weights read `base + delta`.
-        base: the base tensor; the result is then a weight. Without it the base counts as zeros.
-        weights: one number an expert; 1 each if not given.
-        seed: seed of random masks, which also depend on `name` and the experts' names.
-        name: name of the tensor.
-        layer: index of the layer that the tensor is in, of `layers`, for ops that ask.
-        layers: number of layers of the model.
-        calibration: handed to ops that ask for it.
-        params: the op's parameters; `lambda_` and `from_` stand for `lambda` and `from`.
-
-    Returns:
-        the merged tensor in fp32.
-
-    Raises:
-        RecipeError: an unknown op or parameter, a value out of range, wrong number of inputs.
-    """
-    if not isinstance(deltas, Mapping):
-        deltas = {f"{'' if i < 26 else i}{chr(97 + i % 26)}": d for i, d in enumerate(deltas)}
-    if not deltas:
-        raise RecipeError("there is nothing to merge", op, "give at least one delta")
-    if weights is not None and len(weights) != len(deltas):
-        raise RecipeError(f"{len(weights)} weights for {len(deltas)} deltas", op)
-    first = next(iter(deltas.values()))
-    place = Place(name=name, size=first.numel(), layer=layer, layers=layers)
-    steps = expand(op, {key.rstrip("_"): value for key, value in params.items()}, place)
-    middle = split(steps)[1]
-    if weights is not None and "weights" not in steps[middle].params:
-        by_position = {**steps[middle].params, "weights": list(weights)}
-        steps[middle] = replace(steps[middle], params=by_position)
-    space = get(steps[middle].op).space
-    start = first.new_zeros(first.shape).float() if base is None else base.float()
-    lift = space == "weight" and base is not None
-    values = {n: start + delta.float() if lift else delta.float() for n, delta in deltas.items()}
-    run = _Run(steps, place, first.shape, seed, {}, calibration)
-    return finish(base, run.all(values, start if space == "weight" else None), space)

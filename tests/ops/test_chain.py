@@ -217,3 +217,32 @@ def test_merge_tensors_with_and_without_a_base() -> None:
 def test_merge_tensors_refuses(op: str, params: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         merge_tensors(op, [torch.ones(2)] * 2, **params)
+
+
+def test_merge_tensors_takes_maps_by_expert() -> None:
+    deltas = {name: torch.randn(8, 50) for name in ("a", "b")}
+    by_name = merge_tensors(
+        "ties", deltas, density={"a": 0.1, "default": 0.6}, weights={"b": 2.0, "a": 1.0}
+    )
+    steps = [
+        Stage("magnitude", {"density": 0.1}, "a"),
+        Stage("magnitude", {"density": 0.6}, "b"),
+        Stage("sign_consensus", {"weights": [1.0, 2.0]}),
+    ]
+    assert torch.equal(by_name, merge(torch.zeros(8, 50), deltas, steps))
+
+
+@pytest.mark.parametrize(
+    ("op", "given", "says"),
+    [
+        ("ties", {"weights": {"a": 1.0}}, "weights for a; deltas a, b"),
+        ("ties", {"weights": [1.0]}, "1 weights for 2 deltas"),
+        ("ties", {"density": {"a": 0.1}}, "`density` has no value for `b`"),
+        ("ties", {"lambda_": {"a": 0.1, "b": 0.2}}, "takes one value, not one for each expert"),
+        ("linear", {"base": torch.zeros(3)}, r"differ in shape: base \[3\], a \[4\], b \[4\]"),
+    ],
+)
+def test_merge_tensors_says_what_does_not_fit(op: str, given: dict[str, Any], says: str) -> None:
+    deltas = {name: torch.randn(4) for name in ("a", "b")}
+    with pytest.raises(RecipeError, match=says):
+        merge_tensors(op, deltas, **given)
