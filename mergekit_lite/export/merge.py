@@ -61,11 +61,11 @@ def merge(
 
     out = out.expanduser().resolve()
     executor_named(options.executor)
-    work = partial_folder(out)
-    if (out / JOURNAL).exists():
-        with only_run(work, emit):
+    if out.name and (out / JOURNAL).exists():
+        with only_run(partial_folder(out), emit):
             take_back(plan, out)
     check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
+    work = partial_folder(out)
     estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))

@@ -48,16 +48,13 @@ def drop_top(x: NDArray[np.float32], n: int, first: int, threshold: np.uint32, u
 
 
 @inlined
-def _mix(h: NDArray[np.uint32], start: int, stop: int, salt: np.uint32) -> None:
-    """Apply the 32-bit finaliser of the counter generator, then XOR `salt`."""
-    for i in range(start, stop):
-        a = h[i]
-        a = np.uint32(a ^ (a >> np.uint32(16)))
-        a = np.uint32(a * np.uint32(0x7FEB352D))
-        a = np.uint32(a ^ (a >> np.uint32(15)))
-        a = np.uint32(a * np.uint32(0x846CA68B))
-        a = np.uint32(a ^ (a >> np.uint32(16)))
-        h[i] = a ^ salt
+def _mixed(a: np.uint32) -> np.uint32:
+    """Return the 32-bit finaliser of the counter generator."""
+    a = np.uint32(a ^ (a >> np.uint32(16)))
+    a = np.uint32(a * np.uint32(0x7FEB352D))
+    a = np.uint32(a ^ (a >> np.uint32(15)))
+    a = np.uint32(a * np.uint32(0x846CA68B))
+    return np.uint32(a ^ (a >> np.uint32(16)))
 
 
 @inlined
@@ -69,7 +66,6 @@ def drop_random(
     key_high: int,
     keep: int,
     factor: np.float32,
-    draw: NDArray[np.uint32],
 ) -> None:
     """Zero entries whose 32-bit draw is not below `keep`, and multiply the rest by `factor`."""
     if keep > 0xFFFFFFFF:
@@ -77,19 +73,19 @@ def drop_random(
             x[i] = x[i] * factor
         return
     limit = np.uint32(keep)
-    counter = np.uint32((first + key_low) & 0xFFFFFFFF)
-    for i in range(n):
-        draw[i] = np.uint32(counter + np.uint32(i))
     done = 0
     while done < n:
         # The high word of the flat index is constant up to the next multiple of 2**32.
         high = (first + done) >> 32
         stop = min(n, ((high + 1) << 32) - first)
-        _mix(draw, done, stop, np.uint32((key_high ^ (high * 0x9E3779B9)) & 0xFFFFFFFF))
+        counter = np.uint32((first + done + key_low) & 0xFFFFFFFF)
+        salt = np.uint32((key_high ^ (high * 0x9E3779B9)) & 0xFFFFFFFF)
+        part = x[done:stop]
+        # One loop from 0, all in registers: split or offset ones were measured 3 times slower.
+        for i in range(stop - done):
+            draw = _mixed(np.uint32(_mixed(np.uint32(counter + np.uint32(i))) ^ salt))
+            part[i] = part[i] * factor if draw < limit else np.float32(0.0)
         done = stop
-    _mix(draw, 0, n, np.uint32(0))
-    for i in range(n):
-        x[i] = x[i] * factor if draw[i] < limit else np.float32(0.0)
 
 
 @inlined

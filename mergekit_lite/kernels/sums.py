@@ -141,5 +141,5 @@ def kept_tile(
             )
             absolute[number, e, 0] = _lanes_of_magnitude(x, n, lanes)
             p = ints[e, steps]
-            drop_random(x, n, first + start, p[0], p[1], p[2], np.float32(1.0), scratch)
+            drop_random(x, n, first + start, p[0], p[1], p[2], np.float32(1.0))
             absolute[number, e, 1] = _lanes_of_magnitude(x, n, lanes)

@@ -80,7 +80,7 @@ def transform_input(
             drop_top(x, n, first, np.uint32(p[0]), p[1])
             keep_top(x, n, first, np.uint32(p[2]), p[3])
         elif kind == DARE:
-            drop_random(x, n, first, p[0], p[1], p[2], floats[t], scratch)
+            drop_random(x, n, first, p[0], p[1], p[2], floats[t])
         elif kind == ROW_BAND:
             band_rows(x, n, width, p[0], p[1], bins, scratch)
 

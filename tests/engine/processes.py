@@ -54,9 +54,9 @@ class Command:
     def __init__(
         self, folder: Path, words: Sequence[object], *, cache: Path, before: str = ""
     ) -> None:
-        start = ["-m", "mergekit_lite"]
-        if before:
-            start = ["-c", f"{before}\nfrom mergekit_lite.cli.main import main\nmain()"]
+        # A test run in the background of a shell is deaf to Ctrl-C, and so would its children be.
+        hear = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+        start = ["-c", f"{hear}\n{before}\nfrom mergekit_lite.cli.main import main\nmain()"]
         self.began = time.monotonic()
         self._lines: list[str] = []
         self.process = subprocess.Popen(

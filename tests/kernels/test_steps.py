@@ -98,17 +98,17 @@ def test_drop_random_is_dare_wherever_the_tile_begins(
     with np.errstate(over="ignore"):
         wanted = by_op("dare", x, place, density=density, rescale=rescale)
     factor = np.float32(rescale_factor(density, rescale, None))
-    keep, draw = round(density * 2**32), np.empty(len(x), np.uint32)
-    drop_random(x, len(x), first, key & 0xFFFFFFFF, key >> 32, keep, factor, draw)
+    keep = round(density * 2**32)
+    drop_random(x, len(x), first, key & 0xFFFFFFFF, key >> 32, keep, factor)
     assert same(x, wanted)
 
 
 def test_the_mask_changes_where_the_index_passes_32_bits() -> None:
     """An index is 64 bits wide: entry 2**32 + i draws anew, and not what entry i drew."""
     key, n, first = 0x123456789ABCDEF, 4096, (1 << 32) - 1000
-    x, draw = np.ones(n, np.float32), np.empty(n, np.uint32)
+    x = np.ones(n, np.float32)
     half = 1 << 31
-    drop_random(x, n, first, key & 0xFFFFFFFF, key >> 32, half, np.float32(1), draw)
+    drop_random(x, n, first, key & 0xFFFFFFFF, key >> 32, half, np.float32(1))
     wanted = kept(torch.ones(n), Place(start=first, key=key), 0.5)
     assert np.array_equal(x != 0, wanted.numpy())
     wrapped = kept(torch.ones(n - 1000), Place(start=0, key=key), 0.5).numpy()

@@ -31,6 +31,8 @@ def test_every_module_with_kernels_is_in_a_group() -> None:
 
 
 def test_runs_call_kernels_with_the_types_that_are_compiled(tmp_path: Path) -> None:
+    # Other tests of this process call kernels with types of their own.
+    before = {id(d): set(d.nopython_signatures) for d, _ in KERNELS}
     models = save_models(tmp_path, SHAPES)
     for number, chain in enumerate(("ties", "breadcrumbs by row", "dare by l1", "linear")):
         plan = plan_for(models, CHAINS[chain], needs_base=chain != "linear")
@@ -40,7 +42,7 @@ def test_runs_call_kernels_with_the_types_that_are_compiled(tmp_path: Path) -> N
     called = [dispatcher for dispatcher, _ in KERNELS if dispatcher.nopython_signatures]
     assert {tile.merge_tile, order.scan_tile, sums.gram_tile, sums.kept_tile} <= set(called)
     for dispatcher, types in KERNELS:
-        for signature in dispatcher.nopython_signatures:
+        for signature in set(dispatcher.nopython_signatures) - before[id(dispatcher)]:
             assert signature.args == normalize_signature(types)[0], dispatcher.__name__
 
 

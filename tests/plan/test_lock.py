@@ -209,6 +209,7 @@ def test_what_another_process_saved_is_kept(tmp_path: Path) -> None:
 def test_the_cache_lies_in_the_users_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("MERGEKIT_LITE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_file() == tmp_path / "mergekit-lite" / "digests.json"
     monkeypatch.delenv("XDG_CACHE_HOME")
