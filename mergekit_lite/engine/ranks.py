@@ -29,10 +29,10 @@ from mergekit_lite.kernels.order import (
 from mergekit_lite.ops._place import Cut
 from mergekit_lite.plan.estimate import LEAST_RANK_ROOM, rank_room
 
-SAMPLE_CHUNK = 1024
+SAMPLE_CHUNK = 4096
 SAMPLED = 64
 """One entry of so many is sampled, until a large tensor has `MOST_CHUNKS` chunks."""
-MOST_CHUNKS = 512
+MOST_CHUNKS = 128
 FINER = 4
 """A finer sample has chunks that are so many times smaller, and so many times more entries."""
 LARGEST = 0x7FFFFFFF

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +18,28 @@ from numba import njit
 from mergekit_lite.folders import cache_folder
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _skip_blas_probe() -> None:
+    """Import numba's array library without loading SciPy's linear algebra to see if it is there.
+
+    The probe takes a quarter of a second of every run, and no kernel here multiplies matrices.
+    Where SciPy is installed its outcome is known; numba loads it when a function asks for it.
+    """
+    if find_spec("scipy") is None:
+        return
+    with suppress(ImportError, AttributeError):  # another numba: it probes as it likes
+        from numba.np import linalg
+
+        probe = linalg.ensure_blas
+        linalg.ensure_blas = lambda: None
+        try:
+            import_module("numba.np.arraymath")
+        finally:
+            linalg.ensure_blas = probe
+
+
+_skip_blas_probe()
 
 
 def _kernel_folder() -> Path:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 from mergekit_lite import kernels
@@ -61,3 +62,22 @@ def test_another_source_has_another_folder(
 def test_they_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, value: str, on: bool) -> None:
     monkeypatch.setenv("MERGEKIT_LITE_JIT", value)
     assert kernels.enabled() is on
+
+
+def test_loading_kernels_leaves_linear_algebra_alone_but_usable() -> None:
+    """Kernels need no BLAS, so nothing loads one; a function that does still finds it."""
+    ask = (
+        "import sys, numpy as np; from mergekit_lite.kernels.order import histogram;"
+        "histogram(np.zeros(4, np.uint32), 4, np.zeros(1 << 16, np.int64));"
+        "print('scipy.linalg' in sys.modules);"
+        "from numba import njit; two = np.eye(2) * 2; print(njit(lambda a: a @ a)(two)[0, 0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ask],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(numba.config.CACHE_DIR)},
+        cwd=FOLDER.parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "4.0"]
