@@ -75,7 +75,9 @@ def vote(
     tie = np.float32(1.0) if zero_plus else _ZERO
     for j in range(n):
         s = ballot[j]
-        ballot[j] = np.float32(1.0) if s > _ZERO else (np.float32(-1.0) if s < _ZERO else tie)
+        elected = tie if s == _ZERO else _ZERO  # a vote of inf - inf elects nobody
+        elected = np.float32(-1.0) if s < _ZERO else elected
+        ballot[j] = np.float32(1.0) if s > _ZERO else elected
         out[j] = _ZERO
         mass[j] = _ZERO
     # One product and one select an entry: nested conditions would keep LLVM from vectorising.

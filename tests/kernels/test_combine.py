@@ -93,3 +93,14 @@ def test_a_mean_over_weights_that_cancel_is_zero() -> None:
     assert out.tolist() == [0.0, 2.0]
     vote(x, 2, 2, weights, False, MEAN, True, False, out, ballot, mass)
     assert out.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("aggregate", [MEAN, SUM, MAX])
+def test_a_vote_between_infinities_elects_nobody(aggregate: int) -> None:
+    x = np.array([[3e38, 1.0], [3e38, 2.0]], np.float32)
+    out, ballot, mass = (np.empty(2, np.float32) for _ in range(3))
+    weights = np.array([-2, 2], np.float32)
+    vote(x, 2, 2, weights, False, aggregate, True, True, out, ballot, mass)
+    name = {MEAN: "mean", SUM: "sum", MAX: "max"}[aggregate]
+    assert same(out, by_op("sign_consensus", x, [-2.0, 2.0], agg=name, divisor="signed"))
+    assert out[0] == 0
