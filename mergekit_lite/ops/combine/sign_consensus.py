@@ -91,7 +91,8 @@ def sign_consensus(
 
     Order of operations: all in fp32, weights rounded to fp32 first. p_i = w_i*x_i.
     Vote: s = p_0; s = s + p_1; ... (`count`: the same over sign(p_i)). e = sign(s), with 1 for
-    s == 0 under `plus`; a NaN, as of inf - inf, elects nobody. Expert i agrees where p_i != 0 and sign(p_i) == e.
+    s == 0 under `plus`; a NaN, as of inf - inf, elects nobody. Expert i agrees where p_i != 0 and
+    sign(p_i) == e.
     sum: num = 0; num = num + p_i over agreeing i, in order.
     mean: den = 0; den = den + |w_i| over agreeing i, in order (`signed`: + w_i); num / den, and
     +0.0 where den == 0.
