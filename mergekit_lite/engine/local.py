@@ -15,7 +15,7 @@ from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.executor import executor_named
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.journal import Journal
-from mergekit_lite.engine.memory import MemoryGate, tile_for
+from mergekit_lite.engine.memory import MemoryGate, keep_for, tile_for
 from mergekit_lite.engine.options import Contribution, Options, Report, ShardDone
 from mergekit_lite.engine.shard import Emit, OpenShard, Worker
 from mergekit_lite.engine.sweep import find_known, load_known
@@ -155,6 +155,7 @@ class _Crew:
         self.readers = Readers(models)
         self.known = load_known(folder)
         self.tile = tile_for(plan, options)
+        self.keep = keep_for(plan, options)
         self.gate = MemoryGate(plan, options)
         wanted = set(shards)
         self.jobs = [job for job in plan.jobs if job.shard in wanted]
@@ -233,6 +234,7 @@ class _Crew:
                 self.readers,
                 self.options,
                 tile=self.tile,
+                keep=self.keep,
                 known=self.known,
                 stop=self.stop,
                 number=next(self.numbers),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from mergekit_lite.engine.options import LEAST_TILE, TILE_ENTRIES, Options
 from mergekit_lite.ops import registry
-from mergekit_lite.plan.estimate import PROCESS_BYTES, whole_bytes
+from mergekit_lite.plan.estimate import KEPT_BYTES, PROCESS_BYTES, estimate, whole_bytes
 from mergekit_lite.plan.types import Job, Plan
 
 
@@ -22,6 +22,14 @@ def tile_for(plan: Plan, options: Options) -> int:
     while tile > LEAST_TILE and options.workers * tile * 4 * inputs > room:
         tile //= 2
     return tile
+
+
+def keep_for(plan: Plan, options: Options) -> int:
+    """Return the bytes of inputs that a worker may keep between the sweeps of a row."""
+    if options.max_memory is None:
+        return KEPT_BYTES
+    free = estimate(plan, threads=options.workers, refuse=False).peak_memory
+    return KEPT_BYTES if free <= options.max_memory else 0
 
 
 class MemoryGate:

@@ -84,6 +84,11 @@ class Program:
     by_l1: dict[tuple[int, int], float] = field(default_factory=dict)
     gram: Mapping[str, Any] | None = None
 
+    @property
+    def is_swept(self) -> bool:
+        """Whether statistics of the row must be found before its first tile."""
+        return bool(self.wanted or self.by_l1 or self.gram is not None)
+
     def waiting(self) -> dict[int, int]:
         """Return the first transform of each expert that waits for a statistic.
 

@@ -32,6 +32,8 @@ class Row:
         tile: entries of a tile, about.
         width: entries of a tensor row, where a step works on whole rows, else 0.
         weight_space: whether experts enter as whole weights.
+        keep: inputs of at most so many bytes together are read once and kept, for a row that is
+            swept more than once.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Row:
         tile: int,
         width: int = 0,
         weight_space: bool,
+        keep: int = 0,
     ) -> None:
         self.job = job
         self.weight_space = weight_space
@@ -53,8 +56,12 @@ class Row:
         self.codes = np.array([CODES[s.dtype] if s.dtype else -1 for s in self.slots], np.int64)
         self.is_delta = np.array([s.info is None for s in self.slots], np.int64)
         self.tile, self.block = tile_and_block(tile, width)
-        self.space = pool.positions(self.slots, min(self.tile, max(self.size, 1)))
-        self.at = self.space.copy()
+        width_of_all = sum(DTYPE_BYTES[slot.dtype] for slot in self.slots if slot.dtype)
+        self.kept = 0 < self.size * width_of_all <= keep
+        self.is_loaded = False
+        held = self.size if self.kept else min(self.tile, max(self.size, 1))
+        self.space = pool.positions(self.slots, held)
+        self.at = self.start = self.space.copy()
         self.bad = np.zeros(len(self.slots) + 1, np.int64)
         self.norms = np.zeros(len(self.slots), np.float64)
 
@@ -69,6 +76,18 @@ class Row:
 
     def load(self, first: int, count: int) -> None:
         """Bring entries [first, first + count) of every input into the pool."""
+        if not self.kept:
+            self._load(first, count)
+            return
+        if not self.is_loaded:
+            self._load(0, self.size)
+            self.start = self.at.copy()
+            self.is_loaded = True
+        for i, slot in enumerate(self.slots):
+            if slot.dtype:
+                self.at[i] = self.start[i] + first * DTYPE_BYTES[slot.dtype]
+
+    def _load(self, first: int, count: int) -> None:
         for i, slot in enumerate(self.slots):
             if not slot.dtype:
                 continue

@@ -101,6 +101,7 @@ class Worker:
         readers: open weight files, shared by all workers.
         options: how to run.
         tile: entries of a tile on the CPU.
+        keep: bytes of inputs that may be kept between the sweeps of a row.
         known: whole-model statistics.
         stop: set when the run has to end.
         number: of this worker, from 0.
@@ -113,12 +114,14 @@ class Worker:
         options: Options,
         *,
         tile: int,
+        keep: int,
         known: Known,
         stop: threading.Event,
         number: int = 0,
     ) -> None:
         self.plan, self.readers, self.options = plan, readers, options
         self.tile, self.known, self.stop, self.number = tile, known, stop, number
+        self.keep = keep
         self.pool = TilePool()
         self.device = chosen_device(options.device)
 
@@ -172,6 +175,7 @@ class Worker:
             tile=self.tile,
             width=program.width,
             weight_space=program.weight_space,
+            keep=self.keep if program.is_swept else 0,
         )
         merge_row(row, program, write, self.stop, allow_nonfinite=self.options.allow_nonfinite)
         return row

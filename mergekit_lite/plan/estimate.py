@@ -32,6 +32,8 @@ LEAST_RANK_ROOM = 1 << 16
 """Those it keeps for one rank, however many there are; tensors up to this size are kept whole."""
 RANK_SAMPLE = 1 << 19
 """Magnitudes that it samples of each input."""
+KEPT_BYTES = 48 << 20
+"""Inputs of a row of at most this size are read once, however often the row is swept."""
 ROW_BYTES = 600
 """Resident memory of a plan for each read and each step of each row."""
 
@@ -54,8 +56,8 @@ class Estimate:
     """The cost of a plan.
 
     Attributes:
-        read_bytes: bytes of inputs; twice where a statistic takes a sweep of its own (which finds
-            most of them cached by the system).
+        read_bytes: bytes of inputs; of large tensors twice where a statistic takes a sweep of its
+            own (which finds most of them cached by the system).
         write_bytes: bytes of all output weight files.
         peak_memory: bytes of resident memory, at most `max_memory` where that suffices.
         disk_free: bytes free where the output goes; None when no folder was named.
@@ -95,17 +97,18 @@ def estimate(
     """
     workers = threads or len(os.sched_getaffinity(0))
     specs = registry()
-    read_bytes = sum(_sweeps(job, specs) * _read_bytes(job) for job in plan.jobs)
+    read_bytes = sum(_passes(job, specs) * _read_bytes(job) for job in plan.jobs)
     write_bytes = sum(shard.nbytes for shard in plan.shards)
     table = ROW_BYTES * sum(1 + len(job.reads) + len(job.steps) for job in plan.jobs)
     resident = max((whole_bytes(job, specs) for job in plan.jobs), default=0)
     ranked = max((_rank_bytes(job, specs) for job in plan.jobs), default=0)
+    kept = max((_kept_bytes(job, specs) for job in plan.jobs), default=0)
     inputs = max((_inputs(job) for job in plan.jobs if job.kind == "merge"), default=0)
     fixed = PROCESS_BYTES + table + resident
     tiles = 4 * (inputs + 2) if inputs else 0
     # Under a cap, rows that cannot be cut run one at a time; without one, on every worker.
     more_rows = (workers - 1) * max(0, resident - TORCH_BYTES)
-    peak = fixed + workers * (TILE_ENTRIES * tiles + ranked) + more_rows
+    peak = fixed + workers * (TILE_ENTRIES * tiles + ranked + kept) + more_rows
     least = fixed + workers * (LEAST_TILE * tiles + ranked)
     result = Estimate(
         read_bytes=read_bytes,
@@ -216,9 +219,24 @@ def _is_swept(spec: OpSpec, step: Step, size: int) -> bool:
     return spec.needs is not None
 
 
-def _sweeps(job: Job, specs: Mapping[str, OpSpec]) -> int:
+def _passes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return how often the inputs of a row are read."""
+    return 1 if _kept_bytes(job, specs) or not _is_row_swept(job, specs) else 2
+
+
+def _is_row_swept(job: Job, specs: Mapping[str, OpSpec]) -> bool:
     size = prod(job.shape)
-    return 2 if any(_is_swept(specs[step.op], step, size) for step in job.steps) else 1
+    return any(_is_swept(specs[step.op], step, size) for step in job.steps)
+
+
+def _kept_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return the bytes of inputs that are kept between the sweeps of a row."""
+    if job.kind == "copy" or not _is_row_swept(job, specs):
+        return 0
+    entries = prod(job.shape)
+    reads = [*job.reads, *([job.base] if job.base else [])]
+    total = sum(4 * entries if r.lora else r.nbytes for r in reads if not r.zero)
+    return total if total <= KEPT_BYTES else 0
 
 
 def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
@@ -239,7 +257,7 @@ def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
             each += inputs * _RANDOM_SECONDS * spec.random
             each += inputs * _WHOLE_SECONDS * _is_whole(spec, step)
         moved += (
-            _sweeps(job, specs) * nbytes / _READ_BYTES_A_SECOND
+            _passes(job, specs) * nbytes / _READ_BYTES_A_SECOND
             + job_bytes(job) / _WRITE_BYTES_A_SECOND
         )
         arithmetic += entries * each

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mergekit_lite.engine import memory
-from mergekit_lite.engine.memory import MemoryGate, tile_for
+from mergekit_lite.engine.memory import MemoryGate, keep_for, tile_for
 from mergekit_lite.engine.options import LEAST_TILE, TILE_ENTRIES, Options
-from mergekit_lite.plan.estimate import PROCESS_BYTES
-from mergekit_lite.plan.types import Job, Plan, Read
-from tests.engine.plans import save_models
+from mergekit_lite.plan.estimate import KEPT_BYTES, PROCESS_BYTES, estimate
+from mergekit_lite.plan.types import Job, Plan, Read, Step
+from tests.engine.plans import each, plan_for, save_models
 from tests.engine.processes import Command
 
 SECONDS = 10.0
@@ -152,6 +152,16 @@ def test_without_a_cap_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row.runs() for row in rows)
     for row in rows:
         row.end()
+
+
+def test_inputs_are_kept_only_where_the_cap_leaves_room(tmp_path: Path) -> None:
+    models = save_models(tmp_path, {"w": (600, 1000)})
+    steps = [*each("magnitude", {"density": 0.5}), Step("sign_consensus")]
+    made = plan_for(models, steps)
+    assert keep_for(made, Options(threads=2)) == KEPT_BYTES
+    free = estimate(made, threads=2, refuse=False).peak_memory
+    assert keep_for(made, Options(threads=2, max_memory=free)) == KEPT_BYTES
+    assert keep_for(made, Options(threads=2, max_memory=free - 1)) == 0
 
 
 TELL_PEAK = """

@@ -80,3 +80,20 @@ def test_the_memory_cap_makes_tiles_smaller_and_changes_nothing(tmp_path: Path) 
     run(plan, models, tmp_path / "free", threads=2)
     run(plan, models, tmp_path / "capped", threads=2, max_memory=171_000_000)
     assert same_bytes(output(tmp_path / "free"), output(tmp_path / "capped"))
+
+
+@pytest.mark.parametrize("chain", ["ties", "dare by l1", "rows then trim", "slerp"])
+def test_inputs_that_are_kept_between_sweeps_are_read_once_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: str
+) -> None:
+    set_tile(monkeypatch, 1 << 12)
+    plan, models = build(tmp_path, chain)
+    stored = sum(info.nbytes for m in models.values() for info in m.header.tensors.values())
+    if chain == "slerp":
+        stored -= sum(info.nbytes for info in models["base"].header.tensors.values())
+    kept = run(plan, models, tmp_path / "kept")
+    assert kept.bytes_read == stored
+    monkeypatch.setattr("mergekit_lite.engine.local.keep_for", lambda plan, options: 0)
+    swept = run(plan, models, tmp_path / "swept")
+    assert swept.bytes_read > 1.9 * stored
+    assert same_bytes(output(tmp_path / "kept"), output(tmp_path / "swept"))
