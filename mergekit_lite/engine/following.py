@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from mergekit_lite.checkpoint import FileReader, aligned_buffer
 
 CHUNK = 1 << 20
+STRIDE = 16 << 20
+"""Bytes after which it is told how far the file is complete."""
 
 
 class FollowingHash:
@@ -18,10 +21,13 @@ class FollowingHash:
 
     Args:
         path: the file; it must exist when `follow` is first called.
+        passed: told of every stride of bytes, as (start, nbytes), once it has been hashed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, passed: Callable[[int, int], None] | None = None) -> None:
         self.path = path
+        self._passed = passed
+        self._told = 0
         self._hash = hashlib.sha256()
         self._position = 0
         self._written: dict[int, int] = {}
@@ -63,3 +69,6 @@ class FollowingHash:
             self._reader.read_into(part, self._position)
             self._hash.update(part.data)
             self._position += len(part)
+            if self._passed and self._position - self._told >= STRIDE:
+                self._passed(self._told, self._position - self._told)
+                self._told = self._position

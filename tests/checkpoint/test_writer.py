@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from mergekit_lite.checkpoint import FileReader, ShardWriter, header_text, read_checkpoint
+from mergekit_lite.checkpoint import writer as writer_module
 from mergekit_lite.errors import DataError, ResourceError
 from tests.checkpoints import read_weights, tiny_llama
 
@@ -240,3 +242,66 @@ def test_a_file_that_grew_past_its_plan_does_not_appear(tmp_path: Path) -> None:
         writer.finish()
     assert not (tmp_path / "out.safetensors").exists()
     writer.close()
+
+
+def test_the_disk_may_begin_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int, int]] = []
+    call = writer_module._sync_file_range()
+    assert call is not None, "Linux has it"
+
+    def told(descriptor: int, start: int, nbytes: int, flags: int) -> int:
+        calls.append((start, nbytes, flags))
+        return int(call(descriptor, start, nbytes, flags))
+
+    monkeypatch.setattr(writer_module, "_sync_file_range", lambda: told)
+    writer, start = begin(tmp_path, 9000)
+    writer.write(bytes(5000), start)
+    writer.begin_sync(0, start + 5000)
+    writer.write(bytes(range(250)) * 16, start + 5000)
+    # What is not there yet, and what lies past the end, are no mistakes.
+    writer.begin_sync(start + 5000, 1 << 40)
+    writer.sync()
+    writer.finish()
+    assert calls == [(0, start + 5000, 2), (start + 5000, 1 << 40, 2)]
+    stored = (tmp_path / "out.safetensors").read_bytes()
+    assert stored[start:] == bytes(5000) + bytes(range(250)) * 16
+
+
+def test_a_closed_file_has_nothing_to_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, start = begin(tmp_path, 10)
+    writer.write(bytes(10), start)
+    writer.finish()
+    monkeypatch.setattr(writer_module, "_sync_file_range", lambda: pytest.fail("called"))
+    writer.begin_sync(0, 10)
+    other, _ = begin(tmp_path, 10, "other")
+    other.discard()
+    other.begin_sync(0, 10)
+
+
+def test_a_system_that_cannot_begin_early_does_all_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    writer_module._sync_file_range.cache_clear()
+    try:
+        assert writer_module._sync_file_range() is None
+        writer, start = begin(tmp_path, 10)
+        writer.write(bytes(range(10)), start)
+        writer.begin_sync(0, start + 10)
+        writer.finish()
+    finally:
+        writer_module._sync_file_range.cache_clear()
+    assert (tmp_path / "out.safetensors").read_bytes()[start:] == bytes(range(10))
+
+
+def test_a_refusal_to_begin_early_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_sync_file_range", lambda: lambda *args: -1)
+    writer, start = begin(tmp_path, 10)
+    writer.write(bytes(range(10)), start)
+    writer.begin_sync(0, start + 10)
+    writer.finish()
+    assert (tmp_path / "out.safetensors").read_bytes()[start:] == bytes(range(10))
