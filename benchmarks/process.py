@@ -100,6 +100,8 @@ def measure(
     Raises:
         CommandFailed: the command did not exit 0; the message ends with its last lines.
     """
+    # Bytecode is kept, as for every installed program: neither side compiles its source each time.
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     with log.open("wb") as sink:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -107,7 +109,7 @@ def measure(
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**kept, **(environment or {})},
         )
         watch = _Watch(process.pid)
         watch.start()

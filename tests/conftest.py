@@ -1,10 +1,28 @@
-"""Fixtures shared by all rooms: tiny checkpoints, made once a session."""
+"""Fixtures shared by all rooms: compiled kernels, and tiny checkpoints made once a session."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
+ROOMS_WITH_KERNELS = {"engine", "export", "kernels", "seams", "zoo"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _general_kernels(request: pytest.FixtureRequest) -> None:
+    """Compile the kernels for any kind of row, once for all sessions on this machine.
+
+    Tiny rows then use them, and no test waits for loops of their own.
+    """
+    folder = Path(__file__).parent
+    rooms = {item.path.relative_to(folder).parts[0] for item in request.session.items}
+    if rooms & ROOMS_WITH_KERNELS:
+        from mergekit_lite.kernels import lora, order, sums, tile, warm
+        from mergekit_lite.kernels._jit import KERNELS
+
+        general = {module.__name__.rpartition(".")[2] for module in (lora, order, sums, tile)}
+        warm.compile_kernels([kernel for kernel in KERNELS if kernel.maker[0] in general])
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.engine.kinds import merge_loop
 from mergekit_lite.engine.program import Program, set_gram
 from mergekit_lite.engine.ranks import find_cuts
 from mergekit_lite.engine.row import Row, Write
@@ -40,14 +43,26 @@ def find_statistics(row: Row, program: Program, stop: threading.Event) -> None:
 
 def merge_tiles(row: Row, program: Program, write: Write, stop: threading.Event) -> None:
     """Compute the row's tiles with all statistics resolved, handing each to `write`."""
-    out_code = CODES[row.job.dtype]
     width = DTYPE_BYTES[row.job.dtype]
     out = np.empty(min(row.tile, row.size) * width, np.uint8)
+    merge = _kernel(row, program, out)
     for first, count in row.tiles(stop):
-        merge_tile(
-            row.pool.raw, row.at, row.codes, row.is_delta, program.weight_space,
-            program.kinds, program.floats, program.ints,
-            program.combine, program.weights, program.divisor, program.options, program.posts,
-            first, count, program.width, row.block, out, out_code, row.bad, row.norms,
-        )  # fmt: skip
+        merge(first, count)
         write(out[: count * width], first * width)
+
+
+def _kernel(row: Row, program: Program, out: NDArray[np.uint8]) -> Callable[..., None]:
+    """Return what computes a tile into `out`: a loop for this kind of row where there is one."""
+    loop = merge_loop(row.job, program, row.codes.tolist(), row.is_delta.tolist())
+    if loop is not None and loop.is_compiled:
+        return loop.on(
+            row.pool.raw, row.at, program.floats, program.ints, program.weights,
+            program.divisor, program.posts, out, row.bad, row.norms,
+        )  # fmt: skip
+    return merge_tile.on(
+        row.pool.raw, row.at, row.codes, row.is_delta, program.weight_space,
+        program.kinds, program.floats, program.ints,
+        program.combine, program.weights, program.divisor, program.options, program.posts,
+        program.width, row.block, out, CODES[row.job.dtype], row.bad, row.norms,
+        row.work, row.bins,
+    )  # fmt: skip

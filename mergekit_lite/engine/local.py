@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,9 @@ def _report(plan: Plan, shards: Sequence[ShardDone], resumed: set[int], seconds:
     )
 
 
+_COMPILING = "compiling {} kernel{} for this merge, once (some 3 to 15 seconds)"
+
+
 class LocalExecutor:
     """Threads of this process: numba and the file calls release the interpreter lock."""
 
@@ -120,12 +124,16 @@ class LocalExecutor:
         if not shards:
             return
         if enabled() and any(job.kind == "merge" for job in plan.jobs):
-            from mergekit_lite.kernels.warm import compile_all, compiled_before
+            from mergekit_lite.engine.kinds import wanted_kernels
+            from mergekit_lite.kernels.sha256 import compress_two, is_possible
+            from mergekit_lite.kernels.warm import compile_kernels, missing
 
-            if not compiled_before():
-                text = "compiling the kernels, once after an installation (about 20 seconds)"
-                emit(Event("note", text=text))
-                compile_all(together=options.max_memory is None)
+            wanted = wanted_kernels(plan, models)
+            if is_possible():
+                wanted.append(compress_two)  # for the checksums of later runs' inputs
+            if new := missing(wanted):
+                emit(Event("note", text=_COMPILING.format(len(new), "s" if len(new) > 1 else "")))
+                compile_kernels(new, together=options.max_memory is None)
         crew = _Crew(plan, models, shards, folder, options, emit)
         try:
             yield from crew.work()
@@ -162,7 +170,9 @@ class _Crew:
         counts = {number: 0 for number in shards}
         for job in self.jobs:
             counts[job.shard] += 1
-        self.open = {n: OpenShard(plan, n, rows, folder) for n, rows in counts.items()}
+        self.open = {
+            n: OpenShard(plan, n, rows, folder, self._follow) for n, rows in counts.items()
+        }
         self.workers = min(options.workers, max(len(self.jobs), 1))
         self.rows = ThreadPoolExecutor(self.workers, thread_name_prefix="row")
         # One thread puts closed shards on the disk while the next ones are computed.
@@ -201,8 +211,6 @@ class _Crew:
                 job = running.pop(future)
                 if future.result():
                     closing.add(self._close(job.shard))
-                else:
-                    self._follow(job.shard)
             if running and time.monotonic() >= self.told + TICK_SECONDS:
                 self.told = time.monotonic()
                 first = next(iter(running.values()))
@@ -248,7 +256,9 @@ class _Crew:
     def _follow(self, number: int) -> None:
         """Let the closing thread hash what has been written, unless it has been told already."""
         if self.following is None or self.following.done():
-            self.following = self.closing.submit(self.open[number].hash.follow)
+            # A second one, told by another thread just now, would find nothing left to do.
+            with suppress(RuntimeError):  # the threads are being stopped
+                self.following = self.closing.submit(self.open[number].hash.follow)
 
     def _tell(self, kind: str, shard: int = -1, name: str = "") -> None:
         self.emit(

@@ -10,50 +10,28 @@ lower 15, and a search for the last tie: three sweeps, whatever the data.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mergekit_lite.engine.brackets import Wanted, bracket, kind_of, magnitude_writer, room_for
 from mergekit_lite.engine.program import Program
 from mergekit_lite.engine.row import Row
+from mergekit_lite.kernels.chain_ranks import PIECE, scan_for
 from mergekit_lite.kernels.order import (
     PIVOTS,
     histogram,
-    magnitudes_of_tile,
     nth_equal,
     refine,
     scan_tile,
 )
 from mergekit_lite.ops._place import Cut
-from mergekit_lite.plan.estimate import LEAST_RANK_ROOM, rank_room
+from mergekit_lite.plan.estimate import LEAST_RANK_ROOM
 
-SAMPLE_CHUNK = 4096
-SAMPLED = 64
-"""One entry of so many is sampled, until a large tensor has `MOST_CHUNKS` chunks."""
-MOST_CHUNKS = 128
-FINER = 4
-"""A finer sample has chunks that are so many times smaller, and so many times more entries."""
-LARGEST = 0x7FFFFFFF
-SPREAD = 6.0
-"""Half width of a bracket in standard deviations of the sampled rank."""
-OFTEN = 0.02
-"""A magnitude with this share of a tensor is cheaper to count than to collect."""
-
-
-@dataclass
-class Wanted:
-    """One rank of one expert's delta, as it is before transform `position`."""
-
-    expert: int
-    position: int
-    slot: int  # which of the transform's ranks
-    rank: int
-    low: int = 0
-    high: int = LARGEST
-    pivots: tuple[int, ...] = ()
-    cut: Cut | None = None
+_LOOKED_AT = 1 << 17
+"""Entries looked at together for the last tie."""
 
 
 def find_cuts(
@@ -80,106 +58,11 @@ def _find(row: Row, program: Program, wanted: list[Wanted], stop: threading.Even
     if not open_:
         return
     if row.size > LEAST_RANK_ROOM:
-        _bracket(row, program, open_)
+        bracket(row, program, open_)
     _scan(row, program, open_, stop)
     for want in open_:
         if want.cut is None:
             want.cut = _by_histogram(row, program, want, stop)
-
-
-def _magnitudes(
-    row: Row, program: Program, want: Wanted, first: int, count: int
-) -> NDArray[np.uint32]:
-    """Return the magnitude bits of one expert's delta in a tile that is loaded."""
-    out = np.empty(count, np.uint32)
-    magnitudes_of_tile(
-        row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-        program.ints, want.expert, want.position, first, count, program.width, row.block, out,
-    )  # fmt: skip
-    return out
-
-
-def _room(row: Row, ranks: int) -> int:
-    """Return how many entries may be collected for one rank of one expert, and a word more."""
-    return rank_room(row.size, len(row.job.reads) * ranks) + 8
-
-
-def _bracket(row: Row, program: Program, wanted: list[Wanted]) -> None:
-    """Set `low` and `high` of each wanted rank from evenly spaced chunks of the row."""
-    room = _room(row, 1 + max(want.slot for want in wanted))
-    for fine in (False, True):
-        rough = False
-        for expert, chunks in _samples(row, program, wanted, fine=fine).items():
-            sample = np.sort(chunks, axis=None)
-            total = len(sample)
-            for want in (w for w in wanted if w.expert == expert):
-                share = want.rank / row.size
-                centre = total * (1 - share)
-                random = (total * share * (1 - share)) ** 0.5
-                between = _between(chunks, sample[min(int(centre), total - 1)])
-                spread = SPREAD * max(between, random) + 4
-                below, above = int(centre - spread), int(centre + spread)
-                # Beyond the ends of the sample nothing is known.
-                want.low = int(sample[below]) if below >= 0 else 0
-                want.high = int(sample[above]) if above < total else LARGEST
-                want.pivots, left = _shared(sample, want, row.size, room)
-                rough |= left * row.size > room
-        if not rough:
-            return
-
-
-def _samples(
-    row: Row, program: Program, wanted: list[Wanted], *, fine: bool
-) -> dict[int, NDArray[np.uint32]]:
-    """Return the magnitudes in evenly spaced chunks of the row: expert -> (chunks, entries)."""
-    width = max(program.width, 1)
-    entries = SAMPLE_CHUNK // FINER if fine else SAMPLE_CHUNK
-    chunk = min(-(-entries // width) * width, row.tile, row.size)
-    # Larger tensors need narrower brackets for what is collected to fit.
-    chunks = min(max(row.size // (SAMPLE_CHUNK * SAMPLED), 16), MOST_CHUNKS)
-    chunks *= FINER**2 if fine else 1
-    step = max(row.size // chunks // width * width, chunk)
-    samples: dict[int, list[NDArray[np.uint32]]] = {want.expert: [] for want in wanted}
-    for first in range(0, row.size - chunk + 1, step)[:chunks]:
-        row.load(first, chunk)
-        for expert, parts in samples.items():
-            want = next(w for w in wanted if w.expert == expert)
-            parts.append(_magnitudes(row, program, want, first, chunk))
-    return {expert: np.stack(parts) for expert, parts in samples.items()}
-
-
-def _between(chunks: NDArray[np.uint32], threshold: np.uint32) -> float:
-    """Return by how many entries the sampled rank of a magnitude errs, as chunks differ.
-
-    Neighbours resemble each other (rows differ in scale, those of a low-rank delta most of all),
-    so that chunks tell less than as many entries from anywhere: their spread says how much.
-    """
-    shares = np.count_nonzero(chunks >= threshold, axis=1)
-    return float(np.std(shares, ddof=1) * len(chunks) ** 0.5) if len(chunks) > 1 else 0.0
-
-
-def _shared(
-    sample: NDArray[np.uint32], want: Wanted, size: int, room: int
-) -> tuple[tuple[int, ...], float]:
-    """Return the magnitudes of a bracket that are better counted, and what share is collected.
-
-    Counted are those that are frequent, or too many to hold.
-
-    `sample` is sorted.
-    """
-    first = np.searchsorted(sample, want.low)
-    inside = sample[first : np.searchsorted(sample, want.high, side="right")]
-    values, counts = np.unique(inside, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:PIVOTS]
-    left = len(inside)
-    pivots = []
-    for i in order:
-        share = counts[i] / len(sample)
-        if share < OFTEN and 1.25 * left / len(sample) * size < room:
-            break
-        pivots.append(int(values[i]))
-        left -= int(counts[i])
-    return tuple(pivots), left / len(sample)
 
 
 def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Event) -> None:
@@ -196,18 +79,38 @@ def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Even
         pivots[want.expert, want.slot, : len(want.pivots)] = want.pivots
     above = np.zeros((experts, ranks), np.int64)
     filled = np.zeros((experts, ranks), np.int64)
-    room = _room(row, ranks)
+    room = room_for(row, ranks)
     magnitudes = np.empty((experts * ranks, room), np.uint32)
     indices = np.empty((experts * ranks, room), np.int64)
     equal = []
     bad = np.zeros_like(row.bad)
-    for first, count in row.tiles(stop):
-        equal.append(np.zeros((experts, ranks, PIVOTS), np.int64))
-        scan_tile(
-            row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-            program.ints, depth, brackets, pivots, first, count, program.width, row.block,
-            above, equal[-1], filled, magnitudes, indices, bad,
+    general = depth.copy()
+    calls: dict[int, Callable[..., None]] = {}
+    for expert, want in {want.expert: want for want in wanted}.items():
+        kind = kind_of(row, program, want)
+        if kind is None or not (loop := scan_for(kind)).is_compiled:
+            continue
+        own = slice(expert * ranks, expert * ranks + kind.ranks)
+        general[expert] = -1
+        calls[expert] = loop.on(
+            row.pool.raw, row.at, 1 + expert, program.floats, program.ints,
+            brackets[expert], pivots[expert], above[expert], filled[expert],
+            magnitudes[own], indices[own],
+            np.empty((ranks, PIECE), np.uint8), np.empty(PIECE, np.int32),
         )  # fmt: skip
+    scan = None
+    if (general >= 0).any():
+        scan = scan_tile.on(
+            row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
+            program.ints, general, brackets, pivots, program.width, row.block,
+            above, filled, magnitudes, indices, bad, row.work, row.bins,
+        )  # fmt: skip
+    for first, count in row.tiles(stop, row.stride):
+        equal.append(np.zeros((experts, ranks, PIVOTS), np.int64))
+        if scan is not None:
+            scan(first, count, equal[-1])
+        for expert, call in calls.items():
+            call(first, count, equal[-1][expert])
     np.maximum(row.bad, bad, out=row.bad)  # a second sweep sees the same entries again
     by_tile = np.stack(equal)
     for want in wanted:
@@ -260,21 +163,41 @@ def _cut(row: Row, program: Program, want: Wanted, seen: Seen) -> Cut | None:
     threshold = np.uint32(want.pivots[tied])
     up_to_tile = np.cumsum(seen.shared[:, tied])
     tile = int(np.searchsorted(up_to_tile, rank))
-    first = tile * row.tile
-    count = min(row.tile, row.size - first)
+    first = tile * row.stride
+    count = min(row.stride, row.size - first)
     row.load(first, count)
     left = rank - int(up_to_tile[tile] - seen.shared[tile, tied])
-    bits = _magnitudes(row, program, want, first, count)
-    until = first + nth_equal(bits, count, threshold, left)[0] + 1
-    return Cut(float(threshold.view(np.float32)), until)
+    until = first + _nth(row, program, want, threshold, left, first, count)
+    return Cut(float(threshold.view(np.float32)), until + 1)
+
+
+def _nth(
+    row: Row, program: Program, want: Wanted, value: np.uint32, nth: int, first: int, count: int
+) -> int:
+    """Return where in a loaded tile the nth magnitude equal to `value` is; it must be there."""
+    write = magnitude_writer(row, program, want)
+    bits = np.empty((1, _LOOKED_AT), np.uint32)
+    found = np.zeros(2, np.int64)
+    for begin in range(0, count, bits.shape[1]):
+        part = bits[:, : count - begin]
+        write(first, np.array([begin], np.int64), part)
+        nth_equal(part[0], part.shape[1], value, nth, found)
+        if found[0] >= 0:
+            return begin + int(found[0])
+        nth -= int(found[1])
+    raise AssertionError("the sweep counted an entry that the tile does not hold")
 
 
 def _by_histogram(row: Row, program: Program, want: Wanted, stop: threading.Event) -> Cut:
     """Return the cut of one rank by counting all magnitudes, bits 30..15 and then 14..0."""
 
+    write = magnitude_writer(row, program, want)
+    memory = np.empty((1, min(row.tile, row.size)), np.uint32)
+
     def tiles() -> Iterator[tuple[int, NDArray[np.uint32]]]:
         for first, count in row.tiles(stop):
-            yield first, _magnitudes(row, program, want, first, count)
+            write(first, np.zeros(1, np.int64), memory[:, :count])
+            yield first, memory[0, :count]
 
     upper = np.zeros(1 << 16, np.int64)
     for _, bits in tiles():
@@ -285,11 +208,12 @@ def _by_histogram(row: Row, program: Program, want: Wanted, stop: threading.Even
         refine(bits, len(bits), digit, lower)
     rest, ties = bin_of(lower, rank)
     threshold = np.uint32((digit << 15) | rest)
+    found = np.zeros(2, np.int64)
     for first, bits in tiles():
-        position, seen = nth_equal(bits, len(bits), threshold, ties)
-        if position >= 0:
-            return Cut(float(threshold.view(np.float32)), first + position + 1)
-        ties -= seen
+        nth_equal(bits, len(bits), threshold, ties, found)
+        if found[0] >= 0:
+            return Cut(float(threshold.view(np.float32)), first + int(found[0]) + 1)
+        ties -= int(found[1])
     raise AssertionError("the histogram counted an entry that no tile holds")
 
 

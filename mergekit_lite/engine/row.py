@@ -15,11 +15,16 @@ from mergekit_lite.engine.options import LEAST_TILE, Contribution
 from mergekit_lite.errors import DataError, Interrupted, Problem
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.lora import low_rank_tile
-from mergekit_lite.kernels.tile import BLOCK
+from mergekit_lite.kernels.sums import SUM_BLOCK
+from mergekit_lite.kernels.tile import BINS, BLOCK, work_shape
 from mergekit_lite.plan.types import Job
 
 Write = Callable[[NDArray[np.uint8], int], None]
 """Takes the bytes of a tile and their offset in the output tensor."""
+
+
+STRIDE = 1 << 20
+"""Entries of a tile that is only looked at: a call of a kernel takes time of its own."""
 
 
 class Row:
@@ -55,6 +60,7 @@ class Row:
         self.slots = slots_of(job, readers)
         self.codes = np.array([CODES[s.dtype] if s.dtype else -1 for s in self.slots], np.int64)
         self.is_delta = np.array([s.info is None for s in self.slots], np.int64)
+        self.width = width
         self.tile, self.block = tile_and_block(tile, width)
         width_of_all = sum(DTYPE_BYTES[slot.dtype] for slot in self.slots if slot.dtype)
         self.kept = 0 < self.size * width_of_all <= keep
@@ -64,13 +70,21 @@ class Row:
         self.at = self.start = self.space.copy()
         self.bad = np.zeros(len(self.slots) + 1, np.int64)
         self.norms = np.zeros(len(self.slots), np.float64)
+        self.work = np.empty(work_shape(len(job.reads), max(self.block, SUM_BLOCK)), np.float32)
+        self.bins = np.empty(BINS, np.int64)
 
-    def tiles(self, stop: threading.Event) -> Iterator[tuple[int, int]]:
+    @property
+    def stride(self) -> int:
+        """Entries of a tile in a sweep that writes nothing: many where all are in memory."""
+        return max(self.tile, STRIDE) if self.kept and not self.width else self.tile
+
+    def tiles(self, stop: threading.Event, size: int = 0) -> Iterator[tuple[int, int]]:
         """Yield (first, count) of every tile once its inputs are in memory."""
-        for first in range(0, self.size, self.tile):
+        size = size or self.tile
+        for first in range(0, self.size, size):
             if stop.is_set():
                 raise Interrupted("stopped")
-            count = min(self.tile, self.size - first)
+            count = min(size, self.size - first)
             self.load(first, count)
             yield first, count
 

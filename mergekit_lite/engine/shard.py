@@ -16,7 +16,6 @@ from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Opti
 from mergekit_lite.engine.sweep import Known
 from mergekit_lite.kernels import enabled
 from mergekit_lite.ops import registry
-from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
@@ -27,21 +26,35 @@ if TYPE_CHECKING:
     from mergekit_lite.engine.row import Row, Write
     from mergekit_lite.sources import Model
 
+COPIED = 16 << 20
+"""Bytes that are copied in one go."""
+
 Emit = Callable[[Event], None]
 
 
 class OpenShard:
-    """A shard file under construction: its writer and what its finished rows have said."""
+    """A shard file under construction: its writer and what its finished rows have said.
 
-    def __init__(self, plan: Plan, number: int, jobs: int, folder: Path) -> None:
+    Args:
+        plan: the table.
+        number: which shard.
+        jobs: how many rows it has.
+        folder: where the file is made.
+        grown: told the number when there is something more to hash, from any thread.
+    """
+
+    def __init__(
+        self, plan: Plan, number: int, jobs: int, folder: Path, grown: Callable[[int], None]
+    ) -> None:
         self.number = number
+        self._grown = grown
         self.left = jobs
         self.inputs: dict[str, Contribution] = {}
         self.bytes_read = 0
         self._shard = plan.shards[number]
         self._folder = folder
         self._lock = threading.Lock()
-        self.hash = FollowingHash(folder / f"{self._shard.file}.partial")
+        self.hash = FollowingHash(folder / f"{self._shard.file}.partial", self._on_the_way)
 
     @cached_property
     def _writer(self) -> ShardWriter:
@@ -57,9 +70,16 @@ class OpenShard:
         with self._lock:
             return self._writer
 
-    def row_done(self, job: Job, parts: Mapping[str, Contribution], bytes_read: int) -> bool:
+    def _on_the_way(self, start: int, nbytes: int) -> None:
+        self._writer.begin_sync(start, nbytes)
+
+    def wrote(self, start: int, nbytes: int) -> None:
+        """Note that bytes [start, start + nbytes) of the file are there."""
+        self.hash.wrote(start, nbytes)
+        self._grown(self.number)
+
+    def row_done(self, parts: Mapping[str, Contribution], bytes_read: int) -> bool:
         """Add what a finished row has said; return whether it was the last one."""
-        self.hash.wrote(job.start, job_bytes(job))
         with self._lock:
             for name, part in parts.items():
                 self.inputs[name] = self.inputs.get(name, Contribution()) + part
@@ -141,21 +161,26 @@ class Worker:
         def write(part: NDArray[np.uint8], offset: int) -> None:
             writer.write(part, job.start + offset)
             self.readers.traffic.add_written(part.nbytes)
+            shard.wrote(job.start + offset, part.nbytes)
 
         before = self.readers.traffic.read_here()
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         row = row or self._torch(job, write)
-        return shard.row_done(job, row.contributions(), self.readers.traffic.read_here() - before)
+        return shard.row_done(row.contributions(), self.readers.traffic.read_here() - before)
 
     def _copy(self, job: Job, shard: OpenShard) -> bool:
         read = job.reads[0]
         info = self.readers.info(read.source, read.name)
         reader = self.readers.reader(read.source, info.file)
-        shard.writer.copy_from(reader, info.start, job.start, info.nbytes)
-        self.readers.traffic.add_read(info.nbytes)
-        self.readers.traffic.add_written(info.nbytes)
+        # In pieces, so that what follows the writing need not wait for a whole embedding.
+        for done in range(0, info.nbytes, COPIED):
+            nbytes = min(COPIED, info.nbytes - done)
+            shard.writer.copy_from(reader, info.start + done, job.start + done, nbytes)
+            shard.wrote(job.start + done, nbytes)
+            self.readers.traffic.add_read(nbytes)
+            self.readers.traffic.add_written(nbytes)
         part = {} if read.source == "base" else {read.source: Contribution(matched=1)}
-        return shard.row_done(job, part, info.nbytes)
+        return shard.row_done(part, info.nbytes)
 
     def _fused(self, job: Job, write: Write) -> Row | None:
         # numba takes half a second to import, which a run that only copies need not pay.

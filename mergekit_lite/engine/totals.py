@@ -18,11 +18,13 @@ def gram_of(row: Row, stop: threading.Event) -> Sums:
     """Return the inner products of all inputs of a row, in one sweep."""
     experts = len(row.job.reads)
     parts = []
+    sums = gram_tile.on(
+        row.pool.raw, row.at, row.codes, row.is_delta, row.weight_space, row.bad,
+        row.work,
+    )  # fmt: skip
     for _, count in row.tiles(stop):
         gram = np.zeros((-(-count // SUM_BLOCK), experts, experts), np.float64)
-        gram_tile(
-            row.pool.raw, row.at, row.codes, row.is_delta, row.weight_space, count, gram, row.bad,
-        )  # fmt: skip
+        sums(count, gram)
         parts.append(gram)
     blocks = np.concatenate(parts) if parts else np.zeros((0, experts, experts))
     full = [
@@ -42,12 +44,13 @@ def find_factors(
         depth[expert] = position
     bad = np.zeros_like(row.bad)
     parts = [np.zeros((0, experts, 2))]
+    sums = kept_tile.on(
+        row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
+        program.ints, depth, bad, row.work, row.bins,
+    )  # fmt: skip
     for first, count in row.tiles(stop):
         parts.append(np.zeros((-(-count // SUM_BLOCK), experts, 2)))
-        kept_tile(
-            row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-            program.ints, depth, first, count, parts[-1], bad,
-        )  # fmt: skip
+        sums(first, count, parts[-1])
     np.maximum(row.bad, bad, out=row.bad)
     blocks = np.concatenate(parts)
     for expert, position in positions.items():

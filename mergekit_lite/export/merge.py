@@ -119,7 +119,7 @@ def _hashing(plan: Plan, models: Mapping[str, Model]) -> Iterator[Future[Digests
 
     def hash_all() -> Digests:
         cache = DigestCache()
-        digests = input_digests(plan, cache, models=models, threads=1, progress=progress)
+        digests = input_digests(plan, cache, models=models, progress=progress)
         cache.save()
         return digests
 

@@ -65,7 +65,7 @@ def decode(raw: NDArray[np.uint8], at: int, code: int, out: NDArray[np.float32],
         wide = raw[at : at + 8 * n].view(np.float64)
         for i in range(n):
             out[i] = np.float32(wide[i])
-    return non_finite(bits, n, LARGEST[F32])
+    return int(non_finite(bits, n, LARGEST[F32]))
 
 
 @inlined
@@ -81,17 +81,14 @@ def encode(values: NDArray[np.float32], n: int, out: NDArray[np.uint8], at: int,
             half[i] = np.uint16(0x7FC0) if nan else np.uint16(rounded >> np.uint32(16))
     elif code == F16:
         half = out[at : at + 2 * n].view(np.uint16)
-        one = np.empty(1, np.float32)
-        pattern = one.view(np.uint32)
         for i in range(n):
             b = np.uint32(bits[i] & np.uint32(0x7FFFFFFF))
             sign = np.uint16((bits[i] >> np.uint32(16)) & np.uint32(0x8000))
             if b >= np.uint32(0x47800000):
                 h = np.uint16(0x7E00) if b > np.uint32(0x7F800000) else np.uint16(0x7C00)
             elif b < np.uint32(0x38800000):
-                pattern[0] = b
-                one[0] = one[0] + _HALF_DENORMAL
-                h = np.uint16(pattern[0] - np.uint32(0x3F000000))
+                shifted = np.float32(b.view(np.float32) + _HALF_DENORMAL)
+                h = np.uint16(shifted.view(np.uint32) - np.uint32(0x3F000000))
             else:
                 odd = np.uint32((b >> np.uint32(13)) & np.uint32(1))
                 h = np.uint16(np.uint32(b + np.uint32(0xC8000FFF) + odd) >> np.uint32(13))
@@ -104,4 +101,27 @@ def encode(values: NDArray[np.float32], n: int, out: NDArray[np.uint8], at: int,
         wide = out[at : at + 8 * n].view(np.float64)
         for i in range(n):
             wide[i] = np.float64(values[i])
-    return non_finite(bits, n, LARGEST[code])
+    return int(non_finite(bits, n, LARGEST[code]))
+
+
+@inlined
+def non_finite_stored(raw: NDArray[np.uint8], at: int, code: int, n: int) -> int:
+    """Return how many of `n` stored entries from byte `at` on are not finite in fp32."""
+    count = 0
+    if code == BF16:
+        half = raw[at : at + 2 * n].view(np.uint16)
+        for i in range(n):
+            count += 1 if (half[i] & 0x7F80) == 0x7F80 else 0
+    elif code == F16:
+        half = raw[at : at + 2 * n].view(np.uint16)
+        for i in range(n):
+            count += 1 if (half[i] & 0x7C00) == 0x7C00 else 0
+    elif code == F32:
+        whole = raw[at : at + 4 * n].view(np.float32)
+        for i in range(n):
+            count += 0 if np.isfinite(whole[i]) else 1
+    else:
+        wide = raw[at : at + 8 * n].view(np.float64)
+        for i in range(n):
+            count += 0 if np.isfinite(np.float32(wide[i])) else 1
+    return count

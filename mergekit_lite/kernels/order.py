@@ -78,7 +78,7 @@ def _collect(
         flags[i] = np.uint8(inside & (m != p0) & (m != p1) & (m != p2) & (m != p3))
     for i in range(n, (n + 7) // 8 * 8):
         flags[i] = np.uint8(0)
-    words = flags.view(np.uint64)
+    words = flags[: (n + 7) // 8 * 8].view(np.uint64)
     for word in range((n + 7) // 8):
         # Eight entries at a time: nearly all words are zero.
         if words[word] != 0:
@@ -105,14 +105,16 @@ def _collect(
     "i8[:,:,::1]",
     "i8",
     "i8",
-    "i8",
-    "i8",
     "i8[:,::1]",
-    "i8[:,:,::1]",
     "i8[:,::1]",
     "u4[:,::1]",
     "i8[:,::1]",
     "i8[::1]",
+    "f4[:,::1]",
+    "i8[::1]",
+    "i8",
+    "i8",
+    "i8[:,:,::1]",
 )
 def scan_tile(
     raw: NDArray[np.uint8],
@@ -125,16 +127,18 @@ def scan_tile(
     depth: NDArray[np.int64],
     brackets: NDArray[np.int64],
     pivots: NDArray[np.int64],
-    first: int,
-    count: int,
     width: int,
     block: int,
     above: NDArray[np.int64],
-    equal: NDArray[np.int64],
     filled: NDArray[np.int64],
     magnitudes: NDArray[np.uint32],
     indices: NDArray[np.int64],
     bad: NDArray[np.int64],
+    work: NDArray[np.float32],
+    bins: NDArray[np.int64],
+    first: int,
+    count: int,
+    equal: NDArray[np.int64],
 ) -> None:
     """Scan one tile for all wanted ranks of all experts at once.
 
@@ -145,12 +149,10 @@ def scan_tile(
     """
     experts = at.shape[0] - 1
     ranks = brackets.shape[1]
-    base = np.zeros(block, np.float32)
-    x = np.empty(block, np.float32)
-    bits = x.view(np.uint32)
-    flags = np.empty((block + 7) // 8 * 8, np.uint8)
-    bins = np.empty(2048, np.int64)
-    scratch = np.empty(block, np.uint32)
+    base, x, scratch = work[0], work[1], work[4].view(np.uint32)
+    bits, flags = x.view(np.uint32), work[2].view(np.uint8)
+    for j in range(block):
+        base[j] = np.float32(0.0)
     for start in range(0, count, block):
         n = min(block, count - start)
         if code[0] >= 0:
@@ -186,9 +188,11 @@ def scan_tile(
     "i8",
     "i8",
     "i8",
+    "f4[:,::1]",
+    "i8[::1]",
     "i8",
-    "i8",
-    "u4[::1]",
+    "i8[::1]",
+    "u4[:,::1]",
 )
 def magnitudes_of_tile(
     raw: NDArray[np.uint8],
@@ -200,29 +204,36 @@ def magnitudes_of_tile(
     ints: NDArray[np.int64],
     expert: int,
     depth: int,
-    first: int,
-    count: int,
     width: int,
     block: int,
+    work: NDArray[np.float32],
+    bins: NDArray[np.int64],
+    first: int,
+    begins: NDArray[np.int64],
     out: NDArray[np.uint32],
 ) -> None:
-    """Write the magnitude bits of one expert's delta after `depth` transforms to `out[:count]`."""
-    base = np.zeros(block, np.float32)
-    x = np.empty(block, np.float32)
+    """Write magnitude bits of one expert's delta after `depth` transforms to `out`.
+
+    Row k of `out` takes the entries from `begins[k]` on of a tile whose first flat index is
+    `first`.
+    """
+    base, x, scratch = work[0], work[1], work[4].view(np.uint32)
     bits = x.view(np.uint32)
-    bins = np.empty(2048, np.int64)
-    scratch = np.empty(block, np.uint32)
-    for start in range(0, count, block):
-        n = min(block, count - start)
-        if code[0] >= 0:
-            decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
-        load_input(expert + 1, raw, at, code, is_delta, False, base, start, n, x)
-        transform_input(
-            kinds[expert], floats[expert], ints[expert], depth, x, n, first + start, width,
-            bins, scratch,
-        )  # fmt: skip
-        for j in range(n):
-            out[start + j] = np.uint32(bits[j] & MAGNITUDE)
+    for j in range(block):
+        base[j] = np.float32(0.0)
+    for k in range(begins.shape[0]):
+        for done in range(0, out.shape[1], block):
+            n = min(block, out.shape[1] - done)
+            start = begins[k] + done
+            if code[0] >= 0:
+                decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
+            load_input(expert + 1, raw, at, code, is_delta, False, base, start, n, x)
+            transform_input(
+                kinds[expert], floats[expert], ints[expert], depth, x, n, first + start, width,
+                bins, scratch,
+            )  # fmt: skip
+            for j in range(n):
+                out[k, done + j] = np.uint32(bits[j] & MAGNITUDE)
 
 
 @kernel("u4[::1]", "i8", "i8[::1]")
@@ -240,13 +251,15 @@ def refine(bits: NDArray[np.uint32], n: int, digit: int, bins: NDArray[np.int64]
             bins[bits[i] & np.uint32(0x7FFF)] += 1
 
 
-@kernel("u4[::1]", "i8", "u4", "i8")
-def nth_equal(bits: NDArray[np.uint32], n: int, value: np.uint32, nth: int) -> tuple[int, int]:
-    """Return (position of the nth entry equal to `value` or -1, how many were seen)."""
-    seen = 0
+@kernel("u4[::1]", "i8", "u4", "i8", "i8[::1]")
+def nth_equal(
+    bits: NDArray[np.uint32], n: int, value: np.uint32, nth: int, found: NDArray[np.int64]
+) -> None:
+    """Write to `found` the position of the nth entry equal to `value`, or -1, and how many are."""
+    found[0], found[1] = -1, 0
     for i in range(n):
         if bits[i] == value:
-            seen += 1
-            if seen == nth:
-                return i, seen
-    return -1, seen
+            found[1] += 1
+            if found[1] == nth:
+                found[0] = i
+                return

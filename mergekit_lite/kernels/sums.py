@@ -11,68 +11,48 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.kernels._jit import inlined, kernel
+from mergekit_lite.kernels._jit import kernel
 from mergekit_lite.kernels.codec import decode
+from mergekit_lite.kernels.lanes import sum_of_magnitudes, sum_of_products
 from mergekit_lite.kernels.steps import drop_random
 from mergekit_lite.kernels.tile import load_input, transform_input
 
 SUM_BLOCK: Final = 4096
-LANES: Final = 16
 
 _WIDTHS = np.array([2, 2, 4, 8], np.int64)
 
 
-@inlined
-def _lanes_of_product(
-    a: NDArray[np.float32], b: NDArray[np.float32], n: int, lanes: NDArray[np.float64]
-) -> float:
-    lanes[:] = 0.0
-    whole = n - n % LANES
-    for j in range(0, whole, LANES):
-        for lane in range(LANES):
-            lanes[lane] += np.float64(a[j + lane]) * np.float64(b[j + lane])
-    for j in range(whole, n):
-        lanes[j - whole] += np.float64(a[j]) * np.float64(b[j])
-    total = 0.0
-    for lane in range(LANES):
-        total += lanes[lane]
-    return total
-
-
-@inlined
-def _lanes_of_magnitude(a: NDArray[np.float32], n: int, lanes: NDArray[np.float64]) -> float:
-    lanes[:] = 0.0
-    whole = n - n % LANES
-    for j in range(0, whole, LANES):
-        for lane in range(LANES):
-            lanes[lane] += np.float64(abs(a[j + lane]))
-    for j in range(whole, n):
-        lanes[j - whole] += np.float64(abs(a[j]))
-    total = 0.0
-    for lane in range(LANES):
-        total += lanes[lane]
-    return total
-
-
-@kernel("u1[::1]", "i8[::1]", "i8[::1]", "i8[::1]", "b1", "i8", "f8[:,:,::1]", "i8[::1]")
+@kernel(
+    "u1[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "i8[::1]",
+    "b1",
+    "i8[::1]",
+    "f4[:,::1]",
+    "i8",
+    "f8[:,:,::1]",
+)
 def gram_tile(
     raw: NDArray[np.uint8],
     at: NDArray[np.int64],
     code: NDArray[np.int64],
     is_delta: NDArray[np.int64],
     weight_space: bool,
+    bad: NDArray[np.int64],
+    work: NDArray[np.float32],
     count: int,
     gram: NDArray[np.float64],
-    bad: NDArray[np.int64],
 ) -> None:
     """Write inner products of all inputs of a tile that starts at a multiple of 4096.
 
-    `gram` has the shape (blocks, inputs, inputs); its upper triangle is filled.
+    `gram` has the shape (blocks, inputs, inputs); its upper triangle is filled. `work` is
+    memory: `work_shape` for blocks of `SUM_BLOCK`.
     """
     experts = at.shape[0] - 1
-    base = np.zeros(SUM_BLOCK, np.float32)
-    x = np.empty((experts, SUM_BLOCK), np.float32)
-    lanes = np.empty(LANES, np.float64)
+    base, x = work[0], work[5:]
+    for j in range(SUM_BLOCK):
+        base[j] = np.float32(0.0)
     for number in range((count + SUM_BLOCK - 1) // SUM_BLOCK):
         start = number * SUM_BLOCK
         n = min(SUM_BLOCK, count - start)
@@ -84,7 +64,7 @@ def gram_tile(
             )
         for e in range(experts):
             for other in range(e, experts):
-                gram[number, e, other] = _lanes_of_product(x[e], x[other], n, lanes)
+                gram[number, e, other] = sum_of_products(x[e], x[other], n)
 
 
 @kernel(
@@ -96,10 +76,12 @@ def gram_tile(
     "f4[:,::1]",
     "i8[:,:,::1]",
     "i8[::1]",
+    "i8[::1]",
+    "f4[:,::1]",
+    "i8[::1]",
     "i8",
     "i8",
     "f8[:,:,::1]",
-    "i8[::1]",
 )
 def kept_tile(
     raw: NDArray[np.uint8],
@@ -110,10 +92,12 @@ def kept_tile(
     floats: NDArray[np.float32],
     ints: NDArray[np.int64],
     depth: NDArray[np.int64],
+    bad: NDArray[np.int64],
+    work: NDArray[np.float32],
+    bins: NDArray[np.int64],
     first: int,
     count: int,
     absolute: NDArray[np.float64],
-    bad: NDArray[np.int64],
 ) -> None:
     """Write sums of the magnitudes that random drops see and of those that they keep.
 
@@ -121,11 +105,9 @@ def kept_tile(
     `absolute` has the shape (blocks, experts, 2). The tile starts at a multiple of 4096.
     """
     experts = at.shape[0] - 1
-    base = np.zeros(SUM_BLOCK, np.float32)
-    x = np.empty(SUM_BLOCK, np.float32)
-    lanes = np.empty(LANES, np.float64)
-    bins = np.empty(0, np.int64)  # for steps on rows, which no drop here follows
-    scratch = np.empty(SUM_BLOCK, np.uint32)
+    base, x, scratch = work[0], work[1], work[4].view(np.uint32)
+    for j in range(SUM_BLOCK):
+        base[j] = np.float32(0.0)
     for number in range((count + SUM_BLOCK - 1) // SUM_BLOCK):
         start = number * SUM_BLOCK
         n = min(SUM_BLOCK, count - start)
@@ -139,7 +121,7 @@ def kept_tile(
             transform_input(
                 kinds[e], floats[e], ints[e], steps, x, n, first + start, 0, bins, scratch
             )
-            absolute[number, e, 0] = _lanes_of_magnitude(x, n, lanes)
+            absolute[number, e, 0] = sum_of_magnitudes(x, x, n)
             p = ints[e, steps]
             drop_random(x, n, first + start, p[0], p[1], p[2], np.float32(1.0))
-            absolute[number, e, 1] = _lanes_of_magnitude(x, n, lanes)
+            absolute[number, e, 1] = sum_of_magnitudes(x, x, n)

@@ -23,6 +23,8 @@ from mergekit_lite.kernels.steps import (
 
 BLOCK: Final = 2048
 """Entries worked on at a time: the fp32 scratch of four inputs stays in L1 and L2."""
+BINS: Final = 2048
+"""Room for one histogram, which ops on rows want."""
 
 _WIDTHS = np.array([2, 2, 4, 8], np.int64)
 _ZERO = np.float32(0.0)
@@ -48,7 +50,7 @@ def load_input(
         for j in range(n):
             x[j] = base[j] if weight_space else _ZERO
         return bad
-    bad = decode(raw, at[i] + block * _WIDTHS[code[i]], code[i], x, n)
+    bad = int(decode(raw, at[i] + block * _WIDTHS[code[i]], code[i], x, n))
     if weight_space and is_delta[i] != 0:
         for j in range(n):
             x[j] = base[j] + x[j]
@@ -94,6 +96,11 @@ def sum_of_squares(x: NDArray[np.float32], n: int) -> float:
     return np.float64(total)
 
 
+def work_shape(experts: int, block: int) -> tuple[int, int]:
+    """Return the shape of the scratch memory that a kernel which loads inputs wants."""
+    return 5 + experts, block
+
+
 @kernel(
     "u1[::1]",
     "i8[::1]",
@@ -110,12 +117,14 @@ def sum_of_squares(x: NDArray[np.float32], n: int) -> float:
     "f4[::1]",
     "i8",
     "i8",
-    "i8",
-    "i8",
     "u1[::1]",
     "i8",
     "i8[::1]",
     "f8[::1]",
+    "f4[:,::1]",
+    "i8[::1]",
+    "i8",
+    "i8",
 )
 def merge_tile(
     raw: NDArray[np.uint8],
@@ -131,29 +140,29 @@ def merge_tile(
     divisor: np.float32,
     options: NDArray[np.int64],
     posts: NDArray[np.float32],
-    first: int,
-    count: int,
     width: int,
     block: int,
     out: NDArray[np.uint8],
     out_code: int,
     bad: NDArray[np.int64],
     norms: NDArray[np.float64],
+    work: NDArray[np.float32],
+    bins: NDArray[np.int64],
+    first: int,
+    count: int,
 ) -> None:
     """Merge `count` entries from flat index `first`; the arguments are those of `Program`.
 
     `bad[i]` and `norms[i]` gain, for input i (0 is the base), the entries that are not finite and
-    the sum of the squares of its delta; `bad[-1]` counts the output's non-finite entries.
+    the sum of the squares of its delta; `bad[-1]` counts the output's non-finite entries. `work`
+    and `bins` are memory: of `work_shape`, and `BINS` entries.
     """
     inputs = at.shape[0]
     experts = inputs - 1
-    base = np.zeros(block, np.float32)
-    x = np.empty((experts, block), np.float32)
-    merged = np.empty(block, np.float32)
-    ballot = np.empty(block, np.float32)
-    mass = np.empty(block, np.float32)
-    bins = np.empty(2048, np.int64)
-    scratch = np.empty(block, np.uint32)
+    base, merged, ballot, mass, x = work[0], work[1], work[2], work[3], work[5:]
+    scratch = work[4].view(np.uint32)
+    for j in range(block):
+        base[j] = _ZERO
     for start in range(0, count, block):
         n = min(block, count - start)
         if code[0] >= 0:

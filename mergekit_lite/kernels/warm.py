@@ -1,4 +1,4 @@
-"""Compiles all kernels ahead of a run, once, in processes of their own.
+"""Compiles kernels ahead of a run, once, in processes of their own.
 
 There it needs none of the run's memory, uses two cores, and ends at once on Ctrl-C.
 """
@@ -8,69 +8,52 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
-
-import numba
-from numba.core.sigutils import normalize_signature
+from collections.abc import Sequence
 
 from mergekit_lite.errors import MergekitLiteError
-from mergekit_lite.kernels._jit import KERNELS
+from mergekit_lite.kernels._jit import Kernel
 
-GROUPS = (("tile",), ("order", "sums", "lora"))
-"""Modules whose kernels one process compiles; the groups take about as long as each other."""
-READY = "ready"
-
+PROCESSES = 2
 _CHILD = (
-    "import json, sys; path, modules = map(json.loads, sys.argv[1:]); sys.path[:] = path;"
-    "from mergekit_lite.kernels.warm import compile_modules; compile_modules(modules)"
+    "import json, sys; path, folder, makers = map(json.loads, sys.argv[1:]); sys.path[:] = path;"
+    "from mergekit_lite.kernels.compiler import compile_named; compile_named(folder, makers)"
 )
 
 
-def compiled_before() -> bool:
-    """Whether all kernels have been compiled for this machine, so that a run only loads them."""
-    return (Path(numba.config.CACHE_DIR) / READY).exists()
+def missing(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """Return those that have not been compiled for this machine yet."""
+    return [kernel for kernel in kernels if not kernel.is_compiled]
 
 
-def compile_modules(modules: list[str]) -> None:
-    """Compile the kernels of some modules of this package into numba's cache."""
-    from importlib import import_module
-
-    for module in modules:
-        import_module(f"mergekit_lite.kernels.{module}")
-    for dispatcher, types in KERNELS:
-        if dispatcher.py_func.__module__.rpartition(".")[2] in modules:
-            dispatcher.compile(normalize_signature(types)[0])
-
-
-def compile_all(*, together: bool = True) -> None:
+def compile_kernels(kernels: Sequence[Kernel], *, together: bool = True) -> None:
     """Compile what is not compiled yet and wait for it.
 
     Args:
-        together: compile the groups at the same time, not one after the other.
+        kernels: what is needed.
+        together: compile in two processes at the same time, not in one.
 
     Raises:
         MergekitLiteError: the compiler failed.
     """
-    waiting = list(GROUPS)
+    wanted = missing(kernels)
+    processes = PROCESSES if together else 1
+    groups = [wanted[start::processes] for start in range(processes)]
     running: list[subprocess.Popen[str]] = []
     try:
-        while waiting or running:
-            while waiting and (together or not running):
-                running.append(_start(waiting.pop(0)))
-            process = running[0]
-            said = process.communicate()[1]
-            running.remove(process)
-            _check(process, said)
+        for group in filter(None, groups):
+            running.append(_start(group))
+        for process in running:
+            _check(process, process.communicate()[1])
     finally:
         for process in running:
-            process.kill()
-            process.communicate()
-    Path(numba.config.CACHE_DIR, READY).touch()
+            with process:  # which closes its pipe and waits
+                process.kill()
 
 
-def _start(modules: tuple[str, ...]) -> subprocess.Popen[str]:
+def _start(kernels: Sequence[Kernel]) -> subprocess.Popen[str]:
+    given = [sys.path, str(kernels[0].file.parent), [kernel.maker for kernel in kernels]]
     return subprocess.Popen(
-        [sys.executable, "-c", _CHILD, json.dumps(sys.path), json.dumps(modules)],
+        [sys.executable, "-c", _CHILD, *map(json.dumps, given)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

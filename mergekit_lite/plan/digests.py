@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.errors import DataError
 from mergekit_lite.folders import cache_folder
+from mergekit_lite.kernels import enabled
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model
@@ -21,7 +23,7 @@ Stamp = tuple[int, int, int]
 """Size, modification time in ns and inode: what tells that a file is still the same."""
 
 _MOST_ENTRIES = 10_000
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
 
 
 def cache_file() -> Path:
@@ -90,6 +92,80 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
+@dataclass
+class Reading:
+    """A file that is being read to be hashed.
+
+    Attributes:
+        known: its digest, where that is remembered; nothing need be read then.
+        read: fills a buffer with what comes next; returns how many bytes, 0 at the end.
+        keep: remembers the digest of what has been read.
+    """
+
+    known: str | None
+    read: Callable[[memoryview], int]
+    keep: Callable[[str], None] = lambda digest: None
+
+
+@contextlib.contextmanager
+def reading_file(
+    path: str | Path,
+    cache: DigestCache | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Iterator[Reading]:
+    """Open a file to be hashed; the arguments are those of `file_sha256`."""
+    real = os.path.realpath(path)
+    with open(real, "rb", buffering=0) as stream:
+        before = _stamp(os.fstat(stream.fileno()))
+
+        def read(buffer: memoryview) -> int:
+            count = stream.readinto(buffer) or 0
+            if progress and count:
+                progress(count)
+            return count
+
+        def keep(digest: str) -> None:
+            # A file written while it was read has no digest worth remembering.
+            if cache and _stamp(os.fstat(stream.fileno())) == before:
+                cache.put(real, before, digest)
+
+        yield Reading(cache.get(real, before) if cache else None, read, keep)
+
+
+@contextlib.contextmanager
+def reading_model(
+    model: Model,
+    file: str,
+    cache: DigestCache | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Iterator[Reading]:
+    """Open a weight file of a model to be hashed; the arguments are those of `model_sha256`."""
+    size = model.header.files[file]
+    with contextlib.closing(model.open(file)) as reader:
+        path = model.root if model.root.is_file() else model.root / file
+        if hasattr(reader, "fileno") and path.is_file():
+            opened = os.fstat(reader.fileno())
+            if opened.st_size != size:
+                raise changed_size(path, opened.st_size, size)
+            if os.path.samestat(opened, path.stat()):
+                with reading_file(path, cache, progress) as reading:
+                    yield reading
+                return
+        done = 0
+
+        def read(buffer: memoryview) -> int:
+            nonlocal done
+            part = buffer[: min(len(buffer), size - done)]
+            if len(part):
+                reader.read_into(part, done)
+                done += len(part)
+                if progress:
+                    progress(len(part))
+            return len(part)
+
+        yield Reading(None, read)
+
+
 def file_sha256(
     path: str | Path,
     cache: DigestCache | None = None,
@@ -102,24 +178,8 @@ def file_sha256(
         cache: where digests are remembered; None always reads the file.
         progress: called with the number of bytes of each chunk read.
     """
-    real = os.path.realpath(path)
-    digest = hashlib.sha256()
-    with open(real, "rb", buffering=0) as stream:
-        before = _stamp(os.fstat(stream.fileno()))
-        known = cache.get(real, before) if cache else None
-        if known:
-            return known
-        buffer = memoryview(bytearray(_CHUNK))
-        while count := stream.readinto(buffer):
-            digest.update(buffer[:count])
-            if progress:
-                progress(count)
-        after = _stamp(os.fstat(stream.fileno()))
-    text = digest.hexdigest()
-    # A file written while it was read has no digest worth remembering.
-    if cache and before == after:
-        cache.put(real, after, text)
-    return text
+    with reading_file(path, cache, progress) as reading:
+        return digest_of(reading)
 
 
 def model_sha256(
@@ -139,27 +199,56 @@ def model_sha256(
     Raises:
         DataError: the file has another size than when its header was read.
     """
-    size = model.header.files[file]
-    reader = model.open(file)
-    try:
-        path = model.root if model.root.is_file() else model.root / file
-        if hasattr(reader, "fileno") and path.is_file():
-            opened = os.fstat(reader.fileno())
-            if opened.st_size != size:
-                raise changed_size(path, opened.st_size, size)
-            if os.path.samestat(opened, path.stat()):
-                return file_sha256(path, cache, progress)
-        digest = hashlib.sha256()
-        buffer = memoryview(bytearray(_CHUNK))
-        for start in range(0, size, _CHUNK):
-            part = buffer[: min(_CHUNK, size - start)]
-            reader.read_into(part, start)
-            digest.update(part)
-            if progress:
-                progress(len(part))
-        return digest.hexdigest()
-    finally:
-        reader.close()
+    with reading_model(model, file, cache, progress) as reading:
+        return digest_of(reading)
+
+
+def digest_of(reading: Reading) -> str:
+    """Return the sha256 of what is read, and remember it."""
+    if reading.known:
+        return reading.known
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(CHUNK))
+    while count := reading.read(buffer):
+        digest.update(buffer[:count])
+    text = digest.hexdigest()
+    reading.keep(text)
+    return text
+
+
+Opener = Callable[[], contextlib.AbstractContextManager[Reading]]
+"""Opens a file to be hashed."""
+
+
+def digests_of(files: Sequence[Opener]) -> list[str]:
+    """Return the sha256 of every file, in order.
+
+    Two are hashed at a time where the processor has instructions for it and the kernel has been
+    compiled, which takes little more than half of the time.
+    """
+    found: dict[int, str] = {}
+    for number, opener in enumerate(files):
+        with opener() as reading:
+            if reading.known:
+                found[number] = reading.known
+    left = [number for number in range(len(files)) if number not in found]
+    if len(left) > 1 and _can_pair():
+        from mergekit_lite.plan.pairs import digests_in_pairs
+
+        found |= zip(left, digests_in_pairs([files[n] for n in left]), strict=True)
+    else:
+        for number in left:
+            with files[number]() as reading:
+                found[number] = digest_of(reading)
+    return [found[number] for number in range(len(files))]
+
+
+def _can_pair() -> bool:
+    if not enabled():
+        return False
+    from mergekit_lite.kernels.sha256 import compress_two, is_possible
+
+    return is_possible() and compress_two.is_compiled
 
 
 def changed_size(path: Path, found: int, planned: int) -> DataError:

@@ -15,8 +15,8 @@ from mergekit_lite.ops._statistics import Order, Totals
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan, Step
 
-PROCESS_BYTES = 188_000_000
-"""Resident memory of the interpreter with numpy, numba and kernels from numba's cache.
+PROCESS_BYTES = 112_000_000
+"""Resident memory of the interpreter with numpy, llvmlite and compiled kernels.
 
 The first run after an installation compiles them in two processes of 270 MB each, one after the
 other where memory is capped.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,14 @@ import yaml
 
 from mergekit_lite import __version__
 from mergekit_lite.errors import DataError, Problem, RecipeError, SourceError
-from mergekit_lite.plan.digests import DigestCache, changed_size, file_sha256, model_sha256
+from mergekit_lite.plan.digests import (
+    DigestCache,
+    Reading,
+    changed_size,
+    digests_of,
+    reading_file,
+    reading_model,
+)
 from mergekit_lite.plan.types import Input, Plan
 
 if TYPE_CHECKING:
@@ -33,7 +41,6 @@ def input_digests(
     cache: DigestCache | None = None,
     *,
     models: Mapping[str, Model] | None = None,
-    threads: int = 2,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, dict[str, str]]:
     """Return the sha256 of every weight file of every input: input -> file -> digest.
@@ -42,7 +49,6 @@ def input_digests(
         plan: whose inputs are hashed; two inputs with one root are hashed once.
         cache: remembered digests; the caller saves it.
         models: the plan's inputs, without which only files of this machine can be hashed.
-        threads: files hashed at the same time.
         progress: called with byte counts as files are read.
 
     Raises:
@@ -52,21 +58,24 @@ def input_digests(
     # Inputs that share a root share its files; one of them stands for all.
     owners = {(i.root, file): name for name, i in plan.inputs.items() for file in i.files}
 
-    def digest(key: tuple[str, str]) -> str:
-        name, file = owners[key], key[1]
+    @contextmanager
+    def reading(name: str, file: str) -> Iterator[Reading]:
         path = _path(plan.inputs[name], file)
         try:
             if models is not None:
-                return model_sha256(models[name], file, cache, progress)
-            found, planned = path.stat().st_size, plan.inputs[name].files[file]
-            if found != planned:
-                raise changed_size(path, found, planned)
-            return file_sha256(path, cache, progress)
+                opened = reading_model(models[name], file, cache, progress)
+            else:
+                found, planned = path.stat().st_size, plan.inputs[name].files[file]
+                if found != planned:
+                    raise changed_size(path, found, planned)
+                opened = reading_file(path, cache, progress)
+            with opened as result:
+                yield result
         except OSError as error:
             raise SourceError(str(error.strerror or error), where=str(path)) from error
 
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        digests = dict(zip(owners, pool.map(digest, owners), strict=True))
+    found = digests_of([partial(reading, name, file) for (_, file), name in owners.items()])
+    digests = dict(zip(owners, found, strict=True))
     return {
         name: {file: digests[source.root, file] for file in source.files}
         for name, source in plan.inputs.items()

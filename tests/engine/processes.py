@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergekit_lite.kernels._jit import kernel_folder
+
 ROOT = Path(__file__).parents[2]
 
 
 def environment(cache: Path) -> dict[str, str]:
     """Return an environment with a cache of its own, but with the kernels compiled before."""
-    import numba
-
-    from mergekit_lite.kernels import _jit
-
-    assert _jit.kernel
+    cache.mkdir(parents=True, exist_ok=True)
+    kernels = cache / "kernels"
+    if not kernels.exists():
+        kernels.symlink_to(kernel_folder().parent.resolve())
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MERGEKIT_LITE")}
-    more = {"MERGEKIT_LITE_CACHE": str(cache), "NUMBA_CACHE_DIR": str(numba.config.CACHE_DIR)}
-    return {**clean, **more, "PYTHONPATH": str(ROOT)}
+    return {**clean, "MERGEKIT_LITE_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
 
 
 @dataclass(frozen=True)

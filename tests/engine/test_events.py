@@ -129,20 +129,27 @@ def test_a_run_that_is_complete_says_so(tmp_path: Path) -> None:
     assert [event.text for event in seen] == ["4 of 4 shards were done and are intact"]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    ("count", "told"), [(0, []), (1, ["compiling 1 kernel for"]), (3, ["compiling 3 kernels for"])]
+)
 def test_compiling_is_announced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, told: list[str]
 ) -> None:
-    calls: list[bool] = []
-    monkeypatch.setattr("mergekit_lite.kernels.warm.compiled_before", lambda: compiled)
+    calls: list[tuple[int, bool]] = []
+    monkeypatch.setattr("mergekit_lite.kernels.warm.missing", lambda kernels: kernels[:1] * count)
     monkeypatch.setattr(
-        "mergekit_lite.kernels.warm.compile_all", lambda *, together: calls.append(together)
+        "mergekit_lite.kernels.warm.compile_kernels",
+        lambda kernels, *, together: calls.append((len(kernels), together)),
     )
     plan, models = built(tmp_path)
     _, seen = watched(plan, models, tmp_path / "out")
     notes = [event.text for event in seen if event.kind == "note"]
-    assert calls == ([] if compiled else [True])
-    assert [note.split(",")[0] for note in notes] == ["compiling the kernels"] * len(calls)
+    assert calls == [(count, True)] * len(told)
+    assert [note.split(" this merge")[0] for note in notes] == told
+    # Two compilers at once would take more memory than the run may.
+    calls.clear()
+    watched(plan, models, tmp_path / "little", max_memory=2 << 30)
+    assert calls == [(count, False)] * len(told)
     monkeypatch.setenv("MERGEKIT_LITE_JIT", "0")
     _, seen = watched(plan, models, tmp_path / "torch")
     assert not [event for event in seen if event.kind == "note"]

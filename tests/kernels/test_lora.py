@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -42,12 +44,13 @@ def test_tiles_of_any_size_make_up_the_whole(
     assert same(out, one_after_the_other(left, right, scale))
 
 
-def test_a_tile_of_a_matrix_of_more_than_2_to_the_31_entries() -> None:
+def test_a_tile_of_a_matrix_of_more_than_2_to_the_31_entries(tmp_path: Path) -> None:
     rows, width = 3, 1 << 30
     left = np.array([[1.0], [2.0], [3.0]], np.float32)
-    right = np.broadcast_to(np.float32(0.5), (1, width))
+    # Only the sizes are large: of the right factor's one row no more than the ends are stored.
+    right = np.memmap(tmp_path / "right", np.float32, "w+", shape=(1, width))
+    right[0, :4] = right[0, -4:] = 0.5
     out = np.empty(8, np.float32)
-    # Only the sizes are large: the one row of the right factor is a single number in memory.
     low_rank_tile(left, right, np.float32(2), rows * width - 4, 4, out[:4])
     low_rank_tile(left, right, np.float32(2), 2 * width - 2, 4, out[4:])
     assert out.tolist() == [3, 3, 3, 3, 2, 2, 3, 3]

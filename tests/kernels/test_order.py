@@ -19,7 +19,7 @@ from mergekit_lite.kernels.order import (
 )
 from mergekit_lite.kernels.steps import CUT
 from mergekit_lite.kernels.tile import BLOCK
-from tests.kernels.blocks import Tile, Transforms, bits, transforms
+from tests.kernels.blocks import Tile, Transforms, bits, memory, transforms
 
 #      flat index 50   51   52    53   54    55   56   57   58    59
 VALUES = [         5.0, 1.0, -3.0, 3.0, -4.0, 0.0, 2.0, 3.0, -9.0, 2.5]  # fmt: skip
@@ -61,8 +61,9 @@ def scan(
     for _ in range(times):
         scan_tile(
             tile.raw, tile.at, tile.code, tile.is_delta, steps.kinds, steps.floats, steps.ints,
-            depths, limits.reshape(experts, 1, 2), named, tile.first, tile.count, 0, block,
-            above, equal, filled, magnitudes, indices, tile.bad,
+            depths, limits.reshape(experts, 1, 2), named, 0, block,
+            above, filled, magnitudes, indices, tile.bad, *memory(experts, block),
+            tile.first, tile.count, equal,
         )  # fmt: skip
     collected = []
     for e in range(experts):
@@ -165,17 +166,19 @@ def test_magnitudes_of_one_expert(block: int) -> None:
     tile = Tile([1.0] * 5, [[9.0] * 5, [0.0, 1.0, 4.0, -2.0, 1.5]], first=7)
     steps = transforms(2, {(1, 0): (CUT, 1.0, [bits(1.0), 8])})
 
-    def of(expert: int, depth: int) -> list[float]:
-        out = np.zeros(5, np.uint32)
+    def of(expert: int, depth: int, *begins: int, n: int = 5) -> list[list[float]]:
+        out = np.zeros((len(begins), n), np.uint32)
         magnitudes_of_tile(
             tile.raw, tile.at, tile.code, tile.is_delta, steps.kinds, steps.floats, steps.ints,
-            expert, depth, tile.first, tile.count, 0, block, out,
+            expert, depth, 0, block, *memory(2, block), tile.first, np.array(begins, np.int64), out,
         )  # fmt: skip
         return list(out.view(np.float32).tolist())
 
-    assert of(0, 0) == [8.0] * 5
-    assert of(1, 0) == [1.0, 0.0, 3.0, 3.0, 0.5]
-    assert of(1, 1) == [1.0, 0.0, 3.0, 3.0, 0.0]
+    assert of(0, 0, 0) == [[8.0] * 5]
+    assert of(1, 0, 0) == [[1.0, 0.0, 3.0, 3.0, 0.5]]
+    assert of(1, 1, 0) == [[1.0, 0.0, 3.0, 3.0, 0.0]]
+    assert of(1, 1, 3, 0, n=2) == [[3.0, 0.0], [1.0, 0.0]]
+    assert of(1, 1) == []
 
 
 def some_bits() -> NDArray[np.uint32]:
@@ -205,4 +208,6 @@ def test_the_lower_histogram_counts_bits_14_to_0_of_one_bin() -> None:
 )
 def test_the_nth_of_equal_magnitudes(nth: int, wanted: tuple[int, int]) -> None:
     values = np.array([1, 7, 2, 3, 7, 1, 7, 7], np.uint32)
-    assert nth_equal(values, 7, np.uint32(7), nth) == wanted
+    found = np.array([5, 5], np.int64)
+    nth_equal(values, 7, np.uint32(7), nth, found)
+    assert tuple(found) == wanted

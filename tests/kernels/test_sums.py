@@ -9,6 +9,7 @@ import torch
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.sums import SUM_BLOCK, gram_tile
 from mergekit_lite.ops._statistics import add_blocks, totals
+from tests.kernels.blocks import memory
 
 SIZES = [1, 15, 16, 17, 31, 4079, 4080, 4095, 4096, 4097, 8191, 8192, 12_289, 20_000]
 
@@ -29,8 +30,8 @@ def summed(tensors: list[torch.Tensor], dtype: str, base: torch.Tensor | None, t
         gram.append(np.zeros((blocks, experts, experts)))
         at = np.arange(len(every), dtype=np.int64) * n * width
         gram_tile(
-            np.concatenate(parts), at, codes, np.zeros(len(every), np.int64), base is None, n,
-            gram[-1], bad,
+            np.concatenate(parts), at, codes, np.zeros(len(every), np.int64), base is None, bad,
+            memory(experts)[0], n, gram[-1],
         )  # fmt: skip
     g = np.concatenate(gram)
     pairs = [(i, j) for i in range(experts) for j in range(i, experts)]

@@ -12,7 +12,7 @@ from mergekit_lite.kernels.codec import CODES, WIDTHS
 from mergekit_lite.kernels.combine import MAX, MEAN, SUM, VOTE, WEIGHTED_SUM
 from mergekit_lite.kernels.steps import BAND, CUT, IDENTITY
 from mergekit_lite.kernels.tile import BLOCK, merge_tile
-from tests.kernels.blocks import TORCH, Tile, Transforms, bits, transforms
+from tests.kernels.blocks import TORCH, Tile, Transforms, bits, memory, transforms
 
 NAN, INF = float("nan"), float("inf")
 
@@ -38,7 +38,8 @@ def merged(
         steps.kinds, steps.floats, steps.ints,
         combine, np.array(weights or [1.0] * len(tile.experts), np.float32), np.float32(divisor),
         np.array(options, np.int64), np.array(posts, np.float32),
-        tile.first, tile.count, 0, block, out, CODES[dtype], tile.bad, tile.norms,
+        0, block, out, CODES[dtype], tile.bad, tile.norms,
+        *memory(len(tile.experts), block), tile.first, tile.count,
     )  # fmt: skip
     assert (out[-8:] == 0xEE).all(), "written past the end"
     return list(torch.from_numpy(out[:-8].copy()).view(TORCH[dtype]).tolist())

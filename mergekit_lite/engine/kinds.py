@@ -1,0 +1,135 @@
+"""Which kernels the rows of a plan want, so that they can be compiled before the first row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mergekit_lite.engine.program import Program, compile_job
+from mergekit_lite.kernels._jit import Kernel
+from mergekit_lite.kernels.chain import Kind, kernel_for
+from mergekit_lite.kernels.chain_ranks import Ranked, sample_for, scan_for
+from mergekit_lite.kernels.codec import CODES
+from mergekit_lite.kernels.lora import low_rank_tile
+from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
+from mergekit_lite.kernels.steps import DARE
+from mergekit_lite.kernels.sums import gram_tile, kept_tile
+from mergekit_lite.kernels.tile import merge_tile
+from mergekit_lite.plan.types import Job, Plan, Read
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
+
+WORTHWHILE = 1 << 24
+"""Entries of a kind of row that are worth a loop of its own, which takes seconds to compile."""
+FEW = 4
+"""Loops that are sooner compiled than a general kernel."""
+_ALL = 1 << 32  # what a random drop keeps of 32-bit numbers when it drops none
+
+
+def merge_kind(job: Job, program: Program, codes: Sequence[int], deltas: Sequence[bool]) -> Kind:
+    """Return a row's kind from the storage codes of its base and experts (-1: not read)."""
+    by_count, aggregate, zero_plus, signed = program.options.tolist()
+    return Kind(
+        codes=tuple(codes),
+        deltas=tuple(map(bool, deltas[1:])),
+        weight_space=program.weight_space,
+        kinds=tuple(map(tuple, program.kinds.tolist())),
+        combine=program.combine,
+        by_count=bool(by_count),
+        aggregate=aggregate,
+        zero_plus=bool(zero_plus),
+        signed=bool(signed),
+        divided=bool(program.divisor != 0),
+        posts=len(program.posts),
+        out_code=CODES[job.dtype],
+    )
+
+
+def merge_loop(
+    job: Job, program: Program, codes: Sequence[int], deltas: Sequence[bool]
+) -> Kernel | None:
+    """Return the loop for a row's kind, or None where only the general one knows it."""
+    drops = program.kinds == DARE
+    if drops.any() and np.any(program.ints[drops][:, 2] >= _ALL):
+        return None
+    kind = merge_kind(job, program, codes, deltas)
+    return kernel_for(kind) if kind.is_known else None
+
+
+def ranked(
+    program: Program, expert: int, position: int, codes: Sequence[int], deltas: Sequence[bool]
+) -> Ranked | None:
+    """Return the kind of input that a transform asks ranks of, or None as `merge_loop` does."""
+    kinds = program.kinds[expert, :position]
+    drops = kinds == DARE
+    if drops.any() and np.any(program.ints[expert, :position][drops][:, 2] >= _ALL):
+        return None
+    kind = Ranked(
+        base=codes[0],
+        code=codes[1 + expert],
+        is_delta=bool(deltas[1 + expert]),
+        kinds=tuple(kinds.tolist()),
+        ranks=len(program.wanted[expert, position]),
+    )
+    return kind if kind.is_known else None
+
+
+def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
+    """Return the kernels that running a plan calls, but for those of rare cases.
+
+    A kind of row that is worth it has a loop of its own; all others share the general kernels.
+    """
+    entries: Counter[Kernel] = Counter()
+    general: dict[Kernel, Kernel] = {}  # loop of a kind -> what does without it
+    always: dict[Kernel, None] = {}  # in order
+    for job in plan.jobs:
+        program = compile_job(job, plan.seed) if job.kind == "merge" else None
+        if program is None:
+            continue
+        codes, deltas = _stored(job, models)
+        found = [(merge_loop(job, program, codes, deltas), merge_tile)]
+        for expert, position in program.wanted:
+            kind = ranked(program, expert, position, codes, deltas)
+            found.append((scan_for(kind) if kind else None, scan_tile))
+            found.append((sample_for(kind) if kind else None, magnitudes_of_tile))
+        for loop, instead in found:
+            if loop is None:
+                always[instead] = None
+            else:
+                entries[loop] += prod(job.shape)
+                general[loop] = instead
+        if any(read.lora for read in job.reads):
+            always[low_rank_tile] = None
+        if program.gram is not None:
+            always[gram_tile] = None
+        if program.by_l1:
+            always[kept_tile] = None
+        if program.wanted:
+            always[nth_equal] = None
+    small = [k for k, count in entries.items() if not k.is_compiled and count < WORTHWHILE]
+    for loop in entries:
+        instead = general[loop]
+        # The general kernels take as long to compile as several loops.
+        shared = loop in small and (instead.is_compiled or len(small) > FEW)
+        always[instead if shared else loop] = None
+    return list(always)
+
+
+def _stored(job: Job, models: Mapping[str, Model]) -> tuple[list[int], list[bool]]:
+    """Return code and form of the base and every expert, as `Row` finds them."""
+    nothing = Read(source="", name="", zero=True)
+    codes, deltas = [], []
+    for read in (job.base or nothing, *job.reads):
+        if read.lora is not None:
+            codes.append(CODES["F32"])
+        elif read.zero or not read.name:
+            codes.append(-1)
+        else:
+            codes.append(CODES[models[read.source].header.tensors[read.name].dtype])
+        deltas.append(read.lora is not None or codes[-1] < 0)
+    return codes, deltas
