@@ -69,7 +69,7 @@ def merge(
     estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))
-    with _folders_above(out), only_run(work, emit), _hashing(plan, models) as hashing:
+    with _folders_above(out), only_run(work, emit), _hashing(plan, models, options) as hashing:
         # A run that has just ended may have left other files than were there before.
         check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
         report = execute(plan, models, work, options, emit)
@@ -109,8 +109,12 @@ def _folders_above(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _hashing(plan: Plan, models: Mapping[str, Model]) -> Iterator[Future[Digests]]:
+def _hashing(
+    plan: Plan, models: Mapping[str, Model], options: Options
+) -> Iterator[Future[Digests]]:
     """Hash the inputs beside the run, which reads the same bytes into the page cache."""
+    # As many as the cores, as these threads are all that is left to do when the merge is done.
+    threads = min(options.workers, 2)
     stopped = threading.Event()
 
     def progress(_: int) -> None:
@@ -119,7 +123,7 @@ def _hashing(plan: Plan, models: Mapping[str, Model]) -> Iterator[Future[Digests
 
     def hash_all() -> Digests:
         cache = DigestCache()
-        digests = input_digests(plan, cache, models=models, progress=progress)
+        digests = input_digests(plan, cache, models=models, threads=threads, progress=progress)
         cache.save()
         return digests
 

@@ -41,6 +41,7 @@ def input_digests(
     cache: DigestCache | None = None,
     *,
     models: Mapping[str, Model] | None = None,
+    threads: int = 2,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, dict[str, str]]:
     """Return the sha256 of every weight file of every input: input -> file -> digest.
@@ -49,6 +50,7 @@ def input_digests(
         plan: whose inputs are hashed; two inputs with one root are hashed once.
         cache: remembered digests; the caller saves it.
         models: the plan's inputs, without which only files of this machine can be hashed.
+        threads: which hash at the same time.
         progress: called with byte counts as files are read.
 
     Raises:
@@ -74,7 +76,9 @@ def input_digests(
         except OSError as error:
             raise SourceError(str(error.strerror or error), where=str(path)) from error
 
-    found = digests_of([partial(reading, name, file) for (_, file), name in owners.items()])
+    found = digests_of(
+        [partial(reading, name, file) for (_, file), name in owners.items()], threads
+    )
     digests = dict(zip(owners, found, strict=True))
     return {
         name: {file: digests[source.root, file] for file in source.files}

@@ -1,9 +1,11 @@
-"""sha256 of many files, two at a time in one thread where the processor can."""
+"""sha256 of many files, two at a time in each thread."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,28 +22,40 @@ from mergekit_lite.kernels.sha256 import (
 from mergekit_lite.plan.digests import CHUNK, Opener, Reading
 
 
-def digests_in_pairs(files: Iterable[Opener]) -> list[str]:
-    """Return the sha256 of every file, in order; at most two are open at any time."""
-    return _Pairs(files).digests()
+def digests_in_pairs(files: Sequence[Opener], threads: int) -> list[str]:
+    """Return the sha256 of every file, in order; each thread has at most two of them open."""
+    left = SimpleQueue[tuple[int, Opener]]()
+    for numbered in enumerate(files):
+        left.put(numbered)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(lambda _: _Pairs(left).digests(), range(threads)))
+    found = {number: digest for part in parts for number, digest in part.items()}
+    return [found[number] for number in range(len(files))]
 
 
 class _Pairs:
     """Two files in step: as many blocks of both are hashed together as both have in memory."""
 
-    def __init__(self, files: Iterable[Opener]) -> None:
-        self._files = enumerate(files)
+    def __init__(self, left: SimpleQueue[tuple[int, Opener]]) -> None:
+        self._left = left
         self._found: dict[int, str] = {}
         self._states = new_states()
         self._slots: list[_Message | None] = [None, None]
 
-    def digests(self) -> list[str]:
+    def digests(self) -> dict[int, str]:
+        """Return the digests of all files that this thread has taken, by their numbers."""
         try:
             while any([self._filled(slot) for slot in (0, 1)]):
                 self._compress()
+        except BaseException:
+            while not self._left.empty():  # the other threads need not go on
+                with suppress(Empty):
+                    self._left.get_nowait()
+            raise
         finally:
             for message in filter(None, self._slots):
                 message.steps.close()
-        return [self._found[number] for number in sorted(self._found)]
+        return self._found
 
     def _filled(self, slot: int) -> bool:
         """Give a slot something to hash, a new file if need be; return whether there is any."""
@@ -53,10 +67,12 @@ class _Pairs:
             self._slots[slot] = None
 
     def _next(self, slot: int) -> _Message | None:
-        for number, opener in self._files:
-            restart(self._states, slot)
-            return _Message(number, opener)
-        return None
+        try:
+            number, opener = self._left.get_nowait()
+        except Empty:
+            return None
+        restart(self._states, slot)
+        return _Message(number, opener)
 
     def _compress(self) -> None:
         first, second = self._slots

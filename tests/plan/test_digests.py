@@ -44,9 +44,10 @@ def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize("count", [0, 1, 2, 3, len(SIZES)])
-def test_digests_are_those_of_hashlib(files: dict[Path, str], count: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_digests_are_those_of_hashlib(files: dict[Path, str], count: int, threads: int) -> None:
     chosen = list(files)[-count:] if count else []
-    found = digests_of([partial(reading_file, path) for path in chosen])
+    found = digests_of([partial(reading_file, path) for path in chosen], threads)
     assert found == [files[path] for path in chosen]
 
 
@@ -66,9 +67,10 @@ def test_what_is_remembered_is_not_read(files: dict[Path, str], tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("_either_way")
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("broken", [0, 3])
 def test_a_file_that_cannot_be_read_ends_all_and_closes_them(
-    files: dict[Path, str], broken: int
+    files: dict[Path, str], broken: int, threads: int
 ) -> None:
     held: set[Path] = set()
 
@@ -86,7 +88,7 @@ def test_a_file_that_cannot_be_read_ends_all_and_closes_them(
             held.discard(path)
 
     with pytest.raises(ValueError, match=f"file {broken}"):
-        digests_of([partial(opened, n, path) for n, path in enumerate(files)])
+        digests_of([partial(opened, n, path) for n, path in enumerate(files)], threads)
     assert not held
 
 
