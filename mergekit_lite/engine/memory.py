@@ -6,9 +6,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mergekit_lite.engine.options import LEAST_TILE, TILE_ENTRIES, Options
+from mergekit_lite.engine.options import Options
 from mergekit_lite.ops import registry
-from mergekit_lite.plan.estimate import KEPT_BYTES, PROCESS_BYTES, estimate, whole_bytes
+from mergekit_lite.plan.estimate import (
+    KEPT_BYTES,
+    LEAST_TILE,
+    PROCESS_BYTES,
+    TILE_ENTRIES,
+    estimate,
+    whole_bytes,
+)
 from mergekit_lite.plan.types import Job, Plan
 
 

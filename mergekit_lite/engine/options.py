@@ -9,10 +9,6 @@ from typing import Any, Literal, get_args
 
 from mergekit_lite.errors import Problem, RecipeError
 
-TILE_ENTRIES = 1 << 17
-"""Entries of a tile on the CPU: five bf16 inputs of it stay near the core."""
-LEAST_TILE = 1 << 12
-"""No tile is smaller: sums are blocked by this many entries."""
 DEVICE_TILE_ENTRIES = 1 << 23
 """Entries of a tile on a GPU, where launches and transfers have a fixed price."""
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.inputs import CACHE_LINE, Readers, Slot, TilePool, slots_of
-from mergekit_lite.engine.options import LEAST_TILE, Contribution
+from mergekit_lite.engine.options import Contribution
 from mergekit_lite.errors import DataError, Interrupted, Problem
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BINS, BLOCK, work_shape
+from mergekit_lite.plan.estimate import LEAST_TILE
 from mergekit_lite.plan.types import Job
 
 Write = Callable[[NDArray[np.uint8], int], None]

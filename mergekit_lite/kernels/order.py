@@ -18,6 +18,9 @@ from mergekit_lite.kernels.codec import decode
 from mergekit_lite.kernels.steps import MAGNITUDE
 from mergekit_lite.kernels.tile import load_input, transform_input
 
+_COUNTED: Final = 1024
+"""Entries that are counted together before one of them is looked for."""
+
 PIVOTS: Final = 4
 """Magnitudes of a bracket that can be counted instead of collected."""
 
@@ -257,9 +260,15 @@ def nth_equal(
 ) -> None:
     """Write to `found` the position of the nth entry equal to `value`, or -1, and how many are."""
     found[0], found[1] = -1, 0
-    for i in range(n):
-        if bits[i] == value:
-            found[1] += 1
-            if found[1] == nth:
-                found[0] = i
-                return
+    for begin in range(0, n, _COUNTED):
+        part = bits[begin : min(begin + _COUNTED, n)]
+        equal = _count_equal(part, len(part), value)
+        if found[1] + equal < nth:
+            found[1] += equal
+            continue
+        for i in range(len(part)):
+            if part[i] == value:
+                found[1] += 1
+                if found[1] == nth:
+                    found[0] = begin + i
+                    return

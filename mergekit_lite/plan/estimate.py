@@ -23,9 +23,13 @@ other where memory is capped.
 """
 TORCH_BYTES = 250_000_000
 """What loading torch adds, which only rows beyond the fused kernels need."""
-TILE_ENTRIES = 1 << 17
-"""Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`."""
+TILE_ENTRIES = 1 << 18
+"""Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`.
+
+Smaller ones cost time in calls, larger ones in writes of a megabyte (docs/benchmarks.md).
+"""
 LEAST_TILE = 1 << 12
+"""No tile is smaller: sums are blocked by this many entries."""
 RANK_ROOM = 1 << 21
 """Magnitudes, with their indices, that a worker keeps for all exact ranks it looks for."""
 LEAST_RANK_ROOM = 1 << 16
