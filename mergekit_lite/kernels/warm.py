@@ -68,5 +68,6 @@ def _check(process: subprocess.Popen[str], said: str) -> None:
         last = said.strip().splitlines()[-1:] or [f"it ended with code {process.returncode}"]
         raise MergekitLiteError(
             f"the kernels could not be compiled: {last[0]}",
-            hint="set MERGEKIT_LITE_JIT=0 to run without them, several times slower",
+            hint="set MERGEKIT_LITE_CACHE to a folder that can be written if that is what it lacks,"
+            " or MERGEKIT_LITE_JIT=0 to run without kernels, several times slower",
         )
