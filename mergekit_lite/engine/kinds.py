@@ -13,6 +13,7 @@ from mergekit_lite.engine.program import Program, compile_job
 from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.chain import Kind, kernel_for
 from mergekit_lite.kernels.chain_ranks import Ranked, sample_for, scan_for
+from mergekit_lite.kernels.chain_sums import kept_for
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
@@ -64,17 +65,17 @@ def merge_loop(
 def ranked(
     program: Program, expert: int, position: int, codes: Sequence[int], deltas: Sequence[bool]
 ) -> Ranked | None:
-    """Return the kind of input that a transform asks ranks of, or None as `merge_loop` does."""
+    """Return the kind of input that a transform asks about, or None as `merge_loop` does."""
     kinds = program.kinds[expert, :position]
-    drops = kinds == DARE
-    if drops.any() and np.any(program.ints[expert, :position][drops][:, 2] >= _ALL):
+    drops = program.kinds[expert, : position + 1] == DARE
+    if np.any(program.ints[expert, : position + 1][drops][:, 2] >= _ALL):
         return None
     kind = Ranked(
         base=codes[0],
         code=codes[1 + expert],
         is_delta=bool(deltas[1 + expert]),
         kinds=tuple(kinds.tolist()),
-        ranks=len(program.wanted[expert, position]),
+        ranks=len(program.wanted.get((expert, position), ())),
     )
     return kind if kind.is_known else None
 
@@ -97,6 +98,9 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
             kind = ranked(program, expert, position, codes, deltas)
             found.append((scan_for(kind) if kind else None, scan_tile))
             found.append((sample_for(kind) if kind else None, magnitudes_of_tile))
+        for expert, position in program.by_l1:
+            kind = ranked(program, expert, position, codes, deltas)
+            found.append((kept_for(kind) if kind else None, kept_tile))
         for loop, instead in found:
             if loop is None:
                 always[instead] = None
@@ -107,8 +111,6 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
             always[low_rank_tile] = None
         if program.gram is not None:
             always[gram_tile] = None
-        if program.by_l1:
-            always[kept_tile] = None
         if program.wanted:
             always[nth_equal] = None
     small = [k for k, count in entries.items() if not k.is_compiled and count < WORTHWHILE]

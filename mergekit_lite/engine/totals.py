@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mergekit_lite.engine.kinds import ranked
 from mergekit_lite.engine.program import Program
 from mergekit_lite.engine.row import Row
+from mergekit_lite.kernels.chain_sums import kept_for
 from mergekit_lite.kernels.sums import SUM_BLOCK, gram_tile, kept_tile
 from mergekit_lite.ops._place import Sums
 from mergekit_lite.ops._statistics import add_blocks
@@ -40,17 +42,31 @@ def find_factors(
     """Enter the factors of one random drop of each expert named, from one sweep for them all."""
     experts = len(row.job.reads)
     depth = np.full(experts, -1, np.int64)
+    calls: dict[int, Callable[..., None]] = {}
     for expert, position in positions.items():
-        depth[expert] = position
+        kind = ranked(program, expert, position, row.codes.tolist(), row.is_delta.tolist())
+        if kind is not None and (loop := kept_for(kind)).is_compiled:
+            calls[expert] = loop.on(
+                row.pool.raw, row.at, 1 + expert, program.floats, program.ints, row.work
+            )
+        else:
+            depth[expert] = position
     bad = np.zeros_like(row.bad)
     parts = [np.zeros((0, experts, 2))]
-    sums = kept_tile.on(
-        row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-        program.ints, depth, bad, row.work, row.bins,
-    )  # fmt: skip
+    sums = None
+    if (depth >= 0).any():
+        sums = kept_tile.on(
+            row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
+            program.ints, depth, bad, row.work, row.bins,
+        )  # fmt: skip
     for first, count in row.tiles(stop):
         parts.append(np.zeros((-(-count // SUM_BLOCK), experts, 2)))
-        sums(first, count, parts[-1])
+        if sums is not None:
+            sums(first, count, parts[-1])
+        for expert, call in calls.items():
+            absolute = np.zeros((len(parts[-1]), 2))
+            call(first, count, absolute)
+            parts[-1][:, expert] = absolute
     np.maximum(row.bad, bad, out=row.bad)
     blocks = np.concatenate(parts)
     for expert, position in positions.items():

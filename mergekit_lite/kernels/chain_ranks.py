@@ -68,7 +68,7 @@ def scan_for(kind: Ranked) -> Kernel:
     have an entry, `magnitudes` and `indices` a row for each rank; `flags` (ranks x `PIECE`) and
     `seen` (`PIECE`) are memory.
     """
-    return scan_chain(json.dumps(asdict(kind), sort_keys=True))
+    return scan_chain(as_text(kind))
 
 
 @lru_cache(maxsize=256)
@@ -77,22 +77,28 @@ def sample_for(kind: Ranked) -> Kernel:
 
     Chunk k has the entries from `begins[k]` on of a tile whose first flat index is `first`.
     """
-    return sample_chain(json.dumps(asdict(replace(kind, ranks=0)), sort_keys=True))
+    return sample_chain(as_text(replace(kind, ranks=0)))
 
 
 def scan_chain(text: str) -> Kernel:
     """Return the kernel of `scan_for` for a kind that is given as JSON."""
-    function = compiled_from(scan_source(_kind(text)), "scan", text, _HELPERS)
+    function = compiled_from(scan_source(from_text(text)), "scan", text, _HELPERS)
     return Kernel(function, _TYPES, ("chain_ranks", "scan_chain", text))
 
 
 def sample_chain(text: str) -> Kernel:
     """Return the kernel of `sample_for` for a kind that is given as JSON."""
-    function = compiled_from(sample_source(_kind(text)), "sample", text, _HELPERS)
+    function = compiled_from(sample_source(from_text(text)), "sample", text, _HELPERS)
     return Kernel(function, _SAMPLE_TYPES, ("chain_ranks", "sample_chain", text))
 
 
-def _kind(text: str) -> Ranked:
+def as_text(kind: Ranked) -> str:
+    """Return a kind as JSON."""
+    return json.dumps(asdict(kind), sort_keys=True)
+
+
+def from_text(text: str) -> Ranked:
+    """Return the kind that `as_text` has written."""
     given = json.loads(text)
     return Ranked(**{**given, "kinds": tuple(given["kinds"])})
 
@@ -158,8 +164,8 @@ def more_pivots(
 _HELPERS: Final = {"gathered": gathered, "more_pivots": more_pivots, "piece_of": piece_of}
 
 
-def _magnitude_lines(kind: Ranked) -> tuple[list[str], list[str]]:
-    """Return what precedes a piece of input `e`, and what finds an entry's magnitude `m`."""
+def input_lines(kind: Ranked) -> tuple[list[str], list[str]]:
+    """Return what precedes a piece of input `e`, and what finds an entry `x1` of it."""
     before, lines = [], []
     for i, code, at in (("0", kind.base, "at[0]"), ("1", kind.code, "at[e]")):
         if code >= 0:
@@ -172,10 +178,10 @@ def _magnitude_lines(kind: Ranked) -> tuple[list[str], list[str]]:
     lines.append(f"x1 = {value}" if kind.is_delta or kind.code < 0 else f"x1 = {value} - b")
     for t, step in enumerate(kind.kinds):
         transform("1", f"e - 1, {t}", t, step, before, lines)
-    return before, [*lines, "m = np.int32(magnitude(x1))"]
+    return before, lines
 
 
-def _pieces(kind: Ranked, before: list[str], lines: list[str], after: list[str]) -> list[str]:
+def pieces(kind: Ranked, before: list[str], lines: list[str], after: list[str]) -> list[str]:
     """Return a loop over the pieces from entry `done` of a tile up to flat index `last`."""
     return [
         "while first + done < last:",
@@ -193,22 +199,22 @@ def _pieces(kind: Ranked, before: list[str], lines: list[str], after: list[str])
 
 def sample_source(kind: Ranked) -> str:
     """Return the text that writes the magnitudes of evenly long chunks."""
-    before, lines = _magnitude_lines(kind)
+    before, lines = input_lines(kind)
     before.append("o = out[k, done - begins[k] : done - begins[k] + n]")
-    lines.append("o[i] = np.uint32(m)")
+    lines.append("o[i] = magnitude(x1)")
     return "\n".join([
         f"def sample({_SAMPLE_ARGUMENTS}):",
         "    for k in range(begins.shape[0]):",
         "        done = begins[k]",
         "        last = first + done + out.shape[1]",
-        *indented(2, _pieces(kind, before, lines, [])),
+        *indented(2, pieces(kind, before, lines, [])),
     ])  # fmt: skip
 
 
 def scan_source(kind: Ranked) -> str:
     """Return the text of the sweep for a kind of input."""
-    before, lines = _magnitude_lines(kind)
-    lines.append("seen[i] = m")
+    before, lines = input_lines(kind)
+    lines += ["m = np.int32(magnitude(x1))", "seen[i] = m"]
     after = []
     for r in range(kind.ranks):
         # Signed numbers, as magnitudes are below 2**31: AVX2 compares no others.
@@ -228,5 +234,5 @@ def scan_source(kind: Ranked) -> str:
     return "\n".join([
         f"def scan({_ARGUMENTS}):",
         "    done, last = 0, first + count",
-        *indented(1, _pieces(kind, before, lines, after)),
+        *indented(1, pieces(kind, before, lines, after)),
     ])  # fmt: skip

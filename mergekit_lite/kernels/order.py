@@ -46,6 +46,15 @@ def _count_equal(bits: NDArray[np.uint32], n: int, value: np.uint32) -> int:
 
 
 @inlined
+def _count_same(bits: NDArray[np.uint32], value: np.uint32) -> int:
+    """Return how many patterns are `value`, whole as they are."""
+    same = np.uint32(0)
+    for i in range(len(bits)):
+        same = np.uint32(same + np.uint32(bits[i] == value))
+    return int(same)
+
+
+@inlined
 def _collect(
     bits: NDArray[np.uint32],
     n: int,
@@ -262,7 +271,7 @@ def nth_equal(
     found[0], found[1] = -1, 0
     for begin in range(0, n, _COUNTED):
         part = bits[begin : min(begin + _COUNTED, n)]
-        equal = _count_equal(part, len(part), value)
+        equal = _count_same(part, value)
         if found[1] + equal < nth:
             found[1] += equal
             continue

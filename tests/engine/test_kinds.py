@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mergekit_lite.checkpoint.lora import LoraFactors
-from mergekit_lite.engine import brackets, cpu, kinds
+from mergekit_lite.engine import brackets, cpu, kinds, totals
 from mergekit_lite.engine.kinds import FEW, wanted_kernels
 from mergekit_lite.errors import DataError
 from mergekit_lite.kernels import warm
@@ -151,7 +151,7 @@ def test_a_loop_that_is_there_is_used_however_small_the_row(compiled: Compiled) 
         (BY_ROW, {"merge_tile"}),
         ([*each("dare", {"density": 1}, EXPERTS), MEAN], {"merge_tile"}),
         (CHAINS["slerp"], {"gram_tile", "merge_chain"}),
-        ([*CHAINS["dare by l1, then a trim"][:2], MEAN], {"kept_tile", "merge_chain"}),
+        ([*CHAINS["dare by l1, then a trim"][:2], MEAN], {"kept_chain", "merge_chain"}),
         (
             [*each("dare", {"density": 1}, EXPERTS), *TIES],
             {"merge_tile", "scan_tile", "magnitudes_of_tile", "nth_equal"},
@@ -209,6 +209,7 @@ def use_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 def use_general_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "merge_loop", lambda *args: None)
     monkeypatch.setattr(brackets, "ranked", lambda *args: None)
+    monkeypatch.setattr(totals, "ranked", lambda *args: None)
 
 
 @pytest.fixture(scope="module", autouse=True)
