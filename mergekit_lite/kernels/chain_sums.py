@@ -45,10 +45,12 @@ def kept_chain(text: str) -> Kernel:
 def kept_source(kind: Ranked) -> str:
     """Return the text of the sweep for a kind of input."""
     before, lines = input_lines(kind)
-    lines.append("seen[done - begin + i] = x1")
+    for name in ("seen", "kept"):
+        before.append(f"{name}_here = {name}[done - begin : done - begin + n]")
+    lines.append("seen_here[i] = x1")
     # Its factor is 1 as long as the one that these sums are for is not known.
     transform("1", f"e - 1, {len(kind.kinds)}", len(kind.kinds), DARE, before, lines)
-    lines.append("kept[done - begin + i] = x1")
+    lines.append("kept_here[i] = x1")
     return "\n".join([
         f"def kept({_ARGUMENTS}):",
         "    seen, kept = work[0], work[1]",
