@@ -64,6 +64,11 @@ def kind_of(row: Row, program: Program, want: Wanted) -> Ranked | None:
     return ranked(program, want.expert, want.position, codes, deltas)
 
 
+def ranks_of(program: Program, wanted: list[Wanted]) -> int:
+    """Return the most ranks that a transform asks for, those among them that need no sweep too."""
+    return max(len(program.wanted[want.expert, want.position]) for want in wanted)
+
+
 def room_for(row: Row, ranks: int) -> int:
     """Return how many entries may be collected for one rank of one expert, and a word more."""
     return rank_room(row.size, len(row.job.reads) * ranks) + 8
@@ -71,7 +76,7 @@ def room_for(row: Row, ranks: int) -> int:
 
 def bracket(row: Row, program: Program, wanted: list[Wanted]) -> None:
     """Set `low` and `high` of each wanted rank from evenly spaced chunks of the row."""
-    room = room_for(row, 1 + max(want.slot for want in wanted))
+    room = room_for(row, ranks_of(program, wanted))
     for fine in (False, True):
         rough = False
         for expert, chunks in _samples(row, program, wanted, fine=fine).items():

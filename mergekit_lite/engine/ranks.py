@@ -16,7 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.engine.brackets import Wanted, bracket, kind_of, magnitude_writer, room_for
+from mergekit_lite.engine.brackets import (
+    Wanted,
+    bracket,
+    kind_of,
+    magnitude_writer,
+    ranks_of,
+    room_for,
+)
 from mergekit_lite.engine.program import Program
 from mergekit_lite.engine.row import Row
 from mergekit_lite.kernels.chain_ranks import PIECE, scan_for
@@ -67,7 +74,7 @@ def _find(row: Row, program: Program, wanted: list[Wanted], stop: threading.Even
 
 def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Event) -> None:
     experts = len(row.job.reads)
-    ranks = 1 + max(want.slot for want in wanted)
+    ranks = ranks_of(program, wanted)
     brackets = np.empty((experts, ranks, 2), np.int64)
     brackets[:, :, 0], brackets[:, :, 1] = 1, 0
     depth = np.full(experts, -1, np.int64)

@@ -90,8 +90,7 @@ def merge_chain(text: str) -> Kernel:
         given[key] = tuple(given[key])
     given["kinds"] = tuple(map(tuple, given["kinds"]))
     made = source(Kind(**given))
-    more = {"piece_end": piece_end, "non_finite_stored": non_finite_stored}
-    function = compiled_from(made, "merge", text, more)
+    function = compiled_from(made, "merge", text, {"non_finite_stored": non_finite_stored})
     return Kernel(function, _TYPES, ("chain", "merge_chain", text))
 
 
@@ -106,9 +105,9 @@ def compiled_from(
 
 
 @inlined
-def piece_end(flat: int, last: int) -> int:
-    """Return where a piece from flat index `flat` ends: drawn numbers change at 2**32."""
-    return min(last, flat + PIECE, ((flat >> 32) + 1) << 32)
+def piece_end(flat: int, last: int, most: int) -> int:
+    """Return where a piece of at most so many entries ends: drawn numbers change at 2**32."""
+    return min(last, flat + most, ((flat >> 32) + 1) << 32)
 
 
 @inlined
@@ -119,6 +118,7 @@ def until_tie(end: int, flat: int, until: int) -> int:
 
 _NAMES: Final[dict[str, Any]] = {
     "np": np,
+    "piece_end": piece_end,
     "until_tie": until_tie,
     "ZERO": entry.ZERO,
     "ONE": entry.ONE,
@@ -174,7 +174,7 @@ def source(kind: Kind) -> str:
         "    done = 0",
         "    while done < count:",
         "        flat = first + done",
-        "        end = piece_end(flat, first + count)",
+        f"        end = piece_end(flat, first + count, {PIECE})",
         *indented(2, tie_lines(kind.kinds, [str(e - 1) for e in experts])),
         "        n = end - flat",
         *indented(2, before),

@@ -14,12 +14,10 @@ from mergekit_lite.kernels._jit import Kernel, inlined
 from mergekit_lite.kernels.chain import KNOWN, compiled_from, indented, load, tie_lines, transform
 from mergekit_lite.kernels.codec import WIDTHS
 from mergekit_lite.kernels.entry import STORED
-from mergekit_lite.kernels.order import PIVOTS
+from mergekit_lite.kernels.order import PIVOTS, gathered
 
 PIECE: Final = 1 << 12
 """Entries whose marks and magnitudes are kept, in L1, until those marked are collected."""
-
-_BYTES = np.uint64(0x0001020304050607)
 
 _TYPES: Final = (
     "u1[::1]", "i8[::1]", "i8", "f4[:,::1]", "i8[:,:,::1]", "i8[:,::1]", "i8[:,::1]",
@@ -104,46 +102,6 @@ def from_text(text: str) -> Ranked:
 
 
 @inlined
-def piece_of(flat: int, last: int) -> int:
-    """Return where a piece from flat index `flat` ends: drawn numbers change at 2**32."""
-    return min(last, flat + PIECE, ((flat >> 32) + 1) << 32)
-
-
-@inlined
-def gathered(
-    flags: NDArray[np.uint8],
-    seen: NDArray[np.int32],
-    n: int,
-    first: int,
-    magnitudes: NDArray[np.uint32],
-    indices: NDArray[np.int64],
-    filled: int,
-) -> int:
-    """Append the magnitudes that are marked, with their flat indices; return the new fill.
-
-    A fill of one more than there is room for says that they did not fit.
-    """
-    room = len(magnitudes)
-    for i in range(n, (n + 7) // 8 * 8):
-        flags[i] = np.uint8(0)
-    words = flags.view(np.uint64)
-    for word in range((n + 7) // 8):
-        # Eight marks at a time: most words are zero, and most others hold one.
-        marks = words[word]
-        if marks != 0 and filled + 8 > room:
-            return room + 1
-        while marks != 0:
-            lowest = np.uint64(marks & (~marks + np.uint64(1)))
-            # The number of its byte: shifted so far, the byte on top is just that.
-            i = word * 8 + int(np.uint64(lowest * _BYTES) >> np.uint64(56))
-            magnitudes[filled] = np.uint32(seen[i])
-            indices[filled] = first + i
-            filled += 1
-            marks = np.uint64(marks ^ lowest)
-    return filled
-
-
-@inlined
 def more_pivots(
     flags: NDArray[np.uint8],
     seen: NDArray[np.int32],
@@ -161,7 +119,7 @@ def more_pivots(
             equal[k] += np.int64(tied)
 
 
-_HELPERS: Final = {"gathered": gathered, "more_pivots": more_pivots, "piece_of": piece_of}
+_HELPERS: Final = {"gathered": gathered, "more_pivots": more_pivots}
 
 
 def input_lines(kind: Ranked) -> tuple[list[str], list[str]]:
@@ -186,7 +144,7 @@ def pieces(kind: Ranked, before: list[str], lines: list[str], after: list[str]) 
     return [
         "while first + done < last:",
         "    flat = first + done",
-        "    end = piece_of(flat, last)",
+        f"    end = piece_end(flat, last, {PIECE})",
         *indented(1, tie_lines([kind.kinds], ["e - 1"])),
         "    n = end - flat",
         *indented(1, before),

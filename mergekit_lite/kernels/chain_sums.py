@@ -12,7 +12,6 @@ from mergekit_lite.kernels.chain_ranks import (
     as_text,
     from_text,
     input_lines,
-    piece_of,
     pieces,
 )
 from mergekit_lite.kernels.lanes import sum_of_magnitudes
@@ -23,7 +22,7 @@ _TYPES: Final = (
     "u1[::1]", "i8[::1]", "i8", "f4[:,::1]", "i8[:,:,::1]", "f4[:,::1]", "i8", "i8", "f8[:,::1]",
 )  # fmt: skip
 _ARGUMENTS: Final = "raw, at, e, floats, ints, work, first, count, absolute"
-_HELPERS: Final = {"piece_of": piece_of, "sum_of_magnitudes": sum_of_magnitudes}
+_HELPERS: Final = {"sum_of_magnitudes": sum_of_magnitudes}
 
 
 @lru_cache(maxsize=256)

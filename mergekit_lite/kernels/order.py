@@ -24,6 +24,7 @@ _COUNTED: Final = 1024
 PIVOTS: Final = 4
 """Magnitudes of a bracket that can be counted instead of collected."""
 
+_BYTES = np.uint64(0x0001020304050607)
 _WIDTHS = np.array([2, 2, 4, 8], np.int64)
 
 
@@ -55,6 +56,40 @@ def _count_same(bits: NDArray[np.uint32], value: np.uint32) -> int:
 
 
 @inlined
+def gathered(
+    flags: NDArray[np.uint8],
+    seen: NDArray[np.uint32],
+    n: int,
+    first: int,
+    magnitudes: NDArray[np.uint32],
+    indices: NDArray[np.int64],
+    filled: int,
+) -> int:
+    """Append the magnitudes that are marked, with their flat indices; return the new fill.
+
+    A fill of one more than there is room for says that they did not fit.
+    """
+    room = len(magnitudes)
+    for i in range(n, (n + 7) // 8 * 8):
+        flags[i] = np.uint8(0)
+    words = flags[: (n + 7) // 8 * 8].view(np.uint64)
+    for word in range((n + 7) // 8):
+        # Eight marks at a time: most words are zero, and most others hold one.
+        marks = words[word]
+        if marks != 0 and filled + 8 > room:
+            return room + 1
+        while marks != 0:
+            lowest = np.uint64(marks & (~marks + np.uint64(1)))
+            # The number of its byte: shifted so far, the byte on top is just that.
+            i = word * 8 + int(np.uint64(lowest * _BYTES) >> np.uint64(56))
+            magnitudes[filled] = np.uint32(np.uint32(seen[i]) & MAGNITUDE)
+            indices[filled] = first + i
+            filled += 1
+            marks = np.uint64(marks ^ lowest)
+    return filled
+
+
+@inlined
 def _collect(
     bits: NDArray[np.uint32],
     n: int,
@@ -79,7 +114,6 @@ def _collect(
             equal[k] += _count_equal(bits, n, np.uint32(pivots[k]))
     if low == high and pivots[0] == low:
         return filled  # nothing is left to collect: the usual case where magnitudes tie
-    room = magnitudes.shape[0]
     span = np.uint32(high - low)
     # No magnitude has its top bit set, so -1 matches none. One pass, or LLVM does not vectorise.
     p0, p1 = np.uint32(pivots[0]), np.uint32(pivots[1])
@@ -88,20 +122,7 @@ def _collect(
         m = np.uint32(bits[i] & MAGNITUDE)
         inside = np.uint32(m - low) <= span
         flags[i] = np.uint8(inside & (m != p0) & (m != p1) & (m != p2) & (m != p3))
-    for i in range(n, (n + 7) // 8 * 8):
-        flags[i] = np.uint8(0)
-    words = flags[: (n + 7) // 8 * 8].view(np.uint64)
-    for word in range((n + 7) // 8):
-        # Eight entries at a time: nearly all words are zero.
-        if words[word] != 0:
-            if filled + 8 > room:
-                return room + 1
-            for i in range(word * 8, word * 8 + 8):
-                if flags[i] != 0:
-                    magnitudes[filled] = bits[i] & MAGNITUDE
-                    indices[filled] = first + i
-                    filled += 1
-    return filled
+    return gathered(flags, bits, n, first, magnitudes, indices, filled)
 
 
 @kernel(
