@@ -1,11 +1,9 @@
-"""Brings tiles of a row's inputs into memory: stored tensors and low-rank deltas alike."""
+"""Open weight files, and the memory that tiles of a row's inputs are brought into."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +11,10 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
 from mergekit_lite.errors import DataError
-from mergekit_lite.plan.types import Job, Read
 
 if TYPE_CHECKING:
     from mergekit_lite.checkpoint.reader import Reader
+    from mergekit_lite.engine.supplies import Slot
     from mergekit_lite.sources import Model
 
 SLOT_ALIGNMENT = 4096
@@ -101,63 +99,6 @@ def as_float32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     if kind is None:
         raise DataError(f"dtype {dtype} does not enter arithmetic")
     return raw.view(kind).astype(np.float32)
-
-
-@dataclass
-class LowRank:
-    """The two fp32 factors of an adapter's delta, in the orientation of the stored weight."""
-
-    left: NDArray[np.float32]  # rows x rank
-    right: NDArray[np.float32]  # rank x width
-    scale: np.float32
-
-
-def low_rank(readers: Readers, read: Read) -> LowRank:
-    """Read the factors of an adapter's delta."""
-    factors = read.lora
-    if factors is None:
-        raise DataError(f"`{read.name}` of `{read.source}` is not a low-rank delta")
-    a, b = readers.tensor(read.source, factors.a), readers.tensor(read.source, factors.b)
-    left, right = (a.T, b.T) if factors.transpose else (b, a)
-    return LowRank(
-        np.ascontiguousarray(left), np.ascontiguousarray(right), np.float32(factors.scale)
-    )
-
-
-@dataclass
-class Slot:
-    """One input of a row: where it is stored, or how it is computed."""
-
-    read: Read
-    info: TensorInfo | None  # None: absent, or a low-rank delta
-    factors: LowRank | None = None
-
-    @property
-    def dtype(self) -> str:
-        """Dtype of the entries in memory; empty when there are none."""
-        if self.factors is not None:
-            return "F32"
-        return self.info.dtype if self.info is not None else ""
-
-
-def slots_of(job: Job, readers: Readers) -> list[Slot]:
-    """Return the base's slot (absent when the row does not need it) and then every read's."""
-    nothing = Read(source="", name="", zero=True)
-    slots = []
-    for read in (job.base or nothing, *job.reads):
-        if read.zero or not (read.name or read.lora):
-            slots.append(Slot(read, None))
-        elif read.lora is not None:
-            slots.append(Slot(read, None, low_rank(readers, read)))
-        else:
-            info = readers.info(read.source, read.name)
-            if prod(info.shape) != prod(job.shape):
-                raise DataError(
-                    f"`{info.name}` has shape {list(info.shape)}, the plan says {list(job.shape)}",
-                    where=read.source,
-                )
-            slots.append(Slot(read, info))
-    return slots
 
 
 class TilePool:

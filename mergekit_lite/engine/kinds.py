@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mergekit_lite.engine.program import Program, compile_job
+from mergekit_lite.engine.supplies import form_of
 from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.chain import Kind, kernel_for
 from mergekit_lite.kernels.chain_ranks import Ranked, sample_for, scan_for
@@ -125,13 +126,5 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
 def _stored(job: Job, models: Mapping[str, Model]) -> tuple[list[int], list[bool]]:
     """Return code and form of the base and every expert, as `Row` finds them."""
     nothing = Read(source="", name="", zero=True)
-    codes, deltas = [], []
-    for read in (job.base or nothing, *job.reads):
-        if read.lora is not None:
-            codes.append(CODES["F32"])
-        elif read.zero or not read.name:
-            codes.append(-1)
-        else:
-            codes.append(CODES[models[read.source].header.tensors[read.name].dtype])
-        deltas.append(read.lora is not None or codes[-1] < 0)
-    return codes, deltas
+    forms = [form_of(read, models) for read in (job.base or nothing, *job.reads)]
+    return [CODES[dtype] if dtype else -1 for dtype, _ in forms], [delta for _, delta in forms]

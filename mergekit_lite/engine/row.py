@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
-from mergekit_lite.engine.inputs import CACHE_LINE, Readers, Slot, TilePool, slots_of
+from mergekit_lite.engine.inputs import CACHE_LINE, Readers, TilePool
 from mergekit_lite.engine.options import Contribution
+from mergekit_lite.engine.supplies import Slot, slots_of
 from mergekit_lite.errors import DataError, Interrupted, Problem
 from mergekit_lite.kernels.codec import CODES
-from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BINS, BLOCK, work_shape
 from mergekit_lite.plan.estimate import LEAST_TILE
@@ -60,7 +60,7 @@ class Row:
         self.size = prod(job.shape)
         self.slots = slots_of(job, readers)
         self.codes = np.array([CODES[s.dtype] if s.dtype else -1 for s in self.slots], np.int64)
-        self.is_delta = np.array([s.info is None for s in self.slots], np.int64)
+        self.is_delta = np.array([s.is_delta for s in self.slots], np.int64)
         self.width = width
         self.tile, self.block = tile_and_block(tile, width)
         width_of_all = sum(DTYPE_BYTES[slot.dtype] for slot in self.slots if slot.dtype)
@@ -104,19 +104,12 @@ class Row:
 
     def _load(self, first: int, count: int) -> None:
         for i, slot in enumerate(self.slots):
-            if not slot.dtype:
+            if slot.supply is None:
                 continue
             width = DTYPE_BYTES[slot.dtype]
-            begin = int(self.space[i])
-            if slot.info is not None:
-                begin += (slot.info.start + first * width) % CACHE_LINE
+            begin = int(self.space[i]) + slot.supply.offset(first) % CACHE_LINE
             self.at[i] = begin
-            part = self.pool.raw[begin : begin + count * width]
-            if slot.info is not None:
-                self.readers.read(slot.read.source, slot.info, first * width, part)
-            elif slot.factors is not None:
-                f = slot.factors
-                low_rank_tile(f.left, f.right, f.scale, first, count, part.view(np.float32))
+            slot.supply.fill(first, count, self.pool.raw[begin : begin + count * width])
 
     def check_finite(self, allow: bool) -> None:
         """Raise DataError naming every input, or the output, that holds NaN or infinity."""

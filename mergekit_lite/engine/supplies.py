@@ -1,0 +1,141 @@
+"""What brings tiles of a row's inputs into memory, one kind of input each.
+
+A row knows its inputs as `Supply` only. Another way of storing or computing an input is another
+class here (or in a file of its own), an entry in `supply_of` and its form in `form_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
+from mergekit_lite.errors import DataError
+from mergekit_lite.kernels.lora import low_rank_tile
+from mergekit_lite.plan.types import Job, Read
+
+if TYPE_CHECKING:
+    from mergekit_lite.engine.inputs import Readers
+    from mergekit_lite.sources import Model
+
+
+class Supply(Protocol):
+    """One input of a row, tile by tile."""
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the entries it puts into memory."""
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether they are differences to the base, not weights."""
+
+    def offset(self, first: int) -> int:
+        """Return the file offset of entry `first`; a tile lies in memory as it does in the file.
+
+        0 for what does not come straight from a file.
+        """
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        """Put the bytes of entries [first, first + count) into `out`."""
+
+
+@dataclass
+class Stored:
+    """A tensor as it is on the disk."""
+
+    readers: Readers
+    source: str
+    info: TensorInfo
+    is_delta = False
+
+    @property
+    def dtype(self) -> str:
+        return self.info.dtype
+
+    def offset(self, first: int) -> int:
+        return self.info.start + first * DTYPE_BYTES[self.info.dtype]
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        self.readers.read(self.source, self.info, first * DTYPE_BYTES[self.info.dtype], out)
+
+
+@dataclass
+class LowRank:
+    """An adapter's delta from its two fp32 factors, in the orientation of the stored weight."""
+
+    left: NDArray[np.float32]  # rows x rank
+    right: NDArray[np.float32]  # rank x width
+    scale: np.float32
+    dtype = "F32"
+    is_delta = True
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        low_rank_tile(self.left, self.right, self.scale, first, count, out.view(np.float32))
+
+
+def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
+    """Return what supplies an input of a row, None for one that is as the base or not there."""
+    if read.zero or not (read.name or read.lora):
+        return None
+    if read.lora is not None:
+        return _low_rank(readers, read)
+    info = readers.info(read.source, read.name)
+    if prod(info.shape) != prod(job.shape):
+        raise DataError(
+            f"`{info.name}` has shape {list(info.shape)}, the plan says {list(job.shape)}",
+            where=read.source,
+        )
+    return Stored(readers, read.source, info)
+
+
+def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
+    """Return `dtype` (empty for none) and `is_delta` of what `supply_of` will give."""
+    if read.zero or not (read.name or read.lora):
+        return "", True
+    if read.lora is not None:
+        return LowRank.dtype, LowRank.is_delta
+    return models[read.source].header.tensors[read.name].dtype, Stored.is_delta
+
+
+def _low_rank(readers: Readers, read: Read) -> LowRank:
+    factors = read.lora
+    if factors is None:
+        raise DataError(f"`{read.name}` of `{read.source}` is not a low-rank delta")
+    a, b = readers.tensor(read.source, factors.a), readers.tensor(read.source, factors.b)
+    left, right = (a.T, b.T) if factors.transpose else (b, a)
+    return LowRank(
+        np.ascontiguousarray(left), np.ascontiguousarray(right), np.float32(factors.scale)
+    )
+
+
+@dataclass
+class Slot:
+    """One input of a row and what supplies it; None where there is nothing to read."""
+
+    read: Read
+    supply: Supply | None
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the entries in memory; empty when there are none."""
+        return self.supply.dtype if self.supply is not None else ""
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether the expert is the base plus this; so is one that has nothing to say."""
+        return self.supply is None or self.supply.is_delta
+
+
+def slots_of(job: Job, readers: Readers) -> list[Slot]:
+    """Return the base's slot (empty when the row does not need it) and then every read's."""
+    nothing = Read(source="", name="", zero=True)
+    return [Slot(read, supply_of(read, job, readers)) for read in (job.base or nothing, *job.reads)]
