@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergekit_lite.checkpoint import FileReader, read_checkpoint
+from mergekit_lite.checkpoint import FileReader, read_checkpoint, role_of
 from mergekit_lite.engine.collect import Collector, OrderCollector, TotalsCollector
 from mergekit_lite.engine.inputs import as_float32
 from mergekit_lite.engine.lanes import Lane
@@ -26,6 +26,7 @@ from mergekit_lite.errors import DataError, Interrupted
 from mergekit_lite.ops import OpSpec, get
 from mergekit_lite.ops._chain import (
     Answer,
+    Beside,
     Stage,
     apply_combine,
     apply_transform,
@@ -42,6 +43,10 @@ from mergekit_lite.plan.types import Job
 DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
+
+
+_SQUARED = 1 << 22
+"""Entries that are squared in fp64 at a time: a whole tensor in fp64 would be two more copies."""
 
 
 @dataclass
@@ -87,7 +92,13 @@ class TorchRow:
     ) -> None:
         self.row, self.lane = row, lane
         job = row.job
-        self.place = Place(name=job.name, size=row.size, layer=job.layer, layers=layers)
+        self.place = Place(
+            name=job.name,
+            size=row.size,
+            layer=job.layer,
+            layers=layers,
+            role=role_of(job.name),
+        )
         self.seed = seed
         before, middle, after = split(job.steps)
         links = [self._link(at, known, calibration) for at in range(len(job.steps))]
@@ -135,28 +146,27 @@ class TorchRow:
                 yield self._tile(first, count)
 
     def _tile(self, first: int, count: int) -> Tile:
-        loaded = [self._tensor(i, count) for i in range(len(self.row.slots))]
-        base = loaded[0]
-        for i, value in enumerate(loaded):
-            if value is not None:
-                self.bad[i] += (~torch.isfinite(value)).sum()
-        inputs = []
-        for i, value in enumerate(loaded[1:], 1):
-            if value is None or self.row.is_delta[i]:
-                zero = torch.zeros_like(base) if base is not None else None
-                delta = value if value is not None else zero
-                if delta is None:
-                    delta = torch.zeros(count, device=self.lane.device)
-                if self.space == "weight" and base is not None:
-                    # Not added to where nothing is stored: an untouched -0.0 stays one.
-                    delta = base if value is None else base + value
-                inputs.append(delta)
-            else:
-                inputs.append(enter(base, value, self.space))
-        if self.space == "delta":
-            for i, delta in enumerate(inputs, 1):
-                self.squares[i] += delta.double().square().sum()
+        base = self._tensor(0, count)
+        # One after the other, so that of a whole tensor few copies live at a time.
+        inputs = [self._input(i, base, count) for i in range(1, len(self.row.slots))]
         return Tile(first, base, inputs)
+
+    def _input(self, i: int, base: Tensor | None, count: int) -> Tensor:
+        """Return an expert's tile as the chain takes it in: its delta, or its weight."""
+        value = self._tensor(i, count)
+        if value is not None and not self.row.is_delta[i]:
+            value = enter(base, value, self.space)
+        elif self.space == "weight" and base is not None:
+            # Not added to where nothing is stored: an untouched -0.0 stays one.
+            value = base if value is None else base + value
+        elif value is None:
+            shape = base.shape if base is not None else (count,)
+            value = torch.zeros(shape, device=self.lane.device)
+        if self.space == "delta":
+            flat = value.flatten()
+            for start in range(0, count, _SQUARED):
+                self.squares[i] += flat[start : start + _SQUARED].double().square().sum()
+        return value
 
     def _tensor(self, i: int, count: int) -> Tensor | None:
         slot = self.row.slots[i]
@@ -171,21 +181,27 @@ class TorchRow:
             stored = stored.reshape(shape)
         elif self.rows and shape:
             stored = stored.reshape(-1, shape[-1])
-        return stored.float()
+        value = stored.float()
+        self.bad[i] += (~torch.isfinite(value)).sum()
+        return value
 
     def at(self, tile: Tile, link: Link) -> Place:
         """Return where a tile lies, with the random key of a step."""
         place = placed(link.stage, self.place, self.seed)
-        return Place(place.name, tile.first, place.size, place.layer, place.layers, place.key)
+        return replace(place, start=tile.first)
 
     def transformed(self, tile: Tile, expert: int, steps: int | None = None) -> Tensor:
         """Return an expert's input after its first `steps` transforms (all of them if None)."""
         value = tile.inputs[expert]
         for link in self.before[self.names[expert]][:steps]:
             at = self.at(tile, link)
-            part = self._part(link, tile, value)
-            value = apply_transform(link.stage, value, at, link.answer, part)
+            beside = self._beside(link, tile, value)
+            value = apply_transform(link.stage, value, at, link.answer, beside)
         return value
+
+    def _beside(self, link: Link, tile: Tile, value: Tensor) -> Beside:
+        """Return what a step may ask for beside its input, of a tile."""
+        return Beside(self._part(link, tile, value), tile.base, tile.inputs)
 
     def _part(self, link: Link, tile: Tile, value: Tensor) -> Any:
         """Return what of a calibration tensor belongs to a tile."""
@@ -201,11 +217,11 @@ class TorchRow:
         inputs = [self.transformed(tile, e) for e in range(len(self.names))]
         link = self.combine
         place = self.at(tile, link)
-        part = self._part(link, tile, inputs[0])
-        value = apply_combine(link.stage, inputs, place, link.answer, part)
+        beside = self._beside(link, tile, inputs[0])
+        value = apply_combine(link.stage, inputs, place, link.answer, beside)
         for link in self.after[:posts]:
-            part = self._part(link, tile, value)
-            value = apply_transform(link.stage, value, self.at(tile, link), link.answer, part)
+            beside = self._beside(link, tile, value)
+            value = apply_transform(link.stage, value, self.at(tile, link), link.answer, beside)
         return value
 
     def merge(self, write: Write, stop: threading.Event, *, allow_nonfinite: bool) -> None:

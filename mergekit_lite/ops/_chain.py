@@ -115,19 +115,39 @@ def statistic(
     return totals(inputs, absolute=spec.needs.absolute, gram=spec.needs.gram)
 
 
-def _specials(spec: OpSpec, place: Place, answer: Answer, calibration: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Beside:
+    """What a step may ask for beside its input.
+
+    Attributes:
+        calibration: of its calibration files, the part that belongs to the tile.
+        base: the base tensor, or its tile; None where there is none.
+        deltas: all inputs as they entered the row, before any transform.
+    """
+
+    calibration: Any = None
+    base: Tensor | None = None
+    deltas: Sequence[Tensor] = ()
+
+
+NOTHING = Beside()
+
+
+def _specials(spec: OpSpec, place: Place, answer: Answer, beside: Beside) -> dict[str, Any]:
     is_cut = isinstance(spec.needs, Order)
     given = {
         "place": place,
         "cut": answer if is_cut and answer is not None else (),
         "sums": None if is_cut else answer,
-        "calibration": calibration,
+        "calibration": beside.calibration,
+        "base": beside.base,
+        "deltas": beside.deltas,
     }
     return {name: value for name, value in given.items() if name in spec.specials}
 
 
 def apply_transform(
-    step: Step, delta: Tensor, place: Place, answer: Answer = None, calibration: Any = None
+    step: Step, delta: Tensor, place: Place, answer: Answer = None, beside: Beside = NOTHING
 ) -> Tensor:
     """Return a transform's result for one expert's delta, or a tile of it.
 
@@ -136,7 +156,7 @@ def apply_transform(
         answer: what `statistic` gave for the whole tensor, if the op needs one.
     """
     spec = get(step.op)
-    specials = _specials(spec, place, answer, calibration)
+    specials = _specials(spec, place, answer, beside)
     result: Tensor = spec.function(delta.float(), **specials, **spec.arguments(step.params))
     return result
 
@@ -146,7 +166,7 @@ def apply_combine(
     inputs: Sequence[Tensor],
     place: Place,
     answer: Answer = None,
-    calibration: Any = None,
+    beside: Beside = NOTHING,
 ) -> Tensor:
     """Return a combine's result for all inputs, or a tile of each.
 
@@ -156,7 +176,7 @@ def apply_combine(
     spec = get(step.op)
     if spec.structural:
         raise RecipeError(f"`{step.op}` leaves nothing to compute", place.name)
-    specials = _specials(spec, place, answer, calibration)
+    specials = _specials(spec, place, answer, beside)
     if "weights" in spec.specials:
         weights = [float(w) for w in step.params.get("weights") or [1.0] * len(inputs)]
         if len(weights) != len(inputs):
@@ -169,10 +189,10 @@ def apply_combine(
 
 
 def apply_post(
-    step: Step, merged: Tensor, place: Place, answer: Answer = None, calibration: Any = None
+    step: Step, merged: Tensor, place: Place, answer: Answer = None, beside: Beside = NOTHING
 ) -> Tensor:
     """Return a post's result for the merged delta, or a tile of it."""
-    return apply_transform(step, merged, place, answer, calibration)
+    return apply_transform(step, merged, place, answer, beside)
 
 
 def enter(base: Tensor | None, expert: Tensor, space: Space) -> Tensor:
@@ -221,8 +241,11 @@ class Run:
     seed: int
     known: Mapping[int, Answer]
     calibration: Any
+    base: Tensor | None = None
 
-    def apply(self, at: int, expert: str, inputs: Sequence[Tensor], **changed: Any) -> Tensor:
+    def apply(
+        self, at: int, expert: str, inputs: Sequence[Tensor], beside: Beside, **changed: Any
+    ) -> Tensor:
         """Apply the step at position `at`, after taking its statistic."""
         spec = get(self.steps[at].op)
         params = {**spec.defaults(), **self.steps[at].params, **changed}
@@ -233,26 +256,28 @@ class Run:
         else:
             answer = statistic(spec, stage.params, inputs, place)
         if spec.kind == "combine":
-            return apply_combine(stage, inputs, place, answer, self.calibration)
-        return apply_transform(stage, inputs[0], place, answer, self.calibration)
+            return apply_combine(stage, inputs, place, answer, beside)
+        return apply_transform(stage, inputs[0], place, answer, beside)
 
     def all(self, values: Mapping[str, Tensor], base: Tensor | None) -> Tensor:
         """Apply all steps to each expert's delta (or weight) and return what comes out."""
         before, middle, after = split(self.steps)
+        names = combine_names(self.steps[middle], list(values), base is not None)
+        raw = [value for name in names if (value := values.get(name, base)) is not None]
+        beside = Beside(self.calibration, self.base, raw)
         values = dict(values)
         for at in before:
             only = self.steps[at].expert
             if only and only not in values:
                 raise RecipeError(f"`{self.steps[at].op}` is for `{only}`, which is no input")
             for expert in [only] if only else list(values):
-                values[expert] = self.apply(at, expert, [values[expert]])
-        names = combine_names(self.steps[middle], list(values), base is not None)
+                values[expert] = self.apply(at, expert, [values[expert]], beside)
         tensors = [values.get(name, base) for name in names]
         weights = self.steps[middle].params.get("weights")
         changed = {"weights": [weights[n] for n in names]} if isinstance(weights, Mapping) else {}
-        merged = self.apply(middle, "", [t for t in tensors if t is not None], **changed)
+        merged = self.apply(middle, "", [t for t in tensors if t is not None], beside, **changed)
         for at in after:
-            merged = self.apply(at, "", [merged])
+            merged = self.apply(at, "", [merged], beside)
         return merged
 
 
@@ -265,6 +290,7 @@ def merge(
     seed: int = 0,
     layer: int | None = None,
     layers: int = 1,
+    role: str = "",
     known: Mapping[int, Answer] | None = None,
     calibration: Any = None,
 ) -> Tensor:
@@ -276,6 +302,7 @@ def merge(
         steps: transforms, one combine, posts, with resolved parameters; a transform without
             `expert` is applied to each.
         name: name of the tensor, which random masks depend on.
+        role: part that the tensor plays, such as `embedding`.
         known: statistics by position in `steps` that are not to be computed here, such as those
             of the whole model.
         calibration: handed to ops that ask for it.
@@ -288,6 +315,7 @@ def merge(
         raise RecipeError("there is nothing to merge", name)
     values = {expert: enter(base, tensor, space) for expert, tensor in inputs.items()}
     shape = (base if base is not None else next(iter(values.values()))).shape
-    place = Place(name=name, size=math.prod(shape), layer=layer, layers=layers)
-    run = Run(steps, place, shape, seed, known or {}, calibration)
-    return finish(base, run.all(values, base.float() if base is not None else None), space)
+    place = Place(name=name, size=math.prod(shape), layer=layer, layers=layers, role=role)
+    whole = base.float() if base is not None else None
+    run = Run(steps, place, shape, seed, known or {}, calibration, whole)
+    return finish(base, run.all(values, whole), space)

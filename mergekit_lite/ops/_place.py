@@ -21,6 +21,7 @@ class Place:
         layer: index of the tensor's layer, None outside the layers.
         layers: number of layers of the model.
         key: 64-bit random key of (seed, op, expert, tensor name).
+        role: part that the tensor plays in the model, such as `embedding`; "" if unknown.
     """
 
     name: str = ""
@@ -29,6 +30,7 @@ class Place:
     layer: int | None = None
     layers: int = 1
     key: int = 0
+    role: str = ""
 
     def index(self, tile: Tensor) -> Tensor:
         """Return the flat index of every entry of `tile`, as int64 of the same shape."""

@@ -25,8 +25,14 @@ tensor's; a 1-D tensor is one row), a whole tensor in its shape, a layer, a mode
 Space = Literal["delta", "weight"]
 """Whether a combine works on `expert - base` or on whole weights."""
 
-SPECIAL = frozenset({"place", "weights", "cut", "sums", "calibration"})
-"""Keyword-only names that the engine fills in; they are not recipe parameters."""
+SPECIAL = frozenset({"place", "weights", "cut", "sums", "calibration", "base", "deltas"})
+"""Keyword-only names that the engine fills in; they are not recipe parameters.
+
+`base` is the base tensor, `deltas` are all experts' deltas as they entered the row, before any
+transform; a post asks for them.
+"""
+StandIn = tuple[str, Mapping[str, Any]]
+"""An op and its parameters, in place of another; no name where nothing is to be done."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -165,6 +171,8 @@ class OpSpec:
     compat: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # mode -> other defaults
     reach_of: Callable[[Mapping[str, Any]], Reach] | None = None
     shaped: Callable[[Mapping[str, Any], Sequence[int]], Mapping[str, Any]] | None = None
+    instead: Callable[[Mapping[str, Any], Sequence[int], str, int], StandIn | None] | None = None
+    workspace: Callable[[Mapping[str, Any], Sequence[int], int], int] | None = None
     check: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
 
     def reach_for(self, params: Mapping[str, Any]) -> Reach:
@@ -177,6 +185,25 @@ class OpSpec:
         Applying it twice changes nothing, so every caller that knows the shape may apply it.
         """
         return self.shaped(params, shape) if self.shaped else params
+
+    def stand_in(
+        self, params: Mapping[str, Any], shape: Sequence[int], role: str, inputs: int
+    ) -> StandIn | None:
+        """Return the narrower op that gives the same on a tensor that this one does not treat.
+
+        None where this op is to run. A matrix method so leaves norms and embeddings to a sum that
+        needs no whole tensors.
+
+        Args:
+            params: with all defaults.
+            shape, role: of the tensor.
+            inputs: number of the combine's inputs.
+        """
+        return self.instead(params, shape, role, inputs) if self.instead else None
+
+    def workspace_bytes(self, params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> int:
+        """Return the bytes a call needs beside its inputs and its result, on whole tensors."""
+        return self.workspace(params, shape, inputs) if self.workspace else 0
 
     def reads(self, params: Mapping[str, Any], experts: Sequence[str]) -> tuple[str, ...]:
         """Return the names whose tensors a combine takes in, in order; `base` may be among them.

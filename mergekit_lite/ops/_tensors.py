@@ -90,6 +90,7 @@ def merge_tensors(
     name: str = "",
     layer: int | None = None,
     layers: int = 1,
+    role: str = "",
     calibration: Any = None,
     **params: Any,
 ) -> Tensor:
@@ -105,6 +106,7 @@ def merge_tensors(
         name: name of the tensor.
         layer: index of the layer that the tensor is in, of `layers`, for ops that ask.
         layers: number of layers of the model.
+        role: part that the tensor plays, such as `embedding`, for ops that ask.
         calibration: handed to ops that ask for it.
         params: the op's parameters; `lambda_` and `from_` stand for `lambda` and `from`. Those of
             transforms may be maps by expert, with a `default`.
@@ -122,7 +124,7 @@ def merge_tensors(
         raise RecipeError("there is nothing to merge", op, "give at least one delta")
     first = next(iter(deltas.values()))
     _require_shapes(op, deltas, base)
-    place = Place(name=name, size=first.numel(), layer=layer, layers=layers)
+    place = Place(name=name, size=first.numel(), layer=layer, layers=layers, role=role)
     given = {key.rstrip("_"): value for key, value in params.items()}
     steps = _expand_for_each(op, given, place, list(deltas))
     middle = split(steps)[1]
@@ -133,5 +135,5 @@ def merge_tensors(
     start = first.new_zeros(first.shape).float() if base is None else base.float()
     lift = space == "weight" and base is not None
     values = {n: start + delta.float() if lift else delta.float() for n, delta in deltas.items()}
-    run = Run(steps, place, first.shape, seed, {}, calibration)
+    run = Run(steps, place, first.shape, seed, {}, calibration, start)
     return finish(base, run.all(values, start if space == "weight" else None), space)

@@ -183,7 +183,11 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
     if not any(_is_whole(specs[step.op], step) for step in job.steps):
         return factors
-    return TORCH_BYTES + factors + 4 * prod(job.shape) * (len(job.reads) + 2)
+    entries, inputs = prod(job.shape), len(job.reads)
+    # As stored, in fp32 with the base, the result, and what becomes of it on the way to its bytes.
+    stored = _read_bytes(job) + 4 * entries * sum(1 for read in job.reads if read.lora)
+    work = max(specs[s.op].workspace_bytes(s.params, job.shape, inputs) for s in job.steps)
+    return TORCH_BYTES + factors + stored + 4 * entries * (inputs + 4) + work
 
 
 def _rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:

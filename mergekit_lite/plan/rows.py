@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo, layer_of, role_of
 from mergekit_lite.ops import OpSpec, registry
@@ -164,16 +165,29 @@ class Rows:
             for op, params in chain.transforms.get(read.source, ())
         ]
         steps.append(self._combine(spec, chain, weights, info))
-        steps += [
-            Step(op, self._ops[op].params_for(params, info.shape)) for op, params in chain.posts
-        ]
+        posts = (self._step(op, params, info, len(reads)) for op, params in chain.posts)
+        steps += [post for post in posts if post is not None]
         return self._computed(info, reads, steps, layer, decision, base=base)
 
     def _combine(
         self, spec: OpSpec, chain: Chain, weights: Sequence[float], info: TensorInfo
     ) -> Step:
-        params = spec.params_for(chain.params, info.shape)
-        return Step(spec.name, {**params, "weights": list(weights)})
+        step = self._step(spec.name, chain.params, info, len(weights)) or _IDENTITY
+        return Step(step.op, {**step.params, "weights": list(weights)})
+
+    def _step(
+        self, op: str, params: Mapping[str, Any], info: TensorInfo, inputs: int
+    ) -> Step | None:
+        """Return a step for a tensor, or what stands in for it there; None for nothing."""
+        spec = self._ops[op]
+        other = spec.stand_in(params, info.shape, role_of(info.name), inputs)
+        if other is None:
+            return Step(op, spec.params_for(params, info.shape))
+        op, params = other
+        if not op:
+            return None
+        spec = self._ops[op]
+        return Step(op, spec.params_for({**spec.defaults(), **params}, info.shape))
 
     def _enough(self, spec: OpSpec, names: Sequence[str], decision: Decision) -> bool:
         least, most = spec.experts
