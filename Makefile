@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow check docs bench clean
+.PHONY: help setup demo test test-slow test-browser check docs bench clean
 
 help:
 	@echo "make demo       merge the small real models of the zoo and score the result"
 	@echo "make test       run the quick tests"
 	@echo "make test-slow  run the slow tests (kills, full disks, very large headers)"
+	@echo "make test-browser  lay the report's page out in a headless Chromium"
 	@echo "make check      lint, types, import rules, size budget, generated files, docs"
 	@echo "make docs       regenerate the generated reference pages"
 	@echo "make bench      compare with the peer (downloads it; about 9 GB of disk)"
@@ -38,7 +39,10 @@ test: $(READY)
 	$(PYTEST) -q
 
 test-slow: $(READY)
-	$(PYTEST) -q -m "slow and not network and not peer"
+	$(PYTEST) -q -m "slow and not network and not peer and not browser"
+
+test-browser: $(READY)
+	$(PYTEST) -q -m browser
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ VERBS: Mapping[str, str] = {
     "ops": "List the operations, or show one.",
     "inspect": "Summarise a checkpoint from its headers.",
     "diff": "Compare two checkpoints, layer by layer.",
+    "report": "Show how the experts of a recipe differ and where they disagree.",
     "schema": "Print the JSON schema of recipes.",
     "zoo": "Small real models and experts for first steps.",
 }

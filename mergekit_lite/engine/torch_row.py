@@ -226,8 +226,8 @@ class TorchRow:
 
     def merge(self, write: Write, stop: threading.Event, *, allow_nonfinite: bool) -> None:
         """Find all statistics, then compute every tile and hand its bytes to `write`."""
-        self._find_statistics(stop)
-        self._check_finite(allow_nonfinite)
+        self.find_statistics(stop)
+        self.check_finite(allow_nonfinite)
         dtype = DTYPES[self.row.job.dtype]
         waiting: list[tuple[Any, NDArray[np.uint8], int]] = []
         for tile in self.tiles(stop):
@@ -242,18 +242,18 @@ class TorchRow:
             self._write(*item, write)
         with self.lane.working():
             self.row.norms[:] = self.squares.tolist()
-        self._check_finite(allow_nonfinite)
+        self.check_finite(allow_nonfinite)
 
     def _write(self, ticket: Any, host: NDArray[np.uint8], offset: int, write: Write) -> None:
         self.lane.arrived(ticket)
         write(host, offset)
 
-    def _check_finite(self, allow: bool) -> None:
+    def check_finite(self, allow: bool) -> None:
         with self.lane.working():
             self.row.bad[:] = self.bad.tolist()
         self.row.check_finite(allow)
 
-    def _find_statistics(self, stop: threading.Event) -> None:
+    def find_statistics(self, stop: threading.Event) -> None:
         """Sweep the row until no step waits for a statistic; one sweep serves all experts."""
         depth = max((len(links) for links in self.before.values()), default=0)
         for position in range(depth):
