@@ -1,8 +1,9 @@
 """Reading and writing safetensors checkpoints by byte ranges."""
 
 from mergekit_lite.checkpoint._types import DTYPE_BYTES, FLOAT_DTYPES, Header, TensorInfo
+from mergekit_lite.checkpoint.adapter import Adapter, LoraFactors
 from mergekit_lite.checkpoint.header import header_text, read_checkpoint, read_header_bytes
-from mergekit_lite.checkpoint.lora import Adapter, LoraFactors, read_adapter
+from mergekit_lite.checkpoint.lora import read_adapter
 from mergekit_lite.checkpoint.names import layer_count, layer_of, role_matches, role_of
 from mergekit_lite.checkpoint.reader import FileReader, Reader, aligned_buffer
 from mergekit_lite.checkpoint.writer import ShardWriter

@@ -16,8 +16,6 @@ CONFIG_FILE = "adapter_config.json"
 
 # Field -> what it is. Any value but an empty one means the delta is not scale * B @ A.
 _REFUSED_FIELDS: Mapping[str, str] = {
-    "use_dora": "DoRA",
-    "lora_bias": "LoRA biases",
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
     "kasa_config": "KaSA",
@@ -26,8 +24,6 @@ _REFUSED_FIELDS: Mapping[str, str] = {
     "arrow_config": "Arrow routing",
     "alora_invocation_tokens": "activated LoRA",
     "layer_replication": "layer replication",
-    "target_parameters": "LoRA on bare parameters (fused experts)",
-    "trainable_token_indices": "trainable tokens",
 }
 # All other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) also change the base's weights.
 _KNOWN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -41,11 +37,13 @@ class LoraConfig:
         raw: the whole file.
         base_model: the model the adapter was trained on, as the file names it.
         transpose: the adapted weights are stored (in x out).
+        dora: every adapted weight has its rows scaled to lengths of their own.
     """
 
     raw: Mapping[str, Any]
     base_model: str
     transpose: bool
+    dora: bool = False
 
     def rank(self, module: str) -> int:
         """Return the rank of a module's factors."""
@@ -56,6 +54,25 @@ class LoraConfig:
         alpha = _by_pattern(self.raw.get("alpha_pattern"), module, self.raw["lora_alpha"])
         rank = self.rank(module)
         return float(alpha) / (math.sqrt(rank) if self.raw.get("use_rslora") else rank)
+
+    def parameters_of(self, module: str) -> tuple[str, ...]:
+        """Return the bare parameters of a module that are adapted (`target_parameters`)."""
+        path = "." + module.replace(".base_layer", "")
+        found = []
+        for target in self.raw.get("target_parameters") or ():
+            owner, _, parameter = target.rpartition(".")
+            if path.endswith(f".{owner}") if owner else True:
+                found.append(parameter)
+        return tuple(sorted(found))
+
+    def token_rows(self, module: str) -> tuple[int, ...]:
+        """Return the rows of an embedding, or of its twin, that are trained by themselves."""
+        indices = self.raw.get("trainable_token_indices") or ()
+        if not isinstance(indices, dict):
+            return tuple(indices)
+        own = [rows for key, rows in indices.items() if f".{module}".endswith(f".{key}")]
+        # A head that is tied to the embedding is trained with it, and has no list of its own.
+        return tuple((own or list(indices.values()))[0])
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
@@ -79,7 +96,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
     if problems := [Problem(f"`{path}`: {what}", hint=_DAMAGED) for what in _malformed(raw)]:
         raise DataError(problems)
     base = raw.get("base_model_name_or_path")
-    return LoraConfig(raw, base if isinstance(base, str) else "", bool(raw.get("fan_in_fan_out")))
+    return LoraConfig(
+        raw,
+        base if isinstance(base, str) else "",
+        bool(raw.get("fan_in_fan_out")),
+        bool(raw.get("use_dora")),
+    )
 
 
 _DAMAGED = "the file is damaged or edited: fetch or save the adapter again"
@@ -95,8 +117,6 @@ def _unsupported(raw: Mapping[str, Any], path: Path) -> list[str]:
         for field, what in _REFUSED_FIELDS.items()
         if raw.get(field)
     ]
-    if raw.get("bias", "none") != "none":
-        found.append(f"`{path}` trains biases (`bias: {raw['bias']}`), not supported here")
     init = raw.get("init_lora_weights", True)
     if init not in _KNOWN_INITS:
         found.append(
@@ -123,7 +143,18 @@ def _malformed(raw: Mapping[str, Any]) -> list[str]:
                 re.compile(pattern)
             except re.error as error:
                 faults.append(f"`{field}`: {pattern!r} is not a regular expression: {error}")
-    return faults
+    targets = raw.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
+        faults.append("`target_parameters` is not a list of names")
+    return faults + _malformed_tokens(raw.get("trainable_token_indices") or [])
+
+
+def _malformed_tokens(indices: object) -> list[str]:
+    lists = list(indices.values()) if isinstance(indices, dict) else [indices]
+    for rows in lists:
+        if not isinstance(rows, list) or not all(type(row) is int and row >= 0 for row in rows):
+            return ["`trainable_token_indices` is not a list of token numbers, nor a map of such"]
+    return []
 
 
 def _is_number(value: object) -> bool:

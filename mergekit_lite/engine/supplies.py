@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
+from mergekit_lite.engine.adapted import adapter_supply
 from mergekit_lite.errors import DataError
-from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.plan.types import Job, Read
 
 if TYPE_CHECKING:
@@ -65,29 +65,12 @@ class Stored:
         self.readers.read(self.source, self.info, first * DTYPE_BYTES[self.info.dtype], out)
 
 
-@dataclass
-class LowRank:
-    """An adapter's delta from its two fp32 factors, in the orientation of the stored weight."""
-
-    left: NDArray[np.float32]  # rows x rank
-    right: NDArray[np.float32]  # rank x width
-    scale: np.float32
-    dtype = "F32"
-    is_delta = True
-
-    def offset(self, first: int) -> int:
-        return 0
-
-    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
-        low_rank_tile(self.left, self.right, self.scale, first, count, out.view(np.float32))
-
-
 def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
     """Return what supplies an input of a row, None for one that is as the base or not there."""
     if read.zero or not (read.name or read.lora):
         return None
     if read.lora is not None:
-        return _low_rank(readers, read)
+        return adapter_supply(read, job, readers, lambda stored: supply_of(stored, job, readers))
     info = readers.info(read.source, read.name)
     if prod(info.shape) != prod(job.shape):
         raise DataError(
@@ -102,19 +85,8 @@ def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
     if read.zero or not (read.name or read.lora):
         return "", True
     if read.lora is not None:
-        return LowRank.dtype, LowRank.is_delta
+        return "F32", read.lora.is_delta
     return models[read.source].header.tensors[read.name].dtype, Stored.is_delta
-
-
-def _low_rank(readers: Readers, read: Read) -> LowRank:
-    factors = read.lora
-    if factors is None:
-        raise DataError(f"`{read.name}` of `{read.source}` is not a low-rank delta")
-    a, b = readers.tensor(read.source, factors.a), readers.tensor(read.source, factors.b)
-    left, right = (a.T, b.T) if factors.transpose else (b, a)
-    return LowRank(
-        np.ascontiguousarray(left), np.ascontiguousarray(right), np.float32(factors.scale)
-    )
 
 
 @dataclass

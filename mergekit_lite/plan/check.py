@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from mergekit_lite.checkpoint import layer_count, role_of
 from mergekit_lite.plan import configs
+from mergekit_lite.plan.adapters import check_adapter
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, extra_names
 from mergekit_lite.plan.names import few, plural, prefix_between
@@ -54,7 +55,9 @@ def check_expert(recipe: Recipe, view: View, base: View, findings: Findings) -> 
     if view.model.quantization:
         view.settled = True
     elif view.model.kind == "adapter":
-        _check_extra(recipe, view, findings, where)
+        view.settled = check_adapter(view, base, findings, where)
+        if not view.settled:
+            _check_extra(recipe, view, findings, where)
     else:
         _check_checkpoint(recipe, view, base, findings, where)
 

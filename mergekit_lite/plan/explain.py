@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mergekit_lite.checkpoint import layer_of, role_of
+from mergekit_lite.checkpoint import LoraFactors, layer_of, role_of
 from mergekit_lite.errors import RecipeError, nearest
 from mergekit_lite.plan.build import models as resolve_models
 from mergekit_lite.plan.layout import job_bytes
@@ -94,14 +94,24 @@ def _named(step: Step, job: Job) -> dict[str, Any]:
     return named
 
 
+def _lora_parts(lora: LoraFactors) -> dict[str, str]:
+    """Return what each tensor of an adapter's delta is, by name."""
+    scale = f"scale {lora.scale:g}"
+    if lora.rows:
+        return {lora.b: f"{len(lora.rows)} rows in place of the base's"}
+    parts = {lora.a: f"lora A, {scale}"} if lora.a else {}
+    parts[lora.b] = f"lora B, {scale}" if lora.a else f"lora bias, {scale}"
+    parts |= {lora.magnitude: "DoRA magnitude"} if lora.magnitude else {}
+    return parts | ({lora.under: "the adapter's copy of the base"} if lora.under else {})
+
+
 def _places(read: Read, part: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
     if read.zero:
         return [{"source": read.source, "part": part, "zero": True}]
     model = models[read.source]
     parts = {read.name: part}
     if read.lora is not None:
-        scale = f"scale {read.lora.scale:g}"
-        parts = {read.lora.a: f"lora A, {scale}", read.lora.b: f"lora B, {scale}"}
+        parts = _lora_parts(read.lora)
     folder = model.root if model.root.is_dir() else model.root.parent
     return [
         {

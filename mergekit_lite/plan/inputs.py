@@ -8,7 +8,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo, role_of
+from mergekit_lite.checkpoint.lora_place import on_base
 from mergekit_lite.errors import Problem
+from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.types import Input, Read
 from mergekit_lite.recipe.schema import Recipe
@@ -81,7 +83,7 @@ class View:
         adapter = self.model.adapter
         if adapter is not None and name in adapter.factors:
             factors = adapter.factors[name]
-            nbytes = sum(self.tensors[factor].nbytes for factor in (factors.a, factors.b))
+            nbytes = sum(self.tensors[part].nbytes for part in factors.names)
             return Read(self.name, name, lora=factors, nbytes=nbytes)
         stored = self.renamed.get(name, name)
         if adapter is not None:
@@ -98,9 +100,18 @@ def views(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, View]:
     result = {"base": View("base", base, names, is_base=True)}
     for name in recipe.experts:
         if name in models:
-            same = models[name].adapter is None and _same_place(models[name].root, base.root)
-            result[name] = View(name, models[name], names, is_base=same)
+            model = _on_base(models[name], base)
+            same = model.adapter is None and _same_place(model.root, base.root)
+            result[name] = View(name, model, names, is_base=same)
     return result
+
+
+def _on_base(model: Model, base: Model) -> Model:
+    """Return an adapter with the base's name for each of its factors; anything else as it is."""
+    if model.adapter is None:
+        return model
+    family = configs.model_type(base.config)
+    return replace(model, adapter=on_base(model.adapter, base.header.tensors, family))
 
 
 def _same_place(left: Path, right: Path) -> bool:

@@ -151,7 +151,9 @@ class Plan:
             if value is None:
                 return None
             lora = value["lora"]
-            return Read(**{**value, "lora": LoraFactors(**lora) if lora else None})
+            if lora:
+                lora = LoraFactors(**{**lora, "rows": tuple(lora["rows"])})
+            return Read(**{**value, "lora": lora})
 
         def job(value: dict[str, Any]) -> Job:
             return Job(

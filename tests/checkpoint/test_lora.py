@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergekit_lite.checkpoint import Adapter, read_adapter
+from mergekit_lite.checkpoint import Adapter, TensorInfo, read_adapter
+from mergekit_lite.checkpoint.lora_place import on_base
 from mergekit_lite.errors import DataError, RecipeError, SourceError
 from tests.checkpoints import read_weights, tiny_llama, write_json
 
@@ -139,15 +140,24 @@ def test_names_that_still_carry_the_adapters_name_are_understood(tmp_path: Path)
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"use_dora": True}, "DoRA (`use_dora`)"),
-        ({"bias": "all"}, "`bias: all`"),
-        ({"lora_bias": True}, "LoRA biases"),
-        ({"peft_type": "IA3"}, "type IA3"),
+        *[
+            ({"peft_type": kind}, f"type {kind}")
+            for kind in (
+                "IA3",
+                "VERA",
+                "LOHA",
+                "LOKR",
+                "OFT",
+                "BOFT",
+                "ADALORA",
+                "TRAINABLE_TOKENS",
+            )
+        ],
+        ({"use_qalora": True}, "QALoRA"),
+        ({"kasa_config": {"beta": 1}}, "KaSA (`kasa_config`)"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialised by pissa_niter_4"),
         ({"init_lora_weights": "olora"}, "initialised by olora"),
         ({"layer_replication": [[0, 1]]}, "layer replication"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "`target_parameters`"),
-        ({"trainable_token_indices": [1]}, "trainable tokens"),
         ({"alora_invocation_tokens": [1]}, "activated LoRA"),
     ],
 )
@@ -162,7 +172,7 @@ def test_what_cannot_be_merged_is_refused_by_name(
 
 def test_all_reasons_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        read_adapter(write_adapter(tmp_path, use_dora=True, bias="lora_only"))
+        read_adapter(write_adapter(tmp_path, use_qalora=True, init_lora_weights="pissa"))
     assert len(caught.value.problems) == 2
 
 
@@ -173,14 +183,20 @@ def test_all_reasons_are_told_at_once(tmp_path: Path) -> None:
         ({"lora_A.weight": (2, 32), "lora_B.weight": (16, 2)}, DataError, "says rank 4"),
         ({"lora_A.weight": (4, 32), "lora_B.weight": (16, 3)}, DataError, "says rank 4"),
         (
-            {"lora_A.weight": (4, 3, 1, 1), "lora_B.weight": (8, 4, 1, 1)},
+            {"lora_A.weight": (4, 3, 1, 1), "lora_B.weight": (8, 2, 1, 1)},
             RecipeError,
-            "LoRA on a convolution",
+            "LoRA on a grouped convolution",
         ),
-        ({"lora_magnitude_vector": (4,)}, RecipeError, "a LoRA variant"),
-        ({"lora_magnitude_vector.weight": (4,)}, RecipeError, "a LoRA variant"),
-        ({"token_adapter.trainable_tokens_delta": (2, 4)}, RecipeError, "a LoRA variant"),
-        ({"base_layer.weight": (4, 4)}, RecipeError, "save_embedding_layers=False"),
+        ({"lora_A.weight": (4, 32), "lora_B.weight": (16, 4, 1)}, DataError, "has factors"),
+        ({"lora_magnitude_vector": (4,)}, DataError, "has no partner"),
+        ({"lora_magnitude_vector.weight": (4,)}, DataError, "has no partner"),
+        ({"lora_diag.default": (4,)}, RecipeError, "a LoRA variant"),
+        (
+            {"lora_A.weight": (4, 32), "lora_B.weight": (16, 4), "lora_magnitude_vector": (16,)},
+            DataError,
+            "does not say DoRA",
+        ),
+        ({"token_adapter.trainable_tokens_delta": (2, 4)}, DataError, "names 0 tokens"),
         ({"something": (4,)}, RecipeError, "no LoRA factor"),
     ],
 )
@@ -204,6 +220,9 @@ def test_tensors_that_do_not_make_a_delta(
         ({"rank_pattern": {"q_proj": 0}}, "rank below 1"),
         ({"alpha_pattern": {"q_proj": "x"}}, "`alpha_pattern` is not a map of numbers"),
         ({"alpha_pattern": {"(": 1}}, "'(' is not a regular expression"),
+        ({"target_parameters": "experts.up"}, "`target_parameters` is not a list"),
+        ({"trainable_token_indices": [-1]}, "`trainable_token_indices` is not a list"),
+        ({"trainable_token_indices": {"wte": 3}}, "`trainable_token_indices` is not a list"),
     ],
 )
 def test_a_malformed_configuration_is_damage(
@@ -232,3 +251,109 @@ def test_patterns_win_over_the_rank_and_alpha_of_all(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path, r=2, rank_pattern={"q_proj": 4}, alpha_pattern={"v_proj": 99})
     factors = read_adapter(folder).factors["model.layers.0.self_attn.q_proj.weight"]
     assert factors.scale == 2.0
+
+
+def test_dora_wants_one_length_for_every_output(tmp_path: Path) -> None:
+    shapes = {f"{PREFIX}.lora_A.weight": (4, 32), f"{PREFIX}.lora_B.weight": (16, 4)}
+    magnitude = f"{PREFIX}.lora_magnitude_vector"
+    with pytest.raises(DataError, match="has none"):
+        read_adapter(write_adapter(tmp_path, shapes, use_dora=True))
+    with pytest.raises(DataError, match=r"has shape \(15,\)"):
+        read_adapter(write_adapter(tmp_path, {**shapes, magnitude: (15,)}, use_dora=True))
+    adapter = read_adapter(write_adapter(tmp_path, {**shapes, magnitude: (16,)}, use_dora=True))
+    factors = adapter.factors["model.layers.0.self_attn.q_proj.weight"]
+    assert factors.magnitude == magnitude
+    assert not factors.is_delta
+
+
+def test_biases_convolutions_and_copies_of_the_base(tmp_path: Path) -> None:
+    shapes = {
+        f"{PREFIX}.lora_A.weight": (4, 32),
+        f"{PREFIX}.lora_B.weight": (16, 4),
+        f"{PREFIX}.lora_B.bias": (16,),
+        f"{PREFIX}.base_layer.weight": (16, 32),
+        f"{PREFIX}.base_layer.bias": (16,),
+        "base_model.model.conv.lora_A.weight": (4, 3, 5, 5),
+        "base_model.model.conv.lora_B.weight": (8, 4, 1, 1),
+        "base_model.model.norm.bias": (32,),
+    }
+    adapter = read_adapter(write_adapter(tmp_path, shapes, lora_bias=True, bias="all"))
+    q_proj = "model.layers.0.self_attn.q_proj"
+    assert adapter.factors[f"{q_proj}.weight"].under == f"{PREFIX}.base_layer.weight"
+    assert adapter.factors[f"{q_proj}.bias"].scale == 2.0
+    assert adapter.shape(f"{q_proj}.bias") == (16,)
+    assert adapter.shape("conv.weight") == (8, 3, 5, 5)
+    assert adapter.replaced["norm.bias"] == "base_model.model.norm.bias"
+
+
+EXPERTS = "base_model.model.model.layers.0.mlp.experts"
+
+
+def fused(folder: Path, **shapes: tuple[int, ...]) -> Adapter:
+    """Write an adapter of three fused experts of rank 2."""
+    tensors = {f"{EXPERTS}.{name.replace('__', '.')}.weight": s for name, s in shapes.items()}
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    return read_adapter(write_adapter(folder, tensors, r=2, target_parameters=targets))
+
+
+def infos(**shapes: tuple[int, ...]) -> dict[str, TensorInfo]:
+    home = "model.layers.0.mlp.experts"
+    return {f"{home}.{n}": TensorInfo(f"{home}.{n}", "F32", s, "f", 0) for n, s in shapes.items()}
+
+
+def test_factors_of_bare_parameters_find_theirs_by_shape(tmp_path: Path) -> None:
+    adapter = fused(
+        tmp_path,
+        lora_A=(6, 5),
+        lora_B=(8, 6),
+        base_layer__lora_A=(6, 8),
+        base_layer__lora_B=(10, 6),
+    )
+    assert not adapter.factors
+    placed = on_base(adapter, infos(gate_up_proj=(3, 10, 8), down_proj=(3, 8, 5)))
+    up = placed.factors["model.layers.0.mlp.experts.gate_up_proj"]
+    down = placed.factors["model.layers.0.mlp.experts.down_proj"]
+    assert (up.stack, up.transpose, up.scale) == (3, False, 4.0)
+    assert up.a == f"{EXPERTS}.base_layer.lora_A.weight"
+    assert down.a == f"{EXPERTS}.lora_A.weight"
+    assert placed.shape("model.layers.0.mlp.experts.down_proj") == (3, 8, 5)
+    turned = on_base(adapter, infos(gate_up_proj=(3, 8, 10), down_proj=(3, 5, 8)))
+    assert turned.factors["model.layers.0.mlp.experts.down_proj"].transpose
+
+
+def test_a_square_parameter_lies_as_its_neighbour_or_as_its_family_does(tmp_path: Path) -> None:
+    adapter = fused(
+        tmp_path / "two",
+        lora_A=(6, 8),
+        lora_B=(8, 6),
+        base_layer__lora_A=(6, 8),
+        base_layer__lora_B=(10, 6),
+    )
+    name = "model.layers.0.mlp.experts.down_proj"
+    placed = on_base(adapter, infos(gate_up_proj=(3, 8, 10), down_proj=(3, 8, 8)))
+    assert placed.factors[name].transpose
+    alone = fused(tmp_path / "one", lora_A=(6, 8), lora_B=(8, 6))
+    base = infos(gate_up_proj=(3, 8, 10), down_proj=(3, 8, 8))
+    assert not on_base(alone, base).factors[name].transpose
+    assert on_base(alone, base, "gpt_oss").factors[name].transpose
+
+
+def test_factors_that_fit_no_parameter_keep_a_name_that_the_base_lacks(tmp_path: Path) -> None:
+    adapter = fused(tmp_path, lora_A=(6, 5), lora_B=(8, 6))
+    for base in (
+        {},
+        infos(gate_up_proj=(4, 8, 5)),
+        infos(down_proj=(3, 8, 5), gate_up_proj=(3, 8, 5)),
+    ):
+        placed = on_base(adapter, base)
+        assert list(placed.factors) == ["model.layers.0.mlp.experts.down_proj|gate_up_proj"]
+
+
+def test_each_expert_of_an_unfused_file_takes_its_part(tmp_path: Path) -> None:
+    adapter = fused(tmp_path, lora_A=(6, 8), lora_B=(10, 6))
+    names = {f"{e}.{part}.weight": (5, 8) for e in range(3) for part in ("gate_proj", "up_proj")}
+    placed = on_base(adapter, infos(**names))
+    assert len(placed.factors) == 6
+    up = placed.factors["model.layers.0.mlp.experts.2.up_proj.weight"]
+    assert (up.stack, up.expert, up.first) == (3, 2, 5)
+    assert placed.shape("model.layers.0.mlp.experts.2.up_proj.weight") == (5, 8)

@@ -221,6 +221,29 @@ def test_an_adapter_of_another_model(root: Path) -> None:
     assert f"`{Q0}` 48x32 (base 32x32)" in problem
 
 
+def test_an_adapter_that_fits_nothing_is_refused_even_where_strangers_are_dropped(
+    root: Path,
+) -> None:
+    write_adapter(root / "lora", {"transformer.h.0.attn.c_attn": (48, 32)})
+    text = "base: base\nexperts: {a: {lora: lora}}\nsteps: [ties]"
+    for more in ("", "\nextra: drop"):
+        (problem,) = refused(root, text + more)
+        assert "fits nothing in the base: none of its 1 tensor" in problem
+        assert "trained on (`org/base`)" in problem
+
+
+def test_an_adapter_that_names_another_base_is_warned_of(root: Path) -> None:
+    write_adapter(root / "lora", {"model.layers.0.self_attn.q_proj": (32, 32)})
+    text = "base: base\nexperts: {a: {lora: lora}}\nsteps: [ties]"
+    file = root / "lora" / "adapter_config.json"
+    file.write_text(file.read_text().replace("org/base", "org/Llama-9"))
+    assert "trained on" not in warned(root, text)
+    for named, told in (("else/other", True), ("mine/llama-9", False)):
+        config = {**llama_config(), "_name_or_path": named}
+        (root / "base" / "config.json").write_text(json.dumps(config))
+        assert ("trained on `org/Llama-9`" in warned(root, text)) == told
+
+
 def test_a_head_that_only_the_expert_has(root: Path) -> None:
     for name in ("base", "code"):
         write(root / name, llama(tied=True), llama_config(tied=True))

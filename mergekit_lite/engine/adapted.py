@@ -1,0 +1,234 @@
+"""What an adapter makes of the base's tensors, tile by tile: deltas, or weights made from them.
+
+Plain LoRA, biases and fused experts are deltas. DoRA, trainable tokens and an adapter with its
+own copy of the base say what the weight is, and so read the base beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import DTYPE_BYTES, LoraFactors
+from mergekit_lite.engine.inputs import as_float32
+from mergekit_lite.errors import DataError
+from mergekit_lite.kernels.lora import low_rank_tile
+
+if TYPE_CHECKING:
+    from mergekit_lite.engine.inputs import Readers
+    from mergekit_lite.engine.supplies import Supply
+    from mergekit_lite.plan.types import Job, Read
+
+Floats = NDArray[np.float32]
+
+_SWEPT: Final = 1 << 18
+"""Entries of the weight that are looked at in one go when lengths are measured, about."""
+
+
+@dataclass
+class LowRank:
+    """An adapter's delta from its two fp32 factors, in the orientation of the stored weight."""
+
+    left: Floats  # rows x rank
+    right: Floats  # rank x width
+    scale: np.float32
+    dtype = "F32"
+    is_delta = True
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        low_rank_tile(self.left, self.right, self.scale, first, count, out.view(np.float32))
+
+
+@dataclass
+class Stacked:
+    """The deltas of a fused tensor's experts, one low-rank product each."""
+
+    parts: list[LowRank]
+    each: int  # entries of an expert
+    dtype = "F32"
+    is_delta = True
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        done = 0
+        while done < count:
+            expert, inside = divmod(first + done, self.each)
+            n = min(self.each - inside, count - done)
+            self.parts[expert].fill(inside, n, out[4 * done : 4 * (done + n)])
+            done += n
+
+
+@dataclass
+class WithRows:
+    """The base's weight with some rows of the adapter's own."""
+
+    base: Callable[[int, int], Floats]
+    rows: dict[int, Floats]
+    width: int
+    dtype = "F32"
+    is_delta = False
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        values = out.view(np.float32)
+        values[:] = self.base(first, count)
+        for row, own in self.rows.items():
+            begin = row * self.width - first
+            low, high = max(begin, 0), min(begin + self.width, count)
+            if low < high:
+                values[low:high] = own[low - begin : high - begin]
+
+
+@dataclass
+class Adapted:
+    """A whole weight: the base's plus a delta, with rows scaled to lengths of their own in DoRA.
+
+    Attributes:
+        base: returns entries [first, first + count) of the weight under the delta, in fp32.
+        delta: what is added.
+        shape: rows and width of the stored weight as a matrix.
+        magnitude: length of each output's weights, which lie in a row; in a column where
+            `by_column`; None for no change of length.
+    """
+
+    base: Callable[[int, int], Floats]
+    delta: LowRank
+    shape: tuple[int, int]
+    magnitude: Floats | None = None
+    by_column: bool = False
+    dtype = "F32"
+    is_delta = False
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        values = out.view(np.float32)
+        values[:] = self._sum(first, count)
+        if self.magnitude is not None:
+            flat = np.arange(first, first + count)
+            width = self.shape[1]
+            values *= self._factors[flat % width if self.by_column else flat // width]
+
+    def _sum(self, first: int, count: int) -> Floats:
+        total = np.empty(count, np.float32)
+        self.delta.fill(first, count, total.view(np.uint8))
+        total += self.base(first, count)
+        return total
+
+    @cached_property
+    def _factors(self) -> Floats:
+        """What each output is multiplied by: its magnitude over its length now.
+
+        Squares are added in fp64, by rows in pieces that depend on the shape alone.
+        """
+        if self.magnitude is None:
+            raise DataError("there is no magnitude to scale to")
+        rows, width = self.shape
+        squares = np.zeros(width if self.by_column else rows, np.float64)
+        piece = max(_SWEPT // max(width, 1), 1)
+        for row in range(0, rows, piece):
+            n = min(piece, rows - row)
+            part = self._sum(row * width, n * width).reshape(n, width).astype(np.float64)
+            if self.by_column:
+                squares += (part * part).sum(axis=0)
+            else:
+                squares[row : row + n] = (part * part).sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # found as a non-finite input
+            return (self.magnitude / np.sqrt(squares)).astype(np.float32)
+
+
+def adapter_supply(
+    read: Read, job: Job, readers: Readers, supply_of: Callable[[Read], Supply | None]
+) -> Supply:
+    """Return what supplies the input that an adapter is to a row.
+
+    Args:
+        read: the input; it has factors.
+        job: the row; its base is read where the adapter says what the weight is.
+        readers: open weight files.
+        supply_of: supplies stored tensors.
+    """
+    factors = read.lora
+    if factors is None:
+        raise DataError(f"`{read.name}` of `{read.source}` is not a low-rank delta")
+    if factors.rows:
+        own = readers.tensor(read.source, factors.b)
+        rows = dict(zip(factors.rows, own, strict=True))
+        return WithRows(_entries(supply_of(_base(job))), rows, job.shape[1])
+    if factors.stack:
+        return _stacked(read, factors, job, readers)
+    delta = _low_rank(read, factors, readers)
+    if factors.is_delta:
+        return delta
+    under = type(read)(read.source, factors.under) if factors.under else _base(job)
+    magnitude = readers.tensor(read.source, factors.magnitude) if factors.magnitude else None
+    return Adapted(
+        _entries(supply_of(under)),
+        delta,
+        (job.shape[0], prod(job.shape[1:])),
+        None if magnitude is None else magnitude.reshape(-1),
+        by_column=factors.transpose,
+    )
+
+
+def _base(job: Job) -> Read:
+    if job.base is None:
+        raise DataError(f"the row of `{job.name}` has no base, which the adapter changes")
+    return job.base
+
+
+def _entries(supply: Supply | None) -> Callable[[int, int], Floats]:
+    """Return a function for entries [first, first + count) of a stored tensor, in fp32."""
+    if supply is None:
+        raise DataError("an adapter changes a tensor that is not there")
+    width, dtype = DTYPE_BYTES[supply.dtype], supply.dtype
+
+    def entries(first: int, count: int) -> Floats:
+        raw = np.empty(count * width, np.uint8)
+        supply.fill(first, count, raw)
+        return as_float32(raw, dtype)
+
+    return entries
+
+
+def _low_rank(read: Read, factors: LoraFactors, readers: Readers) -> LowRank:
+    b = readers.tensor(read.source, factors.b)
+    scale = np.float32(factors.scale)
+    if not factors.a:
+        return LowRank(np.ones((1, 1), np.float32), b.reshape(1, -1), scale)
+    a = readers.tensor(read.source, factors.a)
+    return _oriented(a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1), scale, factors.transpose)
+
+
+def _stacked(read: Read, factors: LoraFactors, job: Job, readers: Readers) -> Supply:
+    """Return the deltas of fused experts: A is stacked expert by expert, B rank by rank."""
+    a = readers.tensor(read.source, factors.a)
+    b = readers.tensor(read.source, factors.b)
+    a = a.reshape(factors.stack, -1, a.shape[1])
+    b = b.reshape(b.shape[0], -1, factors.stack)
+    scale = np.float32(factors.scale)
+    if factors.expert < 0:
+        pairs = [(a[e], b[:, :, e]) for e in range(factors.stack)]
+        parts = [_oriented(*pair, scale, factors.transpose) for pair in pairs]
+        return Stacked(parts, prod(job.shape[1:]))
+    rows = slice(factors.first, factors.first + job.shape[0])
+    return _oriented(a[factors.expert], b[rows, :, factors.expert], scale, False)
+
+
+def _oriented(a: Floats, b: Floats, scale: np.float32, transpose: bool) -> LowRank:
+    left, right = (a.T, b.T) if transpose else (b, a)
+    return LowRank(np.ascontiguousarray(left), np.ascontiguousarray(right), scale)
