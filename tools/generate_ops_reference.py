@@ -16,6 +16,7 @@ from typing import Any, get_args
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._place import Place
 from mergekit_lite.ops._spec import Parameter
+from mergekit_lite.recipe.steps import takes_weights
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "ops"
 KINDS = {
@@ -43,9 +44,12 @@ def plain(value: Any) -> str:
     if isinstance(value, Mapping):
         items = (f"{EXPERTS.get(key, key)}: {plain(item)}" for key, item in value.items())
         return "{" + ", ".join(items) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(plain, value)) + "]"
-    return EXPERTS.get(value, value) if isinstance(value, str) else f"{value:g}"
+    if isinstance(value, str):
+        return EXPERTS.get(value, value)
+    # Readers of YAML 1.1 take 1e-05 for text.
+    return f"{value:g}" if "e" not in f"{value:g}" else f"{value:.20f}".rstrip("0").rstrip(".")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -60,6 +64,9 @@ def type_name(parameter: Parameter) -> str:
     """Return what kind of value a parameter takes, and its bounds."""
     if parameter.choices:
         return " or ".join(f"`{plain(choice)}`" for choice in parameter.choices)
+    if parameter.listed:
+        text = "list of numbers"
+        return f"{text}, each {parameter.range}" if parameter.range else text
     kinds = get_args(parameter.type) or (parameter.type,)
     words = {float: "number", int: "whole number", bool: "true or false", type(None): "null"}
     text = " or ".join(words.get(kind, "name") for kind in kinds)
@@ -76,7 +83,7 @@ def parameters(spec: OpSpec) -> str:
                 default += f"; `{plain(values[name])}` with `compat: {mode}`"
         doc = parameter.doc + ("; may differ by expert" if parameter.per_expert else "")
         rows.append((f"`{name}`", type_name(parameter), default, doc))
-    if "weights" in spec.specials or (spec.kind == "preset" and spec.space == "delta"):
+    if spec.kind in ("combine", "preset") and takes_weights(spec):
         told = "one number by expert, in place of the experts' own `weight`"
         rows.append(("`weights`", "map by expert", "the experts' `weight`", told))
     return table(("parameter", "value", "default", "meaning"), rows)
@@ -96,7 +103,7 @@ def step(op: str, values: Mapping[str, Any]) -> str:
 def example(spec: OpSpec) -> str:
     """Return a complete recipe that uses the op."""
     lines = ["schema_version: 1", "base: ./base", "experts:", "  math: {model: ./math}"]
-    if spec.name != "passthrough":
+    if spec.name != "passthrough" and spec.experts[1] != 1:
         lines.append("  code: {model: ./code}")
     lines.append("steps:")
     if spec.structural:
@@ -124,7 +131,8 @@ def facts(spec: OpSpec) -> list[str]:
         return []
     found = [f"Looks at {REACHES[spec.reach]}."]
     if spec.kind == "combine":
-        found.append("Works on whole weights." if spec.space == "weight" else "Works on deltas.")
+        works = "Works on whole weights." if spec.space == "weight" else "Works on deltas."
+        found.append("`space` says what it works on." if "space" in spec.parameters else works)
     if spec.needs is not None:
         found.append("May take a first sweep over the inputs, for a statistic.")
     if spec.random:
@@ -169,7 +177,9 @@ def page(spec: OpSpec) -> str:
     words = body(spec)
     parts = [f"# `{spec.name}`: {spec.title}", spec.summary]
     parts += [part for part in words if not part.startswith("#")]
-    parts.append(f"Source: {spec.paper}. Kind: {spec.kind}.")
+    also = ", ".join(f"`{alias}`" for alias in spec.aliases)
+    named = f" Other names: {also}." if also else ""
+    parts.append(f"Source: {spec.paper}. Kind: {spec.kind}.{named}")
     if facts(spec):
         parts.append("\n".join(facts(spec)))
     if spec.kind == "preset":

@@ -36,8 +36,11 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json([plain(spec) for spec in specs])
         return
-    rows = [(spec.name, spec.kind, ", ".join(spec.parameters), spec.title) for spec in specs]
-    click.echo(table(("op", "kind", "parameters", "title"), rows))
+    rows = [
+        (spec.name, spec.kind, ", ".join(spec.parameters), " = ".join((spec.title, *spec.aliases)))
+        for spec in specs
+    ]
+    click.echo(table(("op", "kind", "parameters", "title = other names"), rows))
 
 
 @command.command()
@@ -67,7 +70,8 @@ def op_text(spec: OpSpec) -> str:
     """Return all that there is to know about an op, for a person to read."""
     from mergekit_lite.cli._example import example_recipe
 
-    parts = [f"{spec.name}: {spec.title} ({spec.kind})\n{spec.paper}", spec.doc]
+    also = f"\nother names: {', '.join(spec.aliases)}" if spec.aliases else ""
+    parts = [f"{spec.name}: {spec.title} ({spec.kind})\n{spec.paper}{also}", spec.doc]
     if spec.parameters:
         rows = [
             (p.name, type_text(p), default_text(p), p.range or "", p.doc)
@@ -90,6 +94,8 @@ def type_text(parameter: Parameter) -> str:
 def _words(kind: Any) -> list[str]:
     from mergekit_lite.ops._spec import ExpertName
 
+    if get_origin(kind) is tuple:
+        return ["list of numbers"]
     if get_origin(kind) is Literal:
         return [str(choice) for choice in get_args(kind)]
     if get_args(kind):
@@ -126,6 +132,7 @@ def plain(spec: OpSpec) -> dict[str, Any]:
     """Return what is known about an op as JSON-able data."""
     return {
         "name": spec.name,
+        "aliases": list(spec.aliases),
         "kind": spec.kind,
         "title": spec.title,
         "paper": spec.paper,

@@ -6,8 +6,9 @@ no program: the torch chain runs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -19,8 +20,7 @@ from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._arithmetic import total_weight
 from mergekit_lite.ops._place import Cut, Sums, random_key
-from mergekit_lite.ops._statistics import EVERY, Order
-from mergekit_lite.ops.combine.slerp import arc_weights
+from mergekit_lite.ops._statistics import EVERY, Order, Totals
 from mergekit_lite.ops.transform.breadcrumbs import band
 from mergekit_lite.ops.transform.dare import rescale_factor
 from mergekit_lite.plan.types import Job, Step
@@ -65,7 +65,7 @@ class Program:
         posts: factors of the posts, in order.
         weight_space: whether experts enter as whole weights.
         width: entries of a row when a step works on rows, else 0.
-        gram: parameters of a combine whose weights come from inner products (`set_gram`).
+        gram: inner products -> weights, of a combine that needs them (`set_gram`).
     """
 
     kinds: NDArray[np.int64]
@@ -82,7 +82,7 @@ class Program:
     keep_ties: set[tuple[int, int]] = field(default_factory=set)
     of_model: set[tuple[int, int]] = field(default_factory=set)
     by_l1: dict[tuple[int, int], float] = field(default_factory=dict)
-    gram: Mapping[str, Any] | None = None
+    gram: Callable[[Sums], Sequence[float]] | None = None
 
     @property
     def is_swept(self) -> bool:
@@ -205,12 +205,14 @@ def _assemble(
         )
     elif combine.op in ("take", "passthrough"):
         weights = np.array([params.get("scale", 1.0)], np.float32)
-    elif combine.op == "slerp":
-        gram = params
+    elif spec.blend is not None and isinstance(spec.needs, Totals) and spec.needs.wanted(params):
+        gram = partial(spec.blend, params, weights.tolist())
     else:
         return None
     steps = [step for row in rows for step in row]
     width = max((step.width for step in steps), default=0)
+    if gram is not None and depth:
+        return None  # inner products are those of the inputs as they are stored
     if width and any(step.l1_density is not None for step in steps):
         return None  # sums are taken in blocks that do not end where rows do
     program = Program(
@@ -222,7 +224,7 @@ def _assemble(
         divisor=divisor,
         options=options,
         posts=np.array(posts, np.float32),
-        weight_space=spec.space == "weight",
+        weight_space=spec.space_for(params) == "weight",
         width=width,
         gram=gram,
     )
@@ -243,7 +245,6 @@ def _assemble(
 
 
 def set_gram(program: Program, sums: Sums) -> None:
-    """Turn inner products into the two weights of a spherical interpolation."""
+    """Turn inner products into the weights of the sum that the combine is."""
     if program.gram is not None:
-        t, limit = float(program.gram["t"]), float(program.gram["dot_threshold"])
-        program.weights = np.array(arc_weights(t, limit, sums), np.float32)
+        program.weights = np.array(program.gram(sums), np.float32)

@@ -16,6 +16,7 @@ from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Opti
 from mergekit_lite.engine.sweep import Known
 from mergekit_lite.kernels import enabled
 from mergekit_lite.ops import registry
+from mergekit_lite.ops._chain import space_of, split
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class Worker:
             lane.sides[0],
             tile=self.tile if self.device == "cpu" else DEVICE_TILE_ENTRIES,
             width=(job.shape[-1] if job.shape else 1) if rows else 0,
-            weight_space=any(s.kind == "combine" and s.space == "weight" for s in specs),
+            weight_space=space_of(job.steps[split(job.steps)[1]]) == "weight",
         )
         chain = TorchRow(
             row,

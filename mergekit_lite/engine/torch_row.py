@@ -108,7 +108,7 @@ class TorchRow:
             for name in self.names
         }
         self.combine, self.after = links[middle], [links[at] for at in after]
-        self.space = self.combine.spec.space
+        self.space = self.combine.spec.space_for(self.combine.stage.params)
         reaches = {link.spec.reach_for(link.stage.params) for link in links}
         self.rows = "row" in reaches
         self.whole = bool(reaches - {"element", "row"})

@@ -45,6 +45,12 @@ class Stage:
     expert: str = ""
 
 
+def space_of(combine: Step) -> Space:
+    """Return what a combine works on, with its parameters."""
+    spec = get(combine.op)
+    return spec.space_for({**spec.defaults(), **combine.params})
+
+
 def split(steps: Sequence[Step]) -> tuple[list[int], int, list[int]]:
     """Return the positions of a chain's transforms, of its combine and of its posts.
 
@@ -68,7 +74,7 @@ def split(steps: Sequence[Step]) -> tuple[list[int], int, list[int]]:
     around = kinds[:middle] + kinds[middle + 1 :]
     if kinds[:middle].count("transform") != middle or "transform" in kinds[middle:]:
         problems.append(Problem("transforms come before the combine and posts after it"))
-    if around and get(steps[middle].op).space == "weight":
+    if around and space_of(steps[middle]) == "weight":
         what = f"`{steps[middle].op}` works on whole weights: no transform or post fits around it"
         problems.append(Problem(what, "", "use a delta-space combine, such as `task_arithmetic`"))
     if problems:
@@ -310,7 +316,7 @@ def merge(
     Raises:
         RecipeError: the chain is not one, or does not fit the inputs.
     """
-    space = get(steps[split(steps)[1]].op).space
+    space = space_of(steps[split(steps)[1]])
     if not inputs and base is None:
         raise RecipeError("there is nothing to merge", name)
     values = {expert: enter(base, tensor, space) for expert, tensor in inputs.items()}

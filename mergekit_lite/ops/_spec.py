@@ -14,9 +14,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from mergekit_lite.errors import nearest
+
+if TYPE_CHECKING:
+    from mergekit_lite.ops._place import Sums
 
 Kind = Literal["transform", "combine", "post", "preset"]
 Reach = Literal["element", "row", "tensor", "layer", "model"]
@@ -24,6 +27,9 @@ Reach = Literal["element", "row", "tensor", "layer", "model"]
 tensor's; a 1-D tensor is one row), a whole tensor in its shape, a layer, a model."""
 Space = Literal["delta", "weight"]
 """Whether a combine works on `expert - base` or on whole weights."""
+
+Blend = Callable[[Mapping[str, Any], Sequence[float], "Sums"], Sequence[float]]
+"""(parameters, weights of the experts, inner products of the inputs) -> fp32 factors of a sum."""
 
 SPECIAL = frozenset({"place", "weights", "cut", "sums", "calibration", "base", "deltas"})
 """Keyword-only names that the engine fills in; they are not recipe parameters.
@@ -92,7 +98,7 @@ class Parameter:
     """One recipe parameter of an op: its type, default, bounds and meaning."""
 
     name: str
-    type: Any  # float, int, bool, str, a Literal, or a union of those with None
+    type: Any  # float, int, bool, str, a Literal, or a union of those with None; tuple[float, ...]
     default: Any  # inspect.Parameter.empty when the recipe must give it
     range: Range | None
     doc: str
@@ -108,13 +114,22 @@ class Parameter:
         return get_args(self.type) if get_origin(self.type) is Literal else None
 
     @property
+    def listed(self) -> bool:
+        """Whether the value is a list of numbers, which is then no gradient over depth."""
+        return get_origin(self.type) is tuple
+
+    @property
     def numeric(self) -> bool:
         """Whether the value may be a gradient over depth."""
+        if self.listed:
+            return False
         kinds = get_args(self.type) or (self.type,)
         return float in kinds or int in kinds
 
     def problem(self, value: Any) -> str:
         """Return what is wrong with one plain value, or an empty string."""
+        if self.listed:
+            return self._listed_problem(value)
         kinds = (self.type,) if self.choices else get_args(self.type) or (self.type,)
         if self.choices:
             allowed = ", ".join(str(choice) for choice in self.choices)
@@ -126,6 +141,12 @@ class Parameter:
         if number and self.range is not None and not self.range.admits(value):
             return f"is {value!r}; it must be in {self.range}"
         return ""
+
+    def _listed_problem(self, value: Any) -> str:
+        if not isinstance(value, list | tuple) or not all(_is_a(item, float) for item in value):
+            return f"is {value!r}; it must be a list of numbers"
+        outside = [x for x in value if self.range is not None and not self.range.admits(x)]
+        return f"holds {outside[0]!r}; each must be in {self.range}" if outside else ""
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -174,6 +195,12 @@ class OpSpec:
     instead: Callable[[Mapping[str, Any], Sequence[int], str, int], StandIn | None] | None = None
     workspace: Callable[[Mapping[str, Any], Sequence[int], int], int] | None = None
     check: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
+    blend: Blend | None = None  # the op is the sum of its inputs times what this returns
+    aliases: tuple[str, ...] = ()  # other names that recipes and `ops show` understand
+
+    def space_for(self, params: Mapping[str, Any]) -> Space:
+        """Return what a combine works on with these parameters: a `space` among them decides."""
+        return params["space"] if "space" in self.parameters and "space" in params else self.space
 
     def reach_for(self, params: Mapping[str, Any]) -> Reach:
         """Return the reach with these parameters; it is never wider than `reach`."""
@@ -335,7 +362,7 @@ def preset(**facts: Any) -> Callable[[Function], Function]:
 
 
 def get(name: str) -> OpSpec:
-    """Return the spec of the op called `name`.
+    """Return the spec of the op called `name`, which may be one of its aliases.
 
     Raises:
         KeyError: no op has that name; the message names the nearest one.
@@ -343,6 +370,19 @@ def get(name: str) -> OpSpec:
     from mergekit_lite.ops import registry
 
     specs = registry()
-    if name not in specs:
-        raise KeyError(f"unknown op `{name}`; {nearest(name, specs)}".rstrip("; "))
-    return specs[name]
+    known = canonical(name, specs)
+    if known not in specs:
+        raise KeyError(f"unknown op `{name}`; {nearest(name, names(specs))}".rstrip("; "))
+    return specs[known]
+
+
+def canonical(name: str, specs: Mapping[str, OpSpec]) -> str:
+    """Return the name of the op that `name` is an alias of; any other name as it is."""
+    if name in specs:
+        return name
+    return next((spec.name for spec in specs.values() if name in spec.aliases), name)
+
+
+def names(specs: Mapping[str, OpSpec]) -> list[str]:
+    """Return every name that a recipe may write: of the ops, and their aliases."""
+    return [*specs, *(alias for spec in specs.values() for alias in spec.aliases)]

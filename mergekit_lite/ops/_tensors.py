@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.errors import Problem, RecipeError
 from mergekit_lite.ops._chain import Run, Stage, finish, split
-from mergekit_lite.ops._place import Place
+from mergekit_lite.ops._place import Place, random_key
 from mergekit_lite.ops._spec import get
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def expand(op: str, params: Mapping[str, Any], place: Place) -> list[Stage]:
+def expand(op: str, params: Mapping[str, Any], place: Place, seed: int = 0) -> list[Stage]:
     """Return the chain that a single op or a preset stands for.
 
     A lone transform or post is completed by a plain sum, which changes nothing for one delta.
@@ -31,20 +31,21 @@ def expand(op: str, params: Mapping[str, Any], place: Place) -> list[Stage]:
     if problems:
         raise RecipeError([Problem(problem, op) for problem in problems])
     if spec.kind == "preset":
-        specials = {"place": place} if "place" in spec.specials else {}
+        drawn = replace(place, key=random_key(seed, spec.name, "", ""))
+        specials = {"place": drawn} if "place" in spec.specials else {}
         arguments = spec.arguments({**spec.defaults(), **params})
         return [Stage(name, values) for name, values in spec.function(**specials, **arguments)]
-    lone, total = Stage(op, params), Stage("task_arithmetic")
+    lone, total = Stage(spec.name, params), Stage("task_arithmetic")
     return {"transform": [lone, total], "combine": [lone], "post": [total, lone]}[spec.kind]
 
 
 def _expand_for_each(
-    op: str, params: Mapping[str, Any], place: Place, names: Sequence[str]
+    op: str, params: Mapping[str, Any], place: Place, names: Sequence[str], seed: int
 ) -> list[Stage]:
     """Return the chain of an op; a parameter that is a map by expert gives each its own steps."""
     maps = {key: value for key, value in params.items() if isinstance(value, Mapping)}
     if not maps or "weights" in maps:
-        return expand(op, params, place)
+        return expand(op, params, place, seed)
     chains = {}
     for name in names:
         own = dict(params)
@@ -52,7 +53,7 @@ def _expand_for_each(
             if name not in values and "default" not in values:
                 raise RecipeError(f"`{key}` has no value for `{name}`", op, "or give a `default`")
             own[key] = values.get(name, values.get("default"))
-        chains[name] = expand(op, own, place)
+        chains[name] = expand(op, own, place, seed)
     steps = next(iter(chains.values()))
     middle = split(steps)[1]
     if any(chain[middle:] != steps[middle:] for chain in chains.values()):
@@ -126,12 +127,13 @@ def merge_tensors(
     _require_shapes(op, deltas, base)
     place = Place(name=name, size=first.numel(), layer=layer, layers=layers, role=role)
     given = {key.rstrip("_"): value for key, value in params.items()}
-    steps = _expand_for_each(op, given, place, list(deltas))
+    steps = _expand_for_each(op, given, place, list(deltas), seed)
     middle = split(steps)[1]
     if weights is not None and "weights" not in steps[middle].params:
         by_position = {**steps[middle].params, "weights": _in_order(op, weights, list(deltas))}
         steps[middle] = replace(steps[middle], params=by_position)
-    space = get(steps[middle].op).space
+    spec = get(steps[middle].op)
+    space = spec.space_for({**spec.defaults(), **steps[middle].params})
     start = first.new_zeros(first.shape).float() if base is None else base.float()
     lift = space == "weight" and base is not None
     values = {n: start + delta.float() if lift else delta.float() for n, delta in deltas.items()}

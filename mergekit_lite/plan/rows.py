@@ -117,7 +117,7 @@ class Rows:
         for name in names:
             self.found[name].used += 1
             self.found[name].weighted += counts
-        if spec.space == "weight":
+        if spec.space_for(chain.params) == "weight":
             if not self._on_whole_weights(spec, chain, names, decision):
                 return None
             return self._merge_weights(info, spec, chain, names, layer, decision)

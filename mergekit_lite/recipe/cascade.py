@@ -14,7 +14,7 @@ from typing import Any
 from mergekit_lite.checkpoint.names import role_of
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops import OpSpec, registry
-from mergekit_lite.ops._place import Place
+from mergekit_lite.ops._place import Place, random_key
 from mergekit_lite.recipe.schema import Recipe, RecipeStep
 
 DEFAULT = "default"
@@ -30,12 +30,14 @@ class Spot:
         layer: its layer, None outside the layers.
         layers: number of layers of the model.
         expert: the expert; None leaves per-expert maps as maps.
+        seed: the recipe's, for presets that draw.
     """
 
     name: str = ""
     layer: int | None = None
     layers: int = 1
     expert: str | None = None
+    seed: int = 0
 
 
 def resolve(
@@ -87,6 +89,7 @@ def expand(
     expert: str | None = None,
     sets: Sequence[Mapping[str, Any]] = (),
     compat: str = "none",
+    seed: int = 0,
 ) -> list[tuple[str, Params]]:
     """Return the chain with presets written out and every parameter resolved.
 
@@ -95,11 +98,12 @@ def expand(
         layer, layers, name, expert: see `resolve`. Without an expert, per-expert maps stay maps.
         sets: the `set` of every rule that matches the tensor, in the rules' order.
         compat: `none` or `mergekit`.
+        seed: the recipe's seed.
 
     Raises:
         RecipeError: a preset refuses its parameters.
     """
-    spot = Spot(name, layer, layers, expert)
+    spot = Spot(name, layer, layers, expert, seed)
     result: list[tuple[str, Params]] = []
     for step in steps:
         op, given = (step.op, step.params) if isinstance(step, RecipeStep) else step
@@ -136,7 +140,8 @@ def _expand(
 def _call(spec: OpSpec, params: Params, spot: Spot) -> list[tuple[str, Mapping[str, Any]]]:
     arguments = spec.arguments(params)
     if "place" in spec.specials:
-        arguments["place"] = Place(name=spot.name, layer=spot.layer, layers=spot.layers)
+        key = random_key(spot.seed, spec.name, "", "")
+        arguments["place"] = Place(spot.name, layer=spot.layer, layers=spot.layers, key=key)
     try:
         return list(spec.function(**arguments))
     except (ValueError, TypeError) as error:
@@ -163,6 +168,9 @@ def _params(
         )
     for values in layers_of_values:
         for key, value in values.items():
+            if key in spec.parameters and spec.parameters[key].listed:
+                params[key] = value
+                continue
             whole = key == "weights"  # the map is the value: it names the inputs
             _lay(params, key, value, Spot(spot.name, spot.layer, spot.layers) if whole else spot)
             _round(spec, params, key)
@@ -232,7 +240,7 @@ def chain(
         RecipeError: a preset refuses its parameters.
     """
     where: Params = {"name": name, "layer": layer, "layers": layers}
-    how: Params = {**where, "sets": sets, "compat": recipe.compat}
+    how: Params = {**where, "sets": sets, "compat": recipe.compat, "seed": recipe.seed}
     kind = {name: spec.kind for name, spec in registry().items()}
     shared = {expert: expand(steps, expert=expert, **how) for expert in recipe.experts}
     after = [

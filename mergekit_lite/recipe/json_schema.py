@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any, get_origin
 
 from mergekit_lite.ops import OpSpec
-from mergekit_lite.ops._spec import ExpertName, Parameter, Range
+from mergekit_lite.ops._spec import ExpertName, Parameter, Range, canonical, names
 from mergekit_lite.recipe import schema
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.recipe.steps import takes_weights
@@ -127,14 +127,15 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
 
 
 def _step(specs: Mapping[str, OpSpec]) -> Schema:
+    known = {name: specs[canonical(name, specs)] for name in names(specs)}
     bare = sorted(
         name
-        for name, spec in specs.items()
+        for name, spec in known.items()
         if not any(parameter.required for parameter in spec.parameters.values())
     )
     branches = {
-        name: {"$ref": f"#/$defs/op.{name}", "description": f"{spec.kind}: {spec.summary}"}
-        for name, spec in sorted(specs.items())
+        name: {"$ref": f"#/$defs/op.{spec.name}", "description": f"{spec.kind}: {spec.summary}"}
+        for name, spec in sorted(known.items())
     }
     return {
         "description": "One op: its name, or its name and its parameters.",
@@ -189,6 +190,9 @@ def _number_or_gradient(number: Schema) -> Schema:
 
 def _scalar(parameter: Parameter) -> Schema:
     options: list[Schema] = []
+    if parameter.listed:
+        entry = {"type": "number", **_bounds(parameter.range)}
+        return {"type": "array", "items": {"anyOf": [entry, dict(_VARIABLE)]}, "minItems": 1}
     words = choices(parameter)
     if words:
         options.append({"enum": list(words)})

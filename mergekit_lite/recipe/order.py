@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergekit_lite.errors import RecipeError
@@ -85,8 +85,13 @@ class Checker:
             expanded = self._expanded(step)
             if expanded is None:
                 return None
-            parts += [_Part(self.specs[op], params, step) for op, params in expanded]
+            parts += [_Part(self._spaced(op, params), params, step) for op, params in expanded]
         return parts
+
+    def _spaced(self, op: str, params: Mapping[str, Any]) -> OpSpec:
+        """Return an op's spec with the space that its parameters choose."""
+        spec = self.specs[op]
+        return replace(spec, space=spec.space_for({**spec.defaults(self.compat), **params}))
 
     def _expanded(self, step: StepNode) -> list[tuple[str, dict[str, Any]]] | None:
         if step.spec is None or step.spec.kind != "preset":

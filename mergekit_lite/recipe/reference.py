@@ -91,7 +91,8 @@ def _ops(specs: Mapping[str, OpSpec]) -> Iterator[str]:
         yield "|---|---|---|---|---|---|"
         for name, spec in sorted(specs.items()):
             if spec.kind == kind:
-                yield f"| **`{name}`** | | | | | {_cell(spec.summary)} |"
+                names = ", ".join(f"`{known}`" for known in (name, *spec.aliases))
+                yield f"| **{names}** | | | | | {_cell(spec.summary)} |"
                 yield from _parameters(spec)
         yield ""
 

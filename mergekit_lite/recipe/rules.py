@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.errors import nearest
+from mergekit_lite.ops._spec import canonical
 from mergekit_lite.recipe.layers import FORMS, parse_layers
 from mergekit_lite.recipe.marks import Node, kind_of
 from mergekit_lite.recipe.places import keys_of
@@ -115,7 +116,12 @@ class RuleReader:
             what = f"`set` must map parameters to values, not {kind_of(node.value)}"
             self.problems.add(what, node.mark, "write `set: {density: 0.5}`")
             return {}
-        return {key: self._parameter(key, value) for key, value in node.value.items()}
+        return {self._known(key): self._parameter(key, value) for key, value in node.value.items()}
+
+    def _known(self, key: str) -> str:
+        """Return a key with the op before its dot, if there is one, under its own name."""
+        op, dot, name = key.rpartition(".")
+        return f"{canonical(op, self.shaper.specs)}{dot}{name}"
 
     def _parameter(self, key: str, node: Node) -> Any:
         reader = self.shaper.chains.reader
@@ -128,7 +134,7 @@ class RuleReader:
             for part in self.shaper.checker.parts([step]) or ()
         }
         owners = {name: specs[name] for name in sorted(played & specs.keys())}
-        op, dot, name = key.rpartition(".")
+        op, dot, name = self._known(key).rpartition(".")
         if dot and op not in owners:
             hint = nearest(op, owners) or f"ops of this recipe: {', '.join(owners)}"
             self.problems.add(f"no chain of this recipe has the op `{op}`", node.key, hint)

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergekit_lite.errors import nearest
 from mergekit_lite.ops import OpSpec
+from mergekit_lite.ops._spec import canonical, names
 from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of
 from mergekit_lite.recipe.places import belongs
 from mergekit_lite.recipe.values import DEFAULT, WEIGHT, Reader
@@ -78,23 +79,24 @@ class Chains:
             return None
         if params.value is None:
             params = params.with_value({})
-        spec = self.specs.get(name)
+        spec = self.specs.get(canonical(name, self.specs))
         if spec is None:
             listed = f"`mergekit-lite ops list` shows all {len(self.specs)} ops"
-            self.problems.add(f"unknown op `{name}`", mark, nearest(name, self.specs) or listed)
+            near = nearest(name, names(self.specs))
+            self.problems.add(f"unknown op `{name}`", mark, near or listed)
             return StepNode(name, {}, mark, None)
         if not isinstance(params.value, dict):
             example = next(iter(spec.parameters), "")
             hint = f"write `{name}: {{{example}: ...}}`" if example else f"write just `{name}`"
             what = f"the parameters of `{name}` must be a mapping, not {kind_of(params.value)}"
             self.problems.add(what, params.mark, hint)
-            return StepNode(name, {}, mark, spec)
+            return StepNode(spec.name, {}, mark, spec)
         before = len(self.problems)
         read = self._params(spec, params.value, mark)
-        return StepNode(name, read, mark, spec, sound=len(self.problems) == before)
+        return StepNode(spec.name, read, mark, spec, sound=len(self.problems) == before)
 
     def _malformed(self, node: Node) -> None:
-        known = [key for key in node.entries() if key in self.specs]
+        known = [key for key in node.entries() if key in names(self.specs)]
         if len(node.entries()) > 1:
             what = f"a step is one op, this one has {len(node.value)} keys"
             hint = "begin each op with `- `"
@@ -150,7 +152,7 @@ class Chains:
         if DEFAULT in node.value:
             what = "`weights` names the inputs, so it takes no `default`"
             self.problems.add(what, node.value[DEFAULT].key, "give each input its weight")
-        also = (BASE,) if spec.space == "weight" else ()
+        also = (BASE,) if spec.space == "weight" or "space" in spec.parameters else ()
         if BASE in node.value and not also:
             what = f"`{spec.name}` works on differences to the base, so the base has no weight"
             self.problems.add(what, node.value[BASE].key, "remove it; `scale` scales the result")
@@ -168,6 +170,8 @@ class Chains:
 def takes_weights(spec: OpSpec) -> bool:
     """Return whether a step with this op may give `weights` of its own, which name its inputs."""
     if spec.kind == "preset":
-        return spec.space == "delta"  # those that work on whole weights choose their inputs
+        # Those that work on whole weights, or are told experts' names, choose their inputs.
+        chosen = any(parameter.expert_name for parameter in spec.parameters.values())
+        return spec.space == "delta" and not chosen
     picks = "weights" in spec.specials or spec.experts[1] is not None
     return spec.kind == "combine" and picks

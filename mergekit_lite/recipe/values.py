@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
 from mergekit_lite.errors import nearest
@@ -33,6 +33,8 @@ def choices(parameter: Parameter) -> tuple[Any, ...]:
 
 def wanted(parameter: Parameter) -> str:
     """Return what a parameter takes, in the words of a message."""
+    if parameter.listed:
+        return "a list of numbers"
     parts = [f"`{show(word)}`" for word in choices(parameter)]
     found = kinds(parameter)
     if float in found:
@@ -105,6 +107,8 @@ class Reader:
         self.problems.add(f"there is no expert `{name}`", mark, hint)
 
     def _value(self, parameter: Parameter, node: Node, owner: str) -> Any:
+        if parameter.listed:
+            return self._list(parameter, node, owner)
         if not isinstance(node.value, list):
             return self._scalar(parameter, node, owner)
         if not parameter.numeric:
@@ -115,6 +119,14 @@ class Reader:
             what = f"the gradient for `{parameter.name}` is empty"
             self.problems.add(what, node.mark, "give at least one number")
         return [self._scalar(parameter, item, owner, gradient=True) for item in node.value]
+
+    def _list(self, parameter: Parameter, node: Node, owner: str) -> Any:
+        if not isinstance(node.value, list):
+            what = f"`{parameter.name}` of `{owner}` must be a list of numbers, not"
+            self.problems.add(f"{what} {_quoted(node.value)}", node.mark, _allowed(parameter))
+            return None
+        number = replace(parameter, type=float)
+        return [self._scalar(number, item, owner) for item in node.value]
 
     def _scalar(
         self, parameter: Parameter, node: Node, owner: str, *, gradient: bool = False

@@ -63,6 +63,9 @@ CHAINS = {
         *each("magnitude", {"density": 0.5}),
         MEAN,
     ],
+    "multislerp": [Step("multislerp", WEIGHTS)],
+    "karcher": [Step("karcher", {"weights": [1.0, 2.0, 0.5], "space": "delta"})],
+    "model stock": [Step("model_stock", {"clamp_t": False}), Step("scale", {"lambda": 0.7})],
     "whole model": [*each("magnitude", {"density": 0.2, "scope": "model"}), MEAN],
 }
 
@@ -146,3 +149,31 @@ def test_slerp_of_two_models(tmp_path: Path) -> None:
         out = tmp_path / f"out{t}"
         run(plan, models, out)
         assert same_bytes(output(out), expected(plan, models))
+
+
+@pytest.mark.parametrize("op", ["karcher", "multislerp", "nuslerp"])
+def test_means_on_the_sphere_of_whole_weights(tmp_path: Path, op: str) -> None:
+    models = save_models(tmp_path, SHAPES, experts=["a", "b"], scale=1.0)
+    step = Step(op, {"weights": [0.5, 2.0], "space": "weight"})
+    plan = plan_for(models, [step], needs_base=False)
+    assert compile_job(plan.jobs[0], plan.seed) is not None
+    run(plan, models, tmp_path / "out")
+    assert same_bytes(output(tmp_path / "out"), expected(plan, models))
+
+
+@pytest.mark.parametrize("op", ["multislerp", "nuslerp"])
+def test_inner_products_after_a_transform_are_left_to_torch(tmp_path: Path, op: str) -> None:
+    models = save_models(tmp_path, SHAPES, experts=["a", "b"])
+    steps = [*each("dare", {"density": 0.5}, ["a", "b"]), Step(op, {"weights": [0.5, 2.0]})]
+    plan = plan_for(models, steps)
+    assert compile_job(plan.jobs[0], plan.seed) is None
+    run(plan, models, tmp_path / "out")
+    assert same_bytes(output(tmp_path / "out"), expected(plan, models))
+
+
+@pytest.mark.parametrize("params", [{"unit": "row"}, {"unit": "column"}])
+def test_rows_and_columns_on_the_sphere(tmp_path: Path, params: dict[str, str]) -> None:
+    models = save_models(tmp_path, SHAPES, experts=["a", "b"])
+    plan = plan_for(models, [Step("nuslerp", {"weights": [0.5, 2.0], **params})])
+    run(plan, models, tmp_path / "out", threads=2)
+    assert same_bytes(output(tmp_path / "out"), expected(plan, models))

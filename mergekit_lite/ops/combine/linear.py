@@ -24,6 +24,7 @@ def check(params: Mapping[str, Any]) -> list[str]:
     title="Linear average (model soup)",
     paper="Wortsman et al. 2022, arXiv 2203.05482",
     space="weight",
+    aliases=("soup", "uniform_soup"),
     commutative=True,
     idempotent=True,
     check=check,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mergekit_lite.ops._arithmetic import single, weighted_sum
 from mergekit_lite.ops._place import Sums
@@ -30,6 +30,11 @@ def arc_weights(t: float, dot_threshold: float, sums: Sums) -> tuple[float, floa
     return single(math.sin((1.0 - t) * angle) / sine), single(math.sin(t * angle) / sine)
 
 
+def blend(params: Mapping[str, Any], weights: Sequence[float], sums: Sums) -> Sequence[float]:
+    """The weights of the two ends."""
+    return arc_weights(params["t"], params["dot_threshold"], sums)
+
+
 @combine(
     title="Spherical linear interpolation",
     paper="Shoemake 1985, Animating rotation with quaternion curves",
@@ -38,6 +43,7 @@ def arc_weights(t: float, dot_threshold: float, sums: Sums) -> tuple[float, floa
     base_fills=True,
     idempotent=True,
     needs=Totals(gram=True),
+    blend=blend,
     vectors=[
         Vector(
             [[1, 0], [0, 2]],

@@ -32,6 +32,7 @@ TAUS = [[4, -3, 1, 0.5, 0, -2], [-1, -5, 2, -0.5, 3, 2], [2, 1, -6, 0.25, 0, 1]]
 @combine(
     title="Task arithmetic",
     paper="Ilharco et al. 2023, arXiv 2212.04089",
+    aliases=("ta",),
     commutative=True,
     check=check,
     vectors=[

@@ -1,0 +1,130 @@
+"""Interpolate between two models' changes along an arc."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from mergekit_lite.ops._arithmetic import negligible, single, weighted_sum
+from mergekit_lite.ops._place import Sums
+from mergekit_lite.ops._rows import as_rows, row_dots
+from mergekit_lite.ops._spec import Doc, Reach, Vector, combine
+from mergekit_lite.ops._sphere import COLINEAR, arc, cosines, lengths
+from mergekit_lite.ops._statistics import Totals
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REACHES: dict[str, Reach] = {"tensor": "element", "row": "row", "column": "tensor"}
+
+
+def check(params: Mapping[str, Any]) -> list[str]:
+    """Weights that sum to nothing have no position between the ends."""
+    weights = params.get("weights")
+    if isinstance(weights, Sequence) and negligible(weights):
+        return ["the weights sum to 0, so there is no position between the two"]
+    return []
+
+
+def position(weights: Sequence[float]) -> float:
+    """Return where between the two models the weights point: 0 is the first."""
+    first, second = (single(weight) for weight in weights)
+    return second / (first + second)
+
+
+def blend(params: Mapping[str, Any], weights: Sequence[float], sums: Sums) -> list[float]:
+    """The factors of the two ends."""
+    t = position(weights)
+    if not all(lengths(sums.gram)):
+        return [single(1.0 - t), single(t)]
+    return [single(factor) for factor in arc(t, cosines(sums.gram)[0][1])]
+
+
+def by_row(first: Tensor, second: Tensor, t: float) -> Tensor:
+    """Return the interpolation of each pair of rows."""
+    import torch
+
+    a, b = as_rows(first), as_rows(second)
+    product = row_dots(a, a).sqrt() * row_dots(b, b).sqrt()
+    cosine = row_dots(a, b) / product.where(product > 0, 1.0)
+    arched = (product > 0) & (cosine.abs() <= COLINEAR)
+    angle = cosine.where(arched, 0.0).acos()
+    left = torch.where(arched, ((1.0 - t) * angle).sin() / angle.sin(), 1.0 - t)
+    right = torch.where(arched, (t * angle).sin() / angle.sin(), t)
+    return (a * left.float() + b * right.float()).reshape(first.shape)
+
+
+@combine(
+    title="NuSLERP",
+    paper="none: a method of mergekit",
+    experts=(2, 2),
+    idempotent=True,
+    reach="tensor",
+    reach_of=lambda params: REACHES[params["unit"]],
+    needs=Totals(gram=True, wanted=lambda params: params["unit"] == "tensor"),
+    blend=blend,
+    check=check,
+    vectors=[
+        Vector([[1, 0], [0, 2]], [0.70711, 1.41421], source="independent run: a right angle"),
+        Vector(
+            [[1, 0], [0, 1]],
+            [0.86603, 0.5],
+            weights=[2, 1],
+            source="a third of the way, 30 degrees, by hand",
+        ),
+        Vector([[1, 2], [2, 4]], [1.25, 2.5], weights=[3, 1], source="parallel: a line, by hand"),
+        Vector([[0, 0], [2, 4]], [1, 2], source="no length: a line, by hand"),
+        Vector(
+            [[[1, 0], [1, 1]], [[0, 2], [3, 3]]],
+            [[0.70711, 1.41421], [2, 2]],
+            {"unit": "row"},
+            source="each row on its own, by hand",
+        ),
+        Vector(
+            [[[1, 1], [0, 1]], [[0, 3], [2, 3]]],
+            [[0.70711, 2], [1.41421, 2]],
+            {"unit": "column"},
+            source="each column on its own, by hand",
+        ),
+        Vector(
+            [[1, 0], [0, 2]],
+            [0.70711, 1.41421],
+            {"space": "weight"},
+            source="independent run: a right angle",
+        ),
+    ],
+)
+def nuslerp(
+    inputs: Sequence[Tensor],
+    *,
+    sums: Sums | None,
+    weights: Sequence[float],
+    unit: Annotated[
+        Literal["tensor", "row", "column"],
+        Doc("what counts as a vector: the tensor, each row (last dimension) or column (first)"),
+    ] = "tensor",
+    space: Annotated[
+        Literal["delta", "weight"], Doc("work on differences to the base, or on whole weights")
+    ] = "delta",
+) -> Tensor:
+    """Interpolate two models' changes along the arc between them; the weights say how far.
+
+    The position is w1 / (w0 + w1). Changes of two experts point in different directions, where
+    whole weights, as `slerp` takes them, are nearly parallel.
+
+    Order of operations: in fp64 cos = g01 / sqrt(g00) / sqrt(g11), angle = acos(cos); f0 =
+    float32(sin((1-t)*angle) / sin(angle)), f1 = float32(sin(t*angle) / sin(angle)); f0 =
+    float32(1-t), f1 = float32(t) where a vector has no length or |cos| > 1 - 1e-12; then in fp32
+    acc = f0*x0; acc = acc + f1*x1. Sums over rows and columns are taken by halves.
+
+    Raises:
+        RecipeError: the weights sum to 0.
+    """
+    if unit == "tensor" and sums is not None:
+        return weighted_sum(inputs, blend({}, weights, sums))
+    t = position(weights)
+    first, second = inputs[0].float(), inputs[1].float()
+    if unit == "row" or first.dim() < 2:
+        return by_row(first, second, t)
+    turned = by_row(first.transpose(0, -1).contiguous(), second.transpose(0, -1).contiguous(), t)
+    return turned.transpose(0, -1).contiguous()
