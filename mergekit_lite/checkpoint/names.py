@@ -74,6 +74,11 @@ def stack_of(name: str) -> str:
     return ".".join(parts[:place])
 
 
+def is_side_stack(stack: str) -> bool:
+    """Return whether a stack stands beside the main one: a vision tower, a draft head."""
+    return _SIDE_STACK.search(stack) is not None
+
+
 def layer_count(names: Iterable[str]) -> int:
     """Return how many layers the model's main stack has, 0 where there are no layers.
 
@@ -84,7 +89,7 @@ def layer_count(names: Iterable[str]) -> int:
         layer = layer_of(name)
         if layer is None:
             continue
-        if _SIDE_STACK.search(stack_of(name)):
+        if is_side_stack(stack_of(name)):
             side = max(side, layer + 1)
         else:
             main = max(main, layer + 1)

@@ -162,7 +162,8 @@ def _step_names(plan: Plan) -> Iterable[str]:
     recipe = plan.recipe
     chains = [recipe.get("steps") or ()]
     chains += [expert.get("steps") or () for expert in (recipe.get("experts") or {}).values()]
-    chains += [rule.get("steps") or () for rule in recipe.get("rules") or ()]
+    for part in ("slices", "rules"):
+        chains += [entry.get("steps") or () for entry in recipe.get(part) or ()]
     for chain in chains:
         for step in chain:
             yield from [step] if isinstance(step, str) else step

@@ -55,8 +55,14 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
             "bytes_written": report.bytes_written,
             "resumed_shards": report.resumed_shards,
         },
+        **({"layer_map": _layer_map(plan)} if plan.layer_map else {}),
         "warnings": [without_folders(warning) for warning in warnings_of(plan, report)],
     }
+
+
+def _layer_map(plan: Plan) -> list[dict[str, Any]]:
+    """Return, for each layer of the output, the input and layer that it comes from."""
+    return [{"layer": row["layer"], "from": dict(row["sources"])} for row in plan.layer_map]
 
 
 def warnings_of(plan: Plan, report: Report) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from mergekit_lite.checkpoint import layer_count, role_of
+from mergekit_lite.checkpoint import role_of
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, SourceError
+from mergekit_lite.plan.assembly import assemble, set_layers_aside
 from mergekit_lite.plan.check import check_base, check_expert, check_quantised, check_used
 from mergekit_lite.plan.configs import ties_head
 from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.frame import Frame
 from mergekit_lite.plan.inputs import View, check_repeats, placed, plan_inputs, views
 from mergekit_lite.plan.layout import config_changes, lay_out, main_dtype, sign
 from mergekit_lite.plan.rows import Rows
@@ -82,19 +85,21 @@ def _build(
     """Build a plan; `errors` are those of models that could not be had."""
     findings = Findings()
     jobs: list[Job] = []
-    layers = 0
+    frame, config = Frame((), 0), dict[str, Any]()
     found = _check_inputs(recipe, models, findings)
     if found:
-        layers = layer_count(found["base"].tensors)
-        if not found["base"].settled:
-            jobs = _rows(recipe, found, layers, findings)
+        base = found["base"]
+        stack = base.stack if recipe.slices else None
+        if not base.settled and (stack is not None or not recipe.slices):
+            frame, config = assemble(recipe, found, stack, findings)
+            jobs = _rows(recipe, found, frame, findings)
         if not errors and not findings.all_problems():
             _check_output(recipe, found["base"], jobs, findings)
     if problems := findings.all_problems():
         errors = [*errors, RecipeError(problems)]
     if errors:
         raise _joined(errors)
-    return _plan(recipe, found, jobs, layers, findings)
+    return _plan(recipe, found, jobs, frame, config, findings)
 
 
 def _resolve_all(recipe: Recipe) -> tuple[dict[str, Model], list[MergekitLiteError]]:
@@ -140,6 +145,8 @@ def _check_inputs(
     base = found["base"]
     check_base(recipe, base, findings)
     base.settled = bool(base.model.quantization) or not base.tensors
+    if recipe.slices and not base.settled:
+        base.stack = set_layers_aside(recipe, found, findings)
     for name, view in found.items():
         if name != "base" and not base.settled:
             check_expert(recipe, view, base, findings)
@@ -147,11 +154,10 @@ def _check_inputs(
     return found
 
 
-def _rows(recipe: Recipe, found: Mapping[str, View], layers: int, findings: Findings) -> list[Job]:
-    base = found["base"]
-    rows = Rows(recipe, found, layers, findings)
-    jobs = [job for info in base.tensors.values() if (job := rows.row(info)) is not None]
-    check_rules(rows.rules, layers, findings, base.tensors)
+def _rows(recipe: Recipe, found: Mapping[str, View], frame: Frame, findings: Findings) -> list[Job]:
+    rows = Rows(recipe, found, frame.layers, findings)
+    jobs = [job for target in frame.targets if (job := rows.row(target)) is not None]
+    check_rules(rows.rules, frame.layers, findings, [target.name for target in frame.targets])
     check_used(recipe, found, findings)
     return jobs
 
@@ -174,9 +180,15 @@ def _check_output(recipe: Recipe, base: View, jobs: list[Job], findings: Finding
 
 
 def _plan(
-    recipe: Recipe, found: Mapping[str, View], jobs: list[Job], layers: int, findings: Findings
+    recipe: Recipe,
+    found: Mapping[str, View],
+    jobs: list[Job],
+    frame: Frame,
+    config: Mapping[str, Any],
+    findings: Findings,
 ) -> Plan:
     dtype = main_dtype(jobs)
+    known = found["base"].model.config
     placed_jobs, shards = lay_out(jobs, recipe.output.shard_size)
     return sign(
         Plan(
@@ -184,12 +196,13 @@ def _plan(
             jobs=placed_jobs,
             shards=shards,
             seed=recipe.seed,
-            layers=layers,
+            layers=frame.layers,
             dtype=dtype,
             warnings=findings.all_warnings(),
             recipe=recipe.plain(),
-            config=config_changes(found["base"].model.config, dtype),
+            config={**config, **config_changes(known and {**known, **config}, dtype)},
             compat=recipe.compat,
             folder=str(recipe.folder.absolute()),
+            layer_map=frame.layer_map,
         )
     )

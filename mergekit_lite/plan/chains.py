@@ -5,11 +5,12 @@ from __future__ import annotations
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.frame import Target
 from mergekit_lite.plan.rules import Decision
 from mergekit_lite.recipe.cascade import Chain, chain
 from mergekit_lite.recipe.schema import Recipe
 
-Key = tuple[tuple[int, ...], int | None, bool, str]
+Key = tuple[tuple[int, ...], int | None, int | None, bool, str]
 
 
 class Chains:
@@ -29,11 +30,12 @@ class Chains:
         self._known: dict[Key, Chain | None] = {}
         self._ops = registry()
 
-    def get(self, decision: Decision, name: str, layer: int | None, role: str) -> Chain | None:
+    def get(self, decision: Decision, target: Target) -> Chain | None:
         """Return the chain for a tensor; None where it has a problem, which is noted."""
-        key = (decision.matched, layer, role == "embedding", self._own(decision, name))
+        own = self._own(decision, target.name)
+        key = (decision.matched, target.slice, target.layer, target.role == "embedding", own)
         if key not in self._known:
-            self._known[key] = self._resolve(decision, name, layer)
+            self._known[key] = self._resolve(decision, target)
             self.resolved += 1
         return self._known[key]
 
@@ -43,15 +45,16 @@ class Chains:
         looks = any(spec.kind == "preset" and "place" in spec.specials for spec in specs)
         return name if looks else ""
 
-    def _resolve(self, decision: Decision, name: str, layer: int | None) -> Chain | None:
+    def _resolve(self, decision: Decision, target: Target) -> Chain | None:
         try:
             found = chain(
                 self.recipe,
                 decision.steps,
-                name=name,
-                layer=layer,
+                name=target.name,
+                layer=target.layer,
                 layers=self.layers,
                 sets=decision.sets,
+                experts=target.members,
             )
         except RecipeError as error:
             for problem in error.problems:

@@ -79,7 +79,7 @@ def _check_checkpoint(
     view.settled = (
         prefix is not None
         or _other_family(view, base, len(missing) + len(extra), findings, where)
-        or (bool(missing or extra) and _other_depth(view, findings, where))
+        or (bool(missing or extra) and not recipe.slices and _other_depth(view, findings, where))
     )
     if view.settled:
         return

@@ -24,6 +24,14 @@ _BEHAVIOUR = (
 _NESTED = ("text_config", "llm_config", "language_config")
 
 
+def levels(config: Config) -> dict[str, Mapping[str, Any]]:
+    """Return a config and its language model's parts, by key; that of the whole is empty."""
+    if not config:
+        return {}
+    parts = {key: config[key] for key in _NESTED if isinstance(config.get(key), Mapping)}
+    return {"": config, **parts}
+
+
 def value(config: Config, key: str) -> Any:
     """Return a value of a config, looked up in its language model's part where it has one."""
     if not config:

@@ -30,7 +30,7 @@ def explain(
         RecipeError: there is no such tensor; the message offers the nearest name.
     """
     models = models or resolve_models(recipe)
-    known = models["base"].header.tensors
+    known = {**models["base"].header.tensors, **{job.name: job for job in plan.jobs}}
     if tensor not in known:
         raise RecipeError(
             f"there is no tensor `{tensor}`",
@@ -38,7 +38,8 @@ def explain(
         )
     rules = Rules(recipe)
     layer, role = layer_of(tensor), role_of(tensor)
-    decision = rules.decide(tensor, layer, role)
+    sliced = next((row for row in plan.layer_map if _stands_in(row, tensor)), None)
+    decision = rules.decide(tensor, layer, role, sliced["slice"] if sliced else None)
     matched = [
         {
             "where": recipe.rules[index].where or recipe.at("rules", index),
@@ -60,6 +61,11 @@ def explain(
     if job is None:
         return {**found, "kind": "drop", "reads": [], "steps": [], "writes": None}
     return {**found, **_row(plan, job, models)}
+
+
+def _stands_in(row: Mapping[str, Any], tensor: str) -> bool:
+    """Return whether a tensor belongs to a layer that slices have put there."""
+    return tensor.startswith(f"{row['stack']}.{row['layer']}.")
 
 
 def _row(plan: Plan, job: Job, models: Mapping[str, Model]) -> dict[str, Any]:

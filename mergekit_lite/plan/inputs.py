@@ -29,12 +29,16 @@ class View:
     Attributes:
         name: key into `Plan.inputs`.
         model: the resolved source.
-        base: the base's tensors.
+        base: tensors of the output in which it may have a part: the base's, or of its slices.
         is_base: the input is the base itself, under whatever name.
         settled: a problem of the whole model has been noted, so tensors are not checked one by one.
         renamed: base name -> the expert's tensor that stands for it (the embedding of a tied head).
         left_out: its tensors that the base lacks and that need no further mention.
         sizes: in which sizes its config differs from the base's, in words.
+        aligned: output name -> the name in the base's terms that stands there, where slices give
+            layers other numbers; "" where it has no layer.
+        spare: its tensors in layers from which slices choose.
+        stack: of the base, the stack of layers from which slices choose.
         used: rows that read it.
         weighted: rows in which the weight that the recipe gives it counts.
     """
@@ -47,6 +51,9 @@ class View:
     renamed: dict[str, str] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
     sizes: str = ""
+    aligned: dict[str, str] = field(default_factory=dict)
+    spare: set[str] = field(default_factory=set)
+    stack: str | None = None
     used: int = 0
     weighted: int = 0
 
@@ -54,8 +61,19 @@ class View:
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self.model.header.tensors
 
+    @property
+    def terms(self) -> dict[str, TensorInfo]:
+        """Its tensors by the names that the base has for them."""
+        names = {stored: term for term, stored in self.renamed.items()}
+        return {names.get(stored, stored): info for stored, info in self.tensors.items()}
+
+    def own(self, name: str) -> str:
+        """Return the name in the base's terms that stands for an output name in this input."""
+        return self.aligned.get(name, name)
+
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape it has for a base tensor, None where it has nothing to say."""
+        """Return the shape it has for a tensor, None where it has nothing to say."""
+        name = self.own(name)
         if self.model.adapter is not None:
             adapter = self.model.adapter
             known = name in adapter.factors or name in adapter.replaced
@@ -64,7 +82,8 @@ class View:
         return info.shape if info else None
 
     def dtype(self, name: str) -> str | None:
-        """Return the dtype it stores for a base tensor, None where it has no whole tensor."""
+        """Return the dtype it stores for a tensor, None where it has no whole tensor."""
+        name = self.own(name)
         if self.model.adapter is not None:
             stored = self.model.adapter.replaced.get(name)
         else:
@@ -80,6 +99,7 @@ class View:
         """Return how a base tensor is read from it; a tensor that it may lack is `zero`."""
         if self.is_base and self.name != "base":
             return Read(self.name, name, zero=True)
+        name = self.own(name)
         adapter = self.model.adapter
         if adapter is not None and name in adapter.factors:
             factors = adapter.factors[name]
@@ -128,7 +148,7 @@ def check_repeats(recipe: Recipe, found: Mapping[str, View], findings: Findings)
         if view.is_base:
             findings.warn(f"expert `{name}` is the base: its delta is zero", where)
         root = view.model.root.resolve()
-        if root in seen:
+        if root in seen and not recipe.slices:
             findings.warn(f"experts `{seen[root]}` and `{name}` are the same model", where)
         seen.setdefault(root, name)
 
@@ -224,7 +244,8 @@ def extra_names(view: View) -> list[str]:
     adapter = view.model.adapter
     own = [*adapter.factors, *adapter.replaced] if adapter is not None else list(view.tensors)
     stand_ins = set(view.renamed.values())
-    return [name for name in own if name not in view.base and name not in stand_ins]
+    known = view.base.keys() | stand_ins | view.spare
+    return [name for name in own if name not in known]
 
 
 def placed(problems: tuple[Problem, ...], where: str) -> list[Problem]:

@@ -1,14 +1,15 @@
-"""From a tensor of the base and the recipe's decision about it to one row of the plan."""
+"""From a tensor of the output and the recipe's decision about it to one row of the plan."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo, layer_of, role_of
+from mergekit_lite.checkpoint import FLOAT_DTYPES
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.plan.chains import Chains
 from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.frame import Target
 from mergekit_lite.plan.inputs import View, check_tensor, shape_text
 from mergekit_lite.plan.layout import output_dtype
 from mergekit_lite.plan.names import plural
@@ -28,7 +29,7 @@ class Rows:
     Args:
         recipe: what is wanted.
         found: the base and the experts.
-        layers: number of layers of the base.
+        layers: number of layers of the output.
         findings: where problems are noted.
     """
 
@@ -42,29 +43,29 @@ class Rows:
         self.chains = Chains(recipe, layers, findings)
         self._ops = registry()
 
-    def row(self, info: TensorInfo) -> Job | None:
+    def row(self, target: Target) -> Job | None:
         """Return the row of one tensor; None if it is dropped or has a problem, which is noted."""
-        layer, role = layer_of(info.name), role_of(info.name)
-        decision = self.rules.decide(info.name, layer, role)
+        decision = self.rules.decide(target.name, target.layer, target.role, target.slice)
         if decision.action == "drop":
             return None
         if decision.action == "take":
-            return self._take(info, decision.take, layer, decision)
-        if info.dtype not in FLOAT_DTYPES:
-            return self._not_float(info, layer, decision)
-        chain = self.chains.get(decision, info.name, layer, role)
+            return self._take(target, decision.take, decision)
+        if target.info.dtype not in FLOAT_DTYPES:
+            return self._not_float(target, decision)
+        chain = self.chains.get(decision, target)
         if chain is None:
             return None
         spec = self._ops[chain.combine]
-        names = spec.reads({**chain.params, "weights": chain.weights}, list(self.recipe.experts))
+        experts = [name for name in self.recipe.experts if target.has(name)]
+        names = spec.reads({**chain.params, "weights": chain.weights}, experts)
         if spec.structural:  # `drop`, as the only op of a chain
             return None
-        return self._merge(info, spec, chain, names, layer, decision)
+        return self._merge(target, spec, chain, names, decision)
 
-    def _take(
-        self, info: TensorInfo, source: str, layer: int | None, decision: Decision
-    ) -> Job | None:
-        view = self.found.get(source)
+    def _take(self, target: Target, source: str, decision: Decision) -> Job | None:
+        view, info = self.found.get(source), target.info
+        if not self._have_layers(target, [source], decision):
+            return None
         if view is None or not check_tensor(view, info, self.recipe, self.findings):
             return None
         view.used += 1
@@ -77,10 +78,22 @@ class Rows:
                 "`take: base` for these, or no rule at all",
             )
             return None
-        return self._copy(info, self._whole(view, info), layer, decision, "")
+        return self._copy(target, self._whole(view, target), decision, "")
 
-    def _not_float(self, info: TensorInfo, layer: int | None, decision: Decision) -> Job:
-        for view in self.found.values():
+    def _have_layers(self, target: Target, names: Sequence[str], decision: Decision) -> bool:
+        """Refuse inputs of which a slice has no layer."""
+        absent = [name for name in names if not target.has(name)]
+        for name in absent:
+            self.findings.problem(
+                f"slice {(target.slice or 0) + 1} has no layers of `{name}`, which is wanted here",
+                decision.where,
+                f"add `{name}: ...` to the `layers` of the slice",
+            )
+        return not absent
+
+    def _not_float(self, target: Target, decision: Decision) -> Job:
+        info = target.info
+        for view in (view for name, view in self.found.items() if target.has(name)):
             shape, dtype = view.shape(info.name), view.dtype(info.name)
             if (
                 not view.settled
@@ -93,22 +106,23 @@ class Rows:
                     f"expert `{view.name}` differs in tensors that are not floats and are copied"
                     " from the base",
                 )
-        return self._copy(
-            info, self._whole(self.found["base"], info), layer, decision, "not a float"
-        )
+        donor = self._whole(self.found[target.donor], target)
+        return self._copy(target, donor, decision, "not a float")
 
     def _merge(
         self,
-        info: TensorInfo,
+        target: Target,
         spec: OpSpec,
         chain: Chain,
         names: Sequence[str],
-        layer: int | None,
         decision: Decision,
     ) -> Job | None:
         names = wanted(spec, names, chain.weights)
+        base = ["base"] if spec.space_for(chain.params) == "delta" else []
+        if not self._have_layers(target, [*base, *names], decision):
+            return None
         fit = [
-            view is not None and check_tensor(view, info, self.recipe, self.findings)
+            view is not None and check_tensor(view, target.info, self.recipe, self.findings)
             for view in map(self.found.get, names)
         ]
         if not all(fit) or not self._enough(spec, names, decision):
@@ -120,74 +134,67 @@ class Rows:
         if spec.space_for(chain.params) == "weight":
             if not self._on_whole_weights(spec, chain, names, decision):
                 return None
-            return self._merge_weights(info, spec, chain, names, layer, decision)
-        return self._merge_deltas(info, spec, chain, names, layer, decision)
+            return self._merge_weights(target, spec, chain, names, decision)
+        return self._merge_deltas(target, spec, chain, names, decision)
 
     def _merge_weights(
         self,
-        info: TensorInfo,
+        target: Target,
         spec: OpSpec,
         chain: Chain,
         names: Sequence[str],
-        layer: int | None,
         decision: Decision,
     ) -> Job:
-        reads = [self._whole(self.found[name], info) for name in names]
+        reads = [self._whole(self.found[name], target) for name in names]
         weights = [chain.weights.get(name, 1.0) for name in names]
         same = same_as(spec, chain.params, reads, weights)
         if same is not None:
-            return self._copy(
-                info, same, layer, decision, f"`{spec.name}` gives back {same.source}"
-            )
-        return self._computed(
-            info, reads, [self._combine(spec, chain, weights, info)], layer, decision
-        )
+            return self._copy(target, same, decision, f"`{spec.name}` gives back {same.source}")
+        step = self._combine(spec, chain, weights, target)
+        return self._computed(target, reads, [step], decision)
 
     def _merge_deltas(
         self,
-        info: TensorInfo,
+        target: Target,
         spec: OpSpec,
         chain: Chain,
         names: Sequence[str],
-        layer: int | None,
         decision: Decision,
     ) -> Job:
-        base = self._whole(self.found["base"], info)
-        reads = [self.found[name].read(info.name) for name in names]
+        base = self._whole(self.found["base"], target)
+        reads = [self.found[name].read(target.name) for name in names]
         if all(read.zero for read in reads):
-            return self._copy(info, base, layer, decision, "every delta is zero")
+            return self._copy(target, base, decision, "every delta is zero")
         weights = [chain.weights.get(name, 1.0) for name in names]
         # A zero delta stays zero under every transform, and still counts in the combine.
         steps = [
-            Step(op, self._ops[op].params_for(params, info.shape), expert=read.source)
+            Step(op, self._ops[op].params_for(params, target.info.shape), expert=read.source)
             for read in reads
             if not read.zero
             for op, params in chain.transforms.get(read.source, ())
         ]
-        steps.append(self._combine(spec, chain, weights, info))
-        posts = (self._step(op, params, info, len(reads)) for op, params in chain.posts)
+        steps.append(self._combine(spec, chain, weights, target))
+        posts = (self._step(op, params, target, len(reads)) for op, params in chain.posts)
         steps += [post for post in posts if post is not None]
-        return self._computed(info, reads, steps, layer, decision, base=base)
+        return self._computed(target, reads, steps, decision, base=base)
 
     def _combine(
-        self, spec: OpSpec, chain: Chain, weights: Sequence[float], info: TensorInfo
+        self, spec: OpSpec, chain: Chain, weights: Sequence[float], target: Target
     ) -> Step:
-        step = self._step(spec.name, chain.params, info, len(weights)) or _IDENTITY
+        step = self._step(spec.name, chain.params, target, len(weights)) or _IDENTITY
         return Step(step.op, {**step.params, "weights": list(weights)})
 
-    def _step(
-        self, op: str, params: Mapping[str, Any], info: TensorInfo, inputs: int
-    ) -> Step | None:
+    def _step(self, op: str, params: Mapping[str, Any], target: Target, inputs: int) -> Step | None:
         """Return a step for a tensor, or what stands in for it there; None for nothing."""
-        spec = self._ops[op]
-        other = spec.stand_in(params, info.shape, role_of(info.name), inputs)
+        spec, shape = self._ops[op], target.info.shape
+        other = spec.stand_in(params, shape, target.role, inputs)
         if other is None:
-            return Step(op, spec.params_for(params, info.shape))
+            return Step(op, spec.params_for(params, shape))
         op, params = other
         if not op:
             return None
         spec = self._ops[op]
-        return Step(op, spec.params_for({**spec.defaults(), **params}, info.shape))
+        return Step(op, spec.params_for({**spec.defaults(), **params}, shape))
 
     def _enough(self, spec: OpSpec, names: Sequence[str], decision: Decision) -> bool:
         least, most = spec.experts
@@ -223,15 +230,14 @@ class Rows:
             )
         return not own
 
-    def _whole(self, view: View, info: TensorInfo) -> Read:
+    def _whole(self, view: View, target: Target) -> Read:
         """Return how the whole weight is read: the base's where the expert leaves it alone."""
-        read = view.read(info.name)
-        return self.found["base"].read(info.name) if read.zero else read
+        read = view.read(target.name)
+        return self.found["base"].read(target.name) if read.zero else read
 
-    def _copy(
-        self, info: TensorInfo, read: Read, layer: int | None, decision: Decision, why: str
-    ) -> Job:
+    def _copy(self, target: Target, read: Read, decision: Decision, why: str) -> Job:
         """Return a row that moves bytes, or one that only casts where the dtype changes."""
+        info, layer = target.info, target.layer
         stored = self.found[read.source].dtype(info.name)
         reason = f"{decision}; {why}" if why else str(decision)
         dtype = output_dtype(info.dtype, self.recipe.output.dtype)
@@ -239,18 +245,18 @@ class Rows:
             return Job(
                 info.name, dtype, info.shape, 0, 0, "copy", (read,), layer=layer, rule=reason
             )
-        return self._computed(info, [read], [_IDENTITY], layer, decision, why=why)
+        return self._computed(target, [read], [_IDENTITY], decision, why=why)
 
     def _computed(
         self,
-        info: TensorInfo,
+        target: Target,
         reads: Sequence[Read],
         steps: Sequence[Step],
-        layer: int | None,
         decision: Decision,
         base: Read | None = None,
         why: str = "",
     ) -> Job:
+        info = target.info
         if info.dtype == "F64":
             self.findings.warn_of(f"`{info.name}`", "the base has F64 tensors, computed in fp32")
         # An adapter's weight is the base's plus its delta.
@@ -266,6 +272,6 @@ class Rows:
             reads=tuple(reads),
             base=base,
             steps=tuple(steps),
-            layer=layer,
+            layer=target.layer,
             rule=f"{decision}; {why}" if why else str(decision),
         )

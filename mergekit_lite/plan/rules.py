@@ -50,10 +50,12 @@ class Rules:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.hits = [0] * len(recipe.rules)
-        self._known: dict[tuple[int, ...], Decision] = {}
+        self._known: dict[tuple[tuple[int, ...], int | None], Decision] = {}
 
-    def decide(self, name: str, layer: int | None, role: str) -> Decision:
-        """Return what happens to the tensor of this name, layer and role."""
+    def decide(
+        self, name: str, layer: int | None, role: str, slice_: int | None = None
+    ) -> Decision:
+        """Return what happens to the tensor of this name, layer, role and slice of the recipe."""
         matched = tuple(
             index
             for index, rule in enumerate(self.recipe.rules)
@@ -61,14 +63,21 @@ class Rules:
         )
         for index in matched:
             self.hits[index] += 1
-        if matched not in self._known:
-            self._known[matched] = self._decision(matched)
-        return self._known[matched]
+        if (matched, slice_) not in self._known:
+            self._known[matched, slice_] = self._decision(matched, slice_)
+        return self._known[matched, slice_]
 
-    def _decision(self, matched: tuple[int, ...]) -> Decision:
+    def _decision(self, matched: tuple[int, ...], slice_: int | None) -> Decision:
         rules = self.recipe.rules
         sets = tuple(s for i in matched if (s := rules[i].set) is not None)
         winner = next((i for i in reversed(matched) if rules[i].set is None), None)
+        if winner is None and slice_ is not None:
+            part = self.recipe.slices[slice_]
+            where = part.where or self.recipe.at("slices", slice_)
+            chain = self.recipe.steps if part.steps is None else part.steps
+            why = f"slice {slice_ + 1}"
+            action: Literal["take", "steps"] = "steps" if part.take is None else "take"
+            return Decision(action, part.take or "", chain, sets, where, why, matched, None)
         if winner is None:
             where, why = self.recipe.at("steps"), "the recipe's steps"
             return Decision("steps", "", self.recipe.steps, sets, where, why, matched, None)

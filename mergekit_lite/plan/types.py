@@ -124,6 +124,7 @@ class Plan:
         config: changes to make in the donor's config.json (key -> value).
         compat: `none` or `mergekit`.
         folder: where relative references of the recipe start from.
+        layer_map: of a recipe with slices, where each layer of the output comes from.
     """
 
     inputs: Mapping[str, Input]
@@ -137,6 +138,7 @@ class Plan:
     config: Mapping[str, Any] = field(default_factory=dict)
     compat: str = "none"
     folder: str = "."
+    layer_map: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> str:
         """Return the plan as JSON text with stable key order."""
@@ -176,6 +178,7 @@ class Plan:
             jobs=tuple(job(value) for value in raw.pop("jobs")),
             shards=tuple(Shard(**value) for value in raw.pop("shards")),
             warnings=tuple(raw.pop("warnings")),
+            layer_map=tuple(raw.pop("layer_map")),
             **raw,
         )
 

@@ -15,7 +15,7 @@ from mergekit_lite.checkpoint.names import role_of
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._place import Place, random_key
-from mergekit_lite.recipe.schema import Recipe, RecipeStep
+from mergekit_lite.recipe.schema import BASE, Recipe, RecipeStep
 
 DEFAULT = "default"
 Params = dict[str, Any]
@@ -227,6 +227,7 @@ def chain(
     layer: int | None = None,
     layers: int = 1,
     sets: Sequence[Mapping[str, Any]] = (),
+    experts: Sequence[str] | None = None,
 ) -> Chain:
     """Return the fully resolved chain for one tensor.
 
@@ -235,21 +236,25 @@ def chain(
         steps: `recipe.steps` or those of the rule that won.
         name, layer, layers: the tensor, see `resolve`.
         sets: the `set` of every rule that matches the tensor, in the rules' order.
+        experts: those that have a part in it, all if None.
 
     Raises:
-        RecipeError: a preset refuses its parameters.
+        RecipeError: a preset refuses its parameters, or weights are given to an expert that has
+            no part in it.
     """
+    part = tuple(name for name in recipe.experts if experts is None or name in experts)
     where: Params = {"name": name, "layer": layer, "layers": layers}
     how: Params = {**where, "sets": sets, "compat": recipe.compat, "seed": recipe.seed}
     kind = {name: spec.kind for name, spec in registry().items()}
-    shared = {expert: expand(steps, expert=expert, **how) for expert in recipe.experts}
+    shared = {expert: expand(steps, expert=expert, **how) for expert in part}
     after = [
         [step for step in steps if kind[step[0]] != "transform"]
         for steps in (shared.values() or [expand(steps, **how)])
     ]
     (combine, params), *posts = _agreed(after, tuple(shared))
     own_weights = params.pop("weights", None)
-    names = [e for e in recipe.experts if own_weights is None or e in own_weights]
+    _all_have_part(combine, own_weights, part)
+    names = [e for e in part if own_weights is None or e in own_weights]
     transforms = {}
     for expert in names:
         mine = expand(recipe.experts[expert].steps, expert=expert, **how) + shared[expert]
@@ -258,6 +263,15 @@ def chain(
         names = ["base", *names]
     weights = {e: _weight(recipe, e, own_weights, sets, where) for e in names}
     return Chain(transforms, combine, params, weights, tuple(posts), own_weights is not None)
+
+
+def _all_have_part(op: str, weights: Mapping[str, Any] | None, experts: Sequence[str]) -> None:
+    if left := [name for name in weights or () if name not in (*experts, BASE)]:
+        raise RecipeError(
+            f"`{op}` weighs {', '.join(f'`{name}`' for name in left)}, of which the slice has no"
+            " layers",
+            hint="give the slice `steps` of its own",
+        )
 
 
 def _agreed(

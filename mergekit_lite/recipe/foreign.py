@@ -34,6 +34,8 @@ def refuse_foreign(root: Node, specs: Mapping[str, OpSpec], problems: Problems) 
         )
         return True
     found = [entries[key] for key in _MERGE if key in entries]
+    if "base" in entries and "slices" in entries and len(found) == 1:
+        return False  # this language has a key of that name
     if not found or "steps" in entries:
         return False
     problems.add(

@@ -107,7 +107,16 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
         "description": "Values to use elsewhere as `${name}`.",
     }
     del root["required"]
-    root["anyOf"] = [{"required": ["base", "steps"]}, {"required": ["extends"]}]
+    root["anyOf"] = [
+        {"required": ["base", "steps"]},
+        {"required": ["base", "slices"]},
+        {"required": ["extends"]},
+    ]
+    by_input = definitions["Slice"]["properties"]["layers"]
+    ranges = by_input["additionalProperties"]
+    definitions["Slice"]["properties"]["layers"] = {
+        "anyOf": [*ranges["oneOf"], {**by_input, "minProperties": 1}]
+    }
     expert = properties["experts"]
     expert["propertyNames"] = {"not": {"enum": ["base", "default"]}}
     expert["additionalProperties"] = {

@@ -15,7 +15,7 @@ from mergekit_lite.recipe.extends import Extender, read_file, spelt
 from mergekit_lite.recipe.foreign import refuse_foreign
 from mergekit_lite.recipe.marks import Mark, Node, Problems, from_plain, kind_of, show
 from mergekit_lite.recipe.override import apply_overrides
-from mergekit_lite.recipe.schema import BASE, Expert, Recipe
+from mergekit_lite.recipe.schema import BASE, Expert, Recipe, Slice
 from mergekit_lite.recipe.shape import Shaper
 from mergekit_lite.recipe.variables import substitute_variables
 
@@ -65,6 +65,7 @@ def draft(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
             if (sources := _sources(node)) and name != BASE
         },
         extra="error" if extra is None or extra.value == "error" else "drop",
+        slices=(Slice.model_construct(layers={}),) if root.get("slices") else (),
         name=name,
         folder=folder,
     )

@@ -28,7 +28,6 @@ OTHER_TOOLS = {
     "out_shard_size": "output.shard_size",
     "max_shard_size": "output.shard_size",
     "tokenizer_source": "tokenizer.source",
-    "slices": "rules",
     "variables": "vars",
     "method": "steps",
 }
@@ -44,6 +43,7 @@ def keys_of(model: type) -> list[str]:
 TOP = [*keys_of(Recipe), "extends", "vars"]
 _HOMES: dict[str, str] = {
     **{key: f"in a rule: `rules: [{{match: ..., {key}: ...}}]`" for key in keys_of(Rule)},
+    "stack": "in a slice: `slices: [{layers: ..., stack: ...}]`",
     **{key: f"in a rule's match: `match: {{{key}: ...}}`" for key in ("layers", "role")},
     **{key: f"with an expert: `experts: {{NAME: {{{key}: ...}}}}`" for key in keys_of(Expert)},
     **{key: f"under `tokenizer`: `tokenizer: {{{key}: ...}}`" for key in keys_of(Tokenizer)},

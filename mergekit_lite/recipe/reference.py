@@ -15,6 +15,7 @@ from mergekit_lite.recipe.values import wanted
 _SECTIONS = (
     ("Top level", schema.Recipe),
     ("Experts", schema.Expert),
+    ("Slices", schema.Slice),
     ("Rules", schema.Rule),
     ("Match", schema.Match),
     ("Output", schema.Output),
@@ -22,7 +23,7 @@ _SECTIONS = (
 )
 
 
-_REQUIRED = {"Recipe": ("base", "steps"), "Rule": ("match",)}
+_REQUIRED = {"Recipe": ("base", "steps"), "Rule": ("match",), "Slice": ("layers",)}
 
 
 def recipe_reference(specs: Mapping[str, OpSpec]) -> str:
@@ -149,6 +150,21 @@ expert instead.
 merge key by key, lists and scalars are replaced, later ones win over earlier ones and this file
 over all. `math: ./math` merges as `math: {model: ./math}`, and of `model` and `lora` the later one
 stays. References beginning with `./` or `../` stay relative to the file they are written in.
+
+**`slices`** stack layers of several models, or of one model several times, into a model of another
+depth. Tensors outside the layers follow `steps` and `rules` as usual; without `steps` they are the
+base's. Gradients over depth, `layers` of rules and the seeds of random ops go by the layers of the
+output. A slice without `take` and `steps` runs the recipe's steps. Where it does not name the
+base's layers, they are those of its experts if these agree.
+
+```yaml
+base: zoo:smol
+experts: {math: ./math}
+slices:
+  - {take: base, layers: 0-19}
+  - {layers: {base: 10-19, math: 10-19}, steps: [{slerp: {t: 0.5}}]}
+  - {take: math, layers: 20-}
+```
 
 **`vars`** declares values. `${name}` on its own takes the value with its type; inside a longer text
 it is written out. Variables may use one another. `$${` is a literal `${`.

@@ -139,6 +139,21 @@ LayerRanges = Annotated[
 ]
 
 
+class Slice(_Model):
+    """A run of layers of the output, taken from one model or merged from several."""
+
+    take: str | None = None
+    """Take these layers from this expert (or `base`) unchanged."""
+    layers: Mapping[str, LayerRanges]
+    """Layers in the order in which they are stacked, counted from 0 in the model they come from:
+    with `take` just those (`0-7`), else by input (`{base: 0-7, math: 4-11}`), as many of each."""
+    steps: Steps | None = None
+    """Use this chain in place of the recipe's."""
+    stack: str | None = None
+    """The stack that is meant where a model has several, such as `decoder.block`."""
+    where: SkipJsonSchema[str] = Field("", exclude=True)
+
+
 class Match(_Model):
     """Which tensors a rule is about; all of what is given must hold."""
 
@@ -146,7 +161,7 @@ class Match(_Model):
     """Shell-style pattern of the tensor's name, such as `*.mlp.*`; upper and lower case differ."""
     layers: LayerRanges | None = None
     """Layers counted from 0: `3`, `0-4`, `0-4,7,30-` or a list. Matches no tensor outside the
-    layers."""
+    layers. With `slices` these are layers of the output."""
     role: Annotated[str | None, WithJsonSchema({"enum": list(ROLES)})] = None
     """What the tensor does; `attention` covers `attention.q` and its like."""
 
@@ -226,6 +241,8 @@ class Recipe(_Model):
     """The models that are merged, by the names that the rest of the recipe uses."""
     steps: Annotated[Steps, Field(min_length=1)]
     """The chain for every float tensor: transforms, then one combine, then posts."""
+    slices: tuple[Slice, ...] = ()
+    """The layers of the output from bottom to top, where they are not those of the base."""
     rules: tuple[Rule, ...] = ()
     """Exceptions from the chain, in order; a rule that matches no tensor is an error."""
     tokenizer: Tokenizer = Tokenizer()
@@ -262,9 +279,11 @@ class Recipe(_Model):
         for expert in data["experts"].values():
             if steps := _written(expert.pop("steps")):
                 expert["steps"] = steps
-        for rule in data["rules"]:
-            if "steps" in rule:
-                rule["steps"] = _written(rule["steps"])
+        if not self.slices:
+            del data["slices"]
+        for part in (*data.get("slices", ()), *data["rules"]):
+            if "steps" in part:
+                part["steps"] = _written(part["steps"])
         return data
 
 

@@ -18,7 +18,8 @@ from mergekit_lite.recipe.order import Checker
 from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
 from mergekit_lite.recipe.rules import RuleReader
 from mergekit_lite.recipe.schema import Expert, Output, Tokenizer
-from mergekit_lite.recipe.steps import Chains, StepNode
+from mergekit_lite.recipe.slices import SliceReader
+from mergekit_lite.recipe.steps import BASE, Chains, StepNode
 from mergekit_lite.recipe.text import number
 from mergekit_lite.recipe.values import WEIGHT
 
@@ -57,8 +58,13 @@ class Shaper:
             data["experts"] = {
                 name: self._expert(name, node, combine, own) for name, node in self.experts.items()
             }
+        stacked: list[StepNode] = []
+        if isinstance(data.get("slices"), list):
+            slices = SliceReader(self)
+            data["slices"] = slices.read(entries["slices"].items())
+            stacked = slices.steps
         if isinstance(data.get("rules"), list):
-            reader = RuleReader(self, [*(steps or ()), *own])
+            reader = RuleReader(self, [*(steps or ()), *own, *stacked])
             data["rules"] = reader.read(entries["rules"].items())
         self._seed(entries.get("seed"))
         for key, model in (("output", Output), ("tokenizer", Tokenizer)):
@@ -103,6 +109,9 @@ class Shaper:
             self.problems.add(what, node.mark, "remove the quotes")
 
     def _steps(self, node: Node | None) -> list[StepNode] | None:
+        slices = self.root.get("slices")
+        if node is None and slices is not None and slices.items():
+            return [StepNode("take", {"source": BASE}, self.root.mark, self.specs["take"], True)]
         if node is None or node.value is None:
             mark = node.key if node else self.root.mark
             self.problems.add(

@@ -12,6 +12,7 @@ import pytest
 
 from mergekit_lite.plan.build import build, models
 from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.frame import plain_frame
 from mergekit_lite.plan.inputs import views
 from mergekit_lite.plan.rows import Rows
 from mergekit_lite.plan.types import Job, Plan, Read, Step
@@ -307,7 +308,7 @@ def test_chains_are_resolved_once_for_tensors_that_share_them(tmp_path: Path) ->
     loaded = recipe(tmp_path, "base: base\n" + TWO + "steps: [{ties: {density: [0.2, 0.5]}}]")
     found = views(loaded, models(loaded))
     maker = Rows(loaded, found, 20, Findings())
-    made = [maker.row(info) for info in found["base"].tensors.values()]
+    made = [maker.row(target) for target in plain_frame(found["base"].tensors.values()).targets]
     assert len(made) == 83
     # One for each layer, one for the embedding, one for what follows the layers.
     assert maker.chains.resolved == 22
