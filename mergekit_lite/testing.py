@@ -175,7 +175,7 @@ def _order_of_experts(spec: OpSpec, way: Vector) -> None:
     backward = _call(spec, way, deltas[::-1], weights=weights[::-1])
     _close(backward, forward, 1e-5, "experts in another order")
     if count == 2:
-        _same(backward, forward, "two experts swapped")
+        _alike(spec, backward, forward, "two experts swapped")
 
 
 def _tiles(spec: OpSpec, whole: Tensor, params: Any) -> Iterator[slice]:

@@ -58,11 +58,17 @@ class Buffers:
 
 
 class HostLane:
-    """The CPU: nothing travels."""
+    """The CPU: nothing travels.
+
+    Made in the thread that uses it. Workers share the cores out by rows, so that each computes on
+    one thread; and a product or factorisation split over threads would round differently with
+    their number.
+    """
 
     device = torch.device("cpu")
 
     def __init__(self) -> None:
+        torch.set_num_threads(1)
         self.sides: Sequence[TilePool] = (TilePool(), TilePool())
         self._buffers = Buffers(self.sides[0])
 
@@ -117,6 +123,11 @@ class CudaLane:
 
     def buffer(self, nbytes: int) -> NDArray[np.uint8]:
         return self._buffers.next(nbytes)
+
+
+def restore_threads() -> None:
+    """Give threads that begin later as many as the calling one has: a worker has set them to 1."""
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def lane_for(device: str, worker: int) -> Lane:

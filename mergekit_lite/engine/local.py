@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -231,6 +232,10 @@ class _Crew:
         for shard in self.open.values():
             shard.abandon()
         self.readers.close()
+        if "mergekit_lite.engine.lanes" in sys.modules:
+            from mergekit_lite.engine.lanes import restore_threads
+
+            restore_threads()
 
     def _row(self, job: Job) -> bool:
         if self.stop.is_set():
