@@ -232,7 +232,7 @@ class TorchRow:
         waiting: list[tuple[Any, NDArray[np.uint8], int]] = []
         for tile in self.tiles(stop):
             if self.whole:  # a decomposition of NaN fails in words that name no tensor
-                self._check_finite(allow_nonfinite)
+                self.check_finite(allow_nonfinite)
             result = finish(tile.base, self.merged(tile), self.space).to(dtype)
             self.bad[-1] += (~torch.isfinite(result)).sum()
             host = self.lane.buffer(result.numel() * dtype.itemsize)
