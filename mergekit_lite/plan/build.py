@@ -83,7 +83,7 @@ def _build(
     recipe: Recipe, models: Mapping[str, Model], errors: Sequence[MergekitLiteError]
 ) -> Plan:
     """Build a plan; `errors` are those of models that could not be had."""
-    findings = Findings()
+    findings = Findings(warnings=list(recipe.notes))
     jobs: list[Job] = []
     frame, config = Frame((), 0), dict[str, Any]()
     found = _check_inputs(recipe, models, findings)

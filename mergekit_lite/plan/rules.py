@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,7 +108,8 @@ def describe_match(match: Match) -> str:
     if match.name is not None:
         parts.append(f"`{match.name}`")
     if match.layers is not None:
-        parts.append(f"layers {format_layers(match.layers)}")
+        ranges = format_layers(match.layers)
+        parts.append(f"layers {ranges}" if match.layers else "outside the layers")
     if match.role is not None:
         parts.append(f"role {match.role}")
     return ", ".join(parts) or "every tensor"
@@ -140,9 +141,16 @@ def check_rules(rules: Rules, layers: int, findings: Findings, names: Iterable[s
                 "layers are counted from 0",
             )
         elif not rules.hits[index]:
-            example = f", such as `{known[len(known) // 2]}`" if known else ""
-            findings.problem(
-                f"the rule matches no tensor: {describe_match(rule.match)}",
-                where,
-                f"patterns must fit whole names{example}; remove the rule if it is not needed",
-            )
+            _matches_nothing(rules.recipe, rule.match, where, known, findings)
+
+
+def _matches_nothing(
+    recipe: Recipe, match: Match, where: str, known: Sequence[str], findings: Findings
+) -> None:
+    what = f"the rule matches no tensor: {describe_match(match)}"
+    if recipe.compat == "mergekit":  # there, a filter that fits nothing is read past
+        findings.warn(what, where)
+        return
+    example = f", such as `{known[len(known) // 2]}`" if known else ""
+    hint = f"patterns must fit whole names{example}; remove the rule if it is not needed"
+    findings.problem(what, where, hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergekit_lite.checkpoint.names import role_of
@@ -31,6 +31,7 @@ class Spot:
         layers: number of layers of the model.
         expert: the expert; None leaves per-expert maps as maps.
         seed: the recipe's, for presets that draw.
+        compat: the recipe's compat mode.
     """
 
     name: str = ""
@@ -38,10 +39,17 @@ class Spot:
     layers: int = 1
     expert: str | None = None
     seed: int = 0
+    compat: str = "none"
 
 
 def resolve(
-    value: Any, *, expert: str | None, layer: int | None, layers: int, name: str = ""
+    value: Any,
+    *,
+    expert: str | None,
+    layer: int | None,
+    layers: int,
+    name: str = "",
+    compat: str = "none",
 ) -> Any:
     """Return the plain value in force for one expert and tensor.
 
@@ -51,29 +59,33 @@ def resolve(
         layer: the tensor's layer, None outside the layers.
         layers: number of layers of the model.
         name: the tensor's name; outside the layers it tells the embedding from the rest.
+        compat: `mergekit` gives all tensors outside the layers the first value.
 
     Raises:
         KeyError: the map has neither this expert nor `default`.
     """
     if isinstance(value, Mapping):
         if expert is None:
-            spot: Params = {"expert": None, "layer": layer, "layers": layers, "name": name}
-            return {key: resolve(item, **spot) for key, item in value.items()}
+            where: Params = {"layer": layer, "layers": layers, "name": name, "compat": compat}
+            return {key: resolve(item, expert=None, **where) for key, item in value.items()}
         if expert not in value and DEFAULT not in value:
             raise KeyError(expert)
         value = value[expert] if expert in value else value[DEFAULT]
     if isinstance(value, list | tuple):
-        return _interpolate(value, _depth(layer, layers, name))
+        return interpolate(value, _depth(layer, layers, name, compat))
     return value
 
 
-def _depth(layer: int | None, layers: int, name: str) -> float:
+def _depth(layer: int | None, layers: int, name: str, compat: str) -> float:
     if layer is None:
-        return 0.0 if role_of(name) == "embedding" else 1.0
-    return layer / (layers - 1) if layers > 1 else 0.0
+        return 0.0 if compat == "mergekit" or role_of(name) == "embedding" else 1.0
+    if layers > 1:
+        return layer / (layers - 1)
+    return 1.0 if compat == "mergekit" else 0.0
 
 
-def _interpolate(points: Sequence[float], depth: float) -> float:
+def interpolate(points: Sequence[float], depth: float) -> float:
+    """Return the value of a gradient at a depth from 0 to 1."""
     place = depth * (len(points) - 1)
     left = min(math.floor(place), len(points) - 1)
     right = min(left + 1, len(points) - 1)
@@ -103,7 +115,7 @@ def expand(
     Raises:
         RecipeError: a preset refuses its parameters.
     """
-    spot = Spot(name, layer, layers, expert, seed)
+    spot = Spot(name, layer, layers, expert, seed, compat)
     result: list[tuple[str, Params]] = []
     for step in steps:
         op, given = (step.op, step.params) if isinstance(step, RecipeStep) else step
@@ -172,14 +184,19 @@ def _params(
                 params[key] = value
                 continue
             whole = key == "weights"  # the map is the value: it names the inputs
-            _lay(params, key, value, Spot(spot.name, spot.layer, spot.layers) if whole else spot)
+            _lay(params, key, value, replace(spot, expert=None) if whole else spot)
             _round(spec, params, key)
     return params
 
 
 def _lay(params: Params, key: str, value: Any, spot: Spot) -> None:
     """Put a value over the one in force; experts that a map does not name keep theirs."""
-    where: Params = {"layer": spot.layer, "layers": spot.layers, "name": spot.name}
+    where: Params = {
+        "layer": spot.layer,
+        "layers": spot.layers,
+        "name": spot.name,
+        "compat": spot.compat,
+    }
     if isinstance(value, Mapping) and spot.expert is not None:
         if spot.expert not in value and DEFAULT not in value:
             return
@@ -303,5 +320,5 @@ def _weight(
     given = own[expert] if own is not None else recipe.experts[expert].weight
     for value in (given, *(values.get("weight") for values in sets)):
         if value is not None:
-            _lay(found, "weight", value, Spot(expert=expert, **where))
+            _lay(found, "weight", value, Spot(expert=expert, compat=recipe.compat, **where))
     return float(found["weight"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from pydantic_core import ErrorDetails
 
 from mergekit_lite.errors import RecipeError, nearest
 from mergekit_lite.ops import registry
+from mergekit_lite.recipe import compat
 from mergekit_lite.recipe.extends import Extender, read_file, spelt
-from mergekit_lite.recipe.foreign import refuse_foreign
 from mergekit_lite.recipe.marks import Mark, Node, Problems, from_plain, kind_of, show
 from mergekit_lite.recipe.override import apply_overrides
 from mergekit_lite.recipe.schema import BASE, Expert, Recipe, Slice
@@ -31,12 +32,12 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     Raises:
         RecipeError: with every problem, each with its line and column and what to do.
     """
-    problems = Problems()
-    root, name, folder = _tree(source, overrides, problems)
-    if refuse_foreign(root, registry(), problems):
-        problems.raise_if_any()
-    recipe = _validated(root, problems, name, folder)
-    recipe._places.update({path: str(node.mark) for path, node in root.walk()})
+    tree = read_tree(source, overrides, problems := Problems())
+    if tree.command != "ours" and tree.root.get("steps") is None:
+        problems.raise_if_any()  # it could not be read far enough to say more
+    recipe = _validated(tree.root, problems, tree.name, tree.folder)
+    recipe._places.update({path: str(node.mark) for path, node in tree.root.walk()})
+    recipe._notes.extend(str(note) for note in tree.notes if note.warns)
     return recipe
 
 
@@ -50,11 +51,10 @@ def draft(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
         The rest of the recipe, fit to look its models up; None where there is nothing to read.
     """
     try:
-        root, name, folder = _tree(source, overrides, problems := Problems())
+        tree = read_tree(source, overrides, Problems())
     except RecipeError:
         return None
-    if refuse_foreign(root, registry(), problems):
-        return None
+    root, name, folder = tree.root, tree.name, tree.folder
     experts = root.get("experts")
     base, extra = root.get("base"), root.get("extra")
     found = Recipe.model_construct(
@@ -85,10 +85,33 @@ def _sources(node: Node) -> dict[str, str]:
     return given if len(given) == 1 and all(given.values()) else {}
 
 
-def _tree(
+@dataclass(frozen=True)
+class Tree:
+    """A recipe's tree with all laid over and put in, and mergekit's read into our form.
+
+    Attributes:
+        root: the tree.
+        name: the recipe's name.
+        folder: the folder from which its paths are spelt.
+        command: the command that it was written for.
+        notes: what reading another tool's recipe left out.
+    """
+
+    root: Node
+    name: str
+    folder: Path
+    command: compat.Command = "ours"
+    notes: tuple[compat.Note, ...] = ()
+
+
+def read_tree(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str], problems: Problems
-) -> tuple[Node, str, Path]:
-    """Return a recipe's tree with all laid over and put in, its name and its folder."""
+) -> Tree:
+    """Return the tree of a recipe; what is wrong with it is noted.
+
+    Raises:
+        RecipeError: it cannot be read at all, or is for a command that there is no like of here.
+    """
     chain: tuple[Path, ...] = ()
     asked = Path()
     if isinstance(source, Mapping):
@@ -103,11 +126,27 @@ def _tree(
         problems.add(what, root.mark, "it needs at least `base` and `steps`")
         problems.raise_if_any()
     root = Extender(folder, asked).resolve(root, folder, chain)
+    command = compat.command_of(root)
+    compat.refuse(command, root, problems)
+    if command in ("moe", "evolve"):
+        problems.raise_if_any()
+    if command == "ours":
+        return Tree(_laid_over(root, overrides, problems), name, folder)
+    theirs = [text for text in overrides if compat.is_theirs(text)]
+    root = _laid_over(root, theirs, problems)
+    notes = compat.Notes()
+    root = compat.Translator(root, folder, registry(), problems, notes).translate()
+    root = apply_overrides(root, [text for text in overrides if text not in theirs], problems)
+    return Tree(root, name, folder, command, notes.ordered())
+
+
+def _laid_over(root: Node, overrides: Sequence[str], problems: Problems) -> Node:
+    """Return a tree with the changes of the command line in it, and its variables' values."""
     root = apply_overrides(root, overrides, problems)
     if (late := root.get("extends")) is not None:
         problems.add("`extends` cannot be set on the command line", late.mark, "edit the file")
         root = root.with_value({k: v for k, v in root.value.items() if k != "extends"})
-    return substitute_variables(root, problems), name, folder
+    return substitute_variables(root, problems)
 
 
 def _not_a_recipe(root: Node) -> str:

@@ -122,7 +122,7 @@ class Expert(_Model):
         return self.model or self.lora or ""
 
 
-_LAYERS_PATTERN = r"^\s*\d+(\s*-\s*\d*)?(\s*,\s*\d+(\s*-\s*\d*)?)*\s*$"
+_LAYERS_PATTERN = r"^\s*\d+(\s*-\s*\d*)?(\s*,\s*\d+(\s*-\s*\d*)?)*\s*$|^outside$"
 LayerRanges = Annotated[
     Ranges,
     BeforeValidator(_layers),
@@ -160,8 +160,8 @@ class Match(_Model):
     name: str | None = None
     """Shell-style pattern of the tensor's name, such as `*.mlp.*`; upper and lower case differ."""
     layers: LayerRanges | None = None
-    """Layers counted from 0: `3`, `0-4`, `0-4,7,30-` or a list. Matches no tensor outside the
-    layers. With `slices` these are layers of the output."""
+    """Layers counted from 0: `3`, `0-4`, `0-4,7,30-` or a list; these match no tensor outside the
+    layers. `outside` matches only such tensors. With `slices` these are layers of the output."""
     role: Annotated[str | None, WithJsonSchema({"enum": list(ROLES)})] = None
     """What the tensor does; `attention` covers `attention.q` and its like."""
 
@@ -169,7 +169,7 @@ class Match(_Model):
         """Return whether a tensor is meant; its layer is None outside the layers."""
         if self.name is not None and not fnmatchcase(name, self.name):
             return False
-        if self.layers is not None and (layer is None or not covers(self.layers, layer)):
+        if self.layers is not None and not covers(self.layers, layer):
             return False
         return self.role is None or role == self.role or role.startswith(f"{self.role}.")
 
@@ -261,6 +261,12 @@ class Recipe(_Model):
     name: SkipJsonSchema[str] = Field("recipe", exclude=True)
     folder: SkipJsonSchema[Path] = Field(Path(), exclude=True)
     _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+    _notes: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was understood otherwise than one may think, each with its place."""
+        return tuple(self._notes)
 
     def at(self, *path: str | int) -> str:
         """Return where a value stands (`recipe.yaml:14:9`), or its nearest parent's place.

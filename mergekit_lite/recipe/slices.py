@@ -95,7 +95,8 @@ class SliceReader:
 
     def _ranges(self, name: str, node: Node) -> dict[str, Any]:
         try:
-            parse_layers(node.plain())
+            if not parse_layers(node.plain()):
+                raise ValueError("`outside` names no layers")
         except ValueError as error:
             self.problems.add(str(error), node.mark, FORMS)
             return {}

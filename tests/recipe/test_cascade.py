@@ -175,3 +175,21 @@ def test_no_experts(read: Read) -> None:
     recipe = read("base: ./b\nsteps: [{take: {expert: base}}]")
     found = chain(recipe, recipe.steps)
     assert (found.combine, found.params, found.weights) == ("take", {"expert": "base"}, {})
+
+
+@pytest.mark.parametrize(
+    ("layer", "layers", "name", "none", "mergekit"),
+    [
+        (None, 4, "lm_head.weight", 3.0, 1.0),
+        (None, 4, "model.embed_tokens.weight", 1.0, 1.0),
+        (0, 1, "model.layers.0.mlp.up_proj.weight", 1.0, 3.0),
+        (1, 3, "model.layers.1.mlp.up_proj.weight", 2.0, 2.0),
+    ],
+)
+def test_where_a_gradient_begins_and_ends(
+    layer: int | None, layers: int, name: str, none: float, mergekit: float
+) -> None:
+    """mergekit gives all that is in no layer the first value, and a lone layer the last."""
+    where = {"expert": None, "layer": layer, "layers": layers, "name": name}
+    assert resolve([1.0, 3.0], **where) == none
+    assert resolve([1.0, 3.0], **where, compat="mergekit") == mergekit

@@ -27,6 +27,7 @@ RANGES = st.lists(
         ("0-4,7,30-", ((0, 4), (7, 7), (30, None))),
         (" 0 - 4 , 7 ", ((0, 4), (7, 7))),
         ([1, "3-4"], ((1, 1), (3, 4))),
+        ("outside", ()),
     ],
 )
 def test_the_forms_that_layers_can_take(written: Any, ranges: Any) -> None:
@@ -44,6 +45,7 @@ def test_the_forms_that_layers_can_take(written: Any, ranges: Any) -> None:
         ("1,,2", "not a layer or a range"),
         ("0:4", "not a layer or a range"),
         ([], "empty list"),
+        (["outside", 3], "stands alone"),
         (True, "true/false"),
         (1.5, "not `1.5`"),
         (None, "not `None`"),
@@ -67,3 +69,10 @@ def test_covers_is_membership(ranges: Any, layer: int) -> None:
     for first, last in ranges:
         named |= set(range(first, 301 if last is None else last + 1))
     assert covers(ranges, layer) == (layer in named)
+
+
+def test_outside_is_what_is_in_no_layer() -> None:
+    assert covers(parse_layers("outside"), None)
+    assert not covers(parse_layers("outside"), 0)
+    assert not covers(parse_layers("0-"), None)
+    assert format_layers(()) == "outside"
