@@ -1,7 +1,14 @@
 """Reading and writing safetensors checkpoints by byte ranges."""
 
-from mergekit_lite.checkpoint._types import DTYPE_BYTES, FLOAT_DTYPES, Header, TensorInfo
+from mergekit_lite.checkpoint._types import (
+    DTYPE_BYTES,
+    FLOAT_DTYPES,
+    Coded,
+    Header,
+    TensorInfo,
+)
 from mergekit_lite.checkpoint.adapter import Adapter, LoraFactors
+from mergekit_lite.checkpoint.coded import Reading, as_plain
 from mergekit_lite.checkpoint.header import header_text, read_checkpoint, read_header_bytes
 from mergekit_lite.checkpoint.lora import read_adapter
 from mergekit_lite.checkpoint.names import layer_count, layer_of, role_matches, role_of
@@ -12,13 +19,16 @@ __all__ = [
     "DTYPE_BYTES",
     "FLOAT_DTYPES",
     "Adapter",
+    "Coded",
     "FileReader",
     "Header",
     "LoraFactors",
     "Reader",
+    "Reading",
     "ShardWriter",
     "TensorInfo",
     "aligned_buffer",
+    "as_plain",
     "header_text",
     "layer_count",
     "layer_of",

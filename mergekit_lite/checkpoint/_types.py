@@ -20,14 +20,16 @@ FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor on disk.
+    """One tensor of a model: as it is on disk, or as what is on disk stands for it.
 
     Attributes:
-        name: the tensor's name on disk.
+        name: the tensor's name.
         dtype: safetensors dtype name, such as `BF16`.
         shape: sizes of the dimensions.
         file: name of the file inside the model's folder.
         start: byte offset of the first entry, from the start of that file.
+        coded: how its numbers are stored, where they are codes of a quantised checkpoint; `file`
+            and `start` are then those of the codes.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     file: str
     start: int
+    coded: Coded | None = None
 
     @property
     def size(self) -> int:
@@ -43,7 +46,55 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
+        """Bytes that it takes on disk."""
+        if self.coded is not None:
+            return sum(part.nbytes for part in self.coded.parts)
         return self.size * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """How the numbers of a tensor follow from codes: `(code - zero) * (scale / divisor)`.
+
+    The tensor is taken as a matrix: its last dimension is the width, all others are rows. Scales
+    (and zeros) form a grid, one for each block of it.
+
+    Attributes:
+        form: what a code is: `E4M3`, `E5M2`, `I8`, `E2M1` (two in a byte), or `U2`, `U4`, `U8`:
+            unsigned bits whose middle stands for 0, packed from the lowest bit on.
+        codes: the stored codes.
+        scale: the stored scales; U8 and F8_E8M0 are exponents of two with bias 127.
+        block: rows and columns that share a scale.
+        zero: the stored zeros, I8, or I32 that hold unsigned codes packed down the rows.
+        groups: I32, the column of the grid for each column of the tensor.
+        divisor: one number that all scales are divided by.
+        dims: the stored sizes of the dimensions, which must agree with the shape.
+        transposed: codes and scales are stored with the last two dimensions exchanged, 32 codes
+            for each scale.
+    """
+
+    form: str
+    codes: TensorInfo
+    scale: TensorInfo
+    block: tuple[int, int]
+    zero: TensorInfo | None = None
+    groups: TensorInfo | None = None
+    divisor: TensorInfo | None = None
+    dims: TensorInfo | None = None
+    transposed: bool = False
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        """All stored tensors that it is made of."""
+        parts = (self.codes, self.scale, self.zero, self.groups, self.divisor, self.dims)
+        return tuple(part for part in parts if part is not None)
+
+    @property
+    def held(self) -> int:
+        """Bytes that stay in memory while its tiles are decoded: one matrix of a transposed one."""
+        if not self.transposed:
+            return 0
+        return (self.codes.nbytes + self.scale.nbytes) // max(self.codes.shape[0], 1)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def inputs_text(plan: Plan) -> str:
         (
             name,
             source.reference,
-            source.kind,
+            source.quantization or source.kind,
             source.revision[:12],
             plural(source.matched, "tensor"),
             bytes_text(sum(source.files.values())),

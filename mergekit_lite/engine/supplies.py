@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
+from mergekit_lite.checkpoint.coded.tiles import Decoder, decoder
 from mergekit_lite.engine.adapted import adapter_supply
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.types import Job, Read
@@ -65,6 +67,21 @@ class Stored:
         self.readers.read(self.source, self.info, first * DTYPE_BYTES[self.info.dtype], out)
 
 
+@dataclass
+class Dequantised:
+    """A tensor that is stored as codes, as the fp32 numbers they stand for."""
+
+    decoder: Decoder
+    dtype = "F32"
+    is_delta = False
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        self.decoder.fill(first, out.view(np.float32))
+
+
 def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
     """Return what supplies an input of a row, None for one that is as the base or not there."""
     if read.zero or not (read.name or read.lora):
@@ -77,6 +94,8 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
             f"`{info.name}` has shape {list(info.shape)}, the plan says {list(job.shape)}",
             where=read.source,
         )
+    if info.coded is not None:
+        return Dequantised(decoder(info, partial(readers.read, read.source)))
     return Stored(readers, read.source, info)
 
 
@@ -86,7 +105,10 @@ def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
         return "", True
     if read.lora is not None:
         return "F32", read.lora.is_delta
-    return models[read.source].header.tensors[read.name].dtype, Stored.is_delta
+    info = models[read.source].header.tensors[read.name]
+    if info.coded is not None:
+        return Dequantised.dtype, Dequantised.is_delta
+    return info.dtype, Stored.is_delta
 
 
 @dataclass

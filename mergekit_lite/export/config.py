@@ -18,15 +18,16 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 def write_config(plan: Plan, root: Path, folder: Path) -> bool:
     """Write the config.json of the output; return False where the donor has none.
 
-    Only the entries of `plan.config` change; all others keep their place and value. Where none
-    changes, the file is copied byte for byte.
+    Only the entries of `plan.config` change and those of `plan.config_without` go; all others keep
+    their place and value. Where none changes, the file is copied byte for byte.
     """
     source = root / CONFIG_FILE
     if not source.is_file():
         return False
     original = source.read_bytes()
     config = parse_config(original, str(source))
-    edited = edit_config(config, plan.config)
+    changed = edit_config(config, plan.config)
+    edited = {key: value for key, value in changed.items() if key not in plan.config_without}
     text = json.dumps(edited, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG_FILE).write_bytes(original if edited == config else text.encode())
     return True

@@ -13,7 +13,7 @@ from mergekit_lite.plan.configs import ties_head
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame
 from mergekit_lite.plan.inputs import View, check_repeats, placed, plan_inputs, views
-from mergekit_lite.plan.layout import config_changes, lay_out, main_dtype, sign
+from mergekit_lite.plan.layout import config_changes, config_without, lay_out, main_dtype, sign
 from mergekit_lite.plan.rows import Rows
 from mergekit_lite.plan.rules import check_rules
 from mergekit_lite.plan.types import Job, Plan
@@ -144,7 +144,7 @@ def _check_inputs(
     found = views(recipe, models)
     base = found["base"]
     check_base(recipe, base, findings)
-    base.settled = bool(base.model.quantization) or not base.tensors
+    base.settled = bool(base.model.unreadable) or not base.tensors
     if recipe.slices and not base.settled:
         base.stack = set_layers_aside(recipe, found, findings)
     for name, view in found.items():
@@ -201,6 +201,7 @@ def _plan(
             warnings=findings.all_warnings(),
             recipe=recipe.plain(),
             config={**config, **config_changes(known and {**known, **config}, dtype)},
+            config_without=config_without(known),
             compat=recipe.compat,
             folder=str(recipe.folder.absolute()),
             layer_map=frame.layer_map,

@@ -17,14 +17,10 @@ from mergekit_lite.sources import Model
 
 
 def check_quantised(recipe: Recipe, name: str, model: Model, findings: Findings) -> None:
-    """Note that an input is quantised; this needs no other input."""
-    if model.quantization:
-        findings.problem(
-            f"`{model.reference}` is quantised ({model.quantization});"
-            " quantised inputs are not supported by this version",
-            recipe.at("base") if name == "base" else recipe.at("experts", name),
-            "use the 16-bit checkpoint that it was made from",
-        )
+    """Note that an input is quantised and cannot be read; this needs no other input."""
+    where = recipe.at("base") if name == "base" else recipe.at("experts", name)
+    for problem in model.unreadable:
+        findings.problem(f"`{model.reference}` is {problem.what}", where, problem.hint)
 
 
 def check_base(recipe: Recipe, base: View, findings: Findings) -> None:
@@ -52,7 +48,7 @@ def check_expert(recipe: Recipe, view: View, base: View, findings: Findings) -> 
         findings.warn(warning, where)
     if view.is_base:
         return
-    if view.model.quantization:
+    if view.model.unreadable:
         view.settled = True
     elif view.model.kind == "adapter":
         view.settled = check_adapter(view, base, findings, where)

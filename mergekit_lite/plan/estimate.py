@@ -173,14 +173,17 @@ def _read_bytes(job: Job) -> int:
 
 
 def _inputs(job: Job) -> int:
-    return len(job.reads) + (job.base is not None)
+    reads = [*job.reads, *([job.base] if job.base else [])]
+    # Codes and what they are looked up in take as much again as the numbers.
+    return len(reads) + sum(read.quantised for read in reads)
 
 
 def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
-    """Return the fp32 bytes of a row that cannot be cut into tiles, and of its low-rank factors."""
+    """Return the bytes that a row takes beside its tiles: whole tensors in fp32, factors, codes."""
     if job.kind == "copy":
         return 0
     factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
+    factors += sum(read.held for read in (*job.reads, *([job.base] if job.base else [])))
     if not any(_is_whole(specs[step.op], step) for step in job.steps):
         return factors
     entries, inputs = prod(job.shape), len(job.reads)
@@ -243,7 +246,7 @@ def _kept_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
         return 0
     entries = prod(job.shape)
     reads = [*job.reads, *([job.base] if job.base else [])]
-    total = sum(4 * entries if r.lora else r.nbytes for r in reads if not r.zero)
+    total = sum(4 * entries if r.lora or r.quantised else r.nbytes for r in reads if not r.zero)
     return total if total <= KEPT_BYTES else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mergekit_lite.checkpoint import LoraFactors, layer_of, role_of
+from mergekit_lite.checkpoint import LoraFactors, TensorInfo, layer_of, role_of
 from mergekit_lite.errors import RecipeError, nearest
 from mergekit_lite.plan.build import models as resolve_models
 from mergekit_lite.plan.layout import job_bytes
@@ -115,23 +115,34 @@ def _places(read: Read, part: str, models: Mapping[str, Model]) -> list[dict[str
     if read.zero:
         return [{"source": read.source, "part": part, "zero": True}]
     model = models[read.source]
-    parts = {read.name: part}
-    if read.lora is not None:
-        parts = _lora_parts(read.lora)
     folder = model.root if model.root.is_dir() else model.root.parent
     return [
         {
             "source": read.source,
-            "part": part,
-            "tensor": name,
+            "part": label,
+            "tensor": info.name,
             "file": str(folder / info.file),
             "offset": info.start,
             "bytes": info.nbytes,
             "dtype": info.dtype,
             "shape": list(info.shape),
         }
-        for name, part in parts.items()
-        for info in (model.header.tensors[name],)
+        for label, info in _stored(read, part, model)
+    ]
+
+
+def _stored(read: Read, part: str, model: Model) -> list[tuple[str, TensorInfo]]:
+    """Return what is stored for an input, each with what it is to it."""
+    tensors = model.header.tensors
+    if read.lora is not None:
+        parts = _lora_parts(read.lora)
+        return [(label, tensors[name]) for name, label in parts.items()]
+    info = tensors[read.name]
+    if info.coded is None:
+        return [(part, info)]
+    return [
+        ("codes" if stored is info.coded.codes else "for the codes", stored)
+        for stored in info.coded.parts
     ]
 
 

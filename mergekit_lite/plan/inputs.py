@@ -110,7 +110,15 @@ class View:
             stored = adapter.replaced.get(name, "")
         if stored not in self.tensors:
             return Read(self.name, "", zero=True)
-        return Read(self.name, stored, nbytes=self.tensors[stored].nbytes)
+        info = self.tensors[stored]
+        coded = info.coded
+        return Read(
+            self.name,
+            stored,
+            nbytes=info.nbytes,
+            quantised=coded is not None,
+            held=coded.held if coded is not None else 0,
+        )
 
 
 def views(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, View]:
@@ -231,12 +239,19 @@ def plan_inputs(recipe: Recipe, found: Mapping[str, View]) -> dict[str, Input]:
             root=str(model.root),
             kind="checkpoint" if model.adapter is None else "adapter",
             revision=model.revision or "",
+            quantization=quantization_text(model),
             files=dict(model.header.files),
             matched=len(matched),
             missing=lacking,
             extra=tuple(extra_names(view)),
         )
     return result
+
+
+def quantization_text(model: Model) -> str:
+    """Return how a quantised model is read, nothing for a plain one."""
+    dtypes = {info.dtype for info in model.header.tensors.values() if info.coded is not None}
+    return f"{model.quantization}, dequantised to {' and '.join(sorted(dtypes))}" if dtypes else ""
 
 
 def extra_names(view: View) -> list[str]:

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
+from mergekit_lite.checkpoint.coded.settings import KEYS as QUANTIZATION_KEYS
 from mergekit_lite.checkpoint.header import header_text
 from mergekit_lite.checkpoint.index import shard_names
 from mergekit_lite.plan.types import Job, Plan, Shard
@@ -54,11 +55,12 @@ def config_changes(config: Mapping[str, Any] | None, dtype: str) -> dict[str, An
         if key in _DTYPE_KEYS and value != name:
             changes[key] = name
         elif (
-            isinstance(value, Mapping) and key.endswith("_config") and key != "quantization_config"
+            isinstance(value, Mapping) and key.endswith("_config") and key not in QUANTIZATION_KEYS
         ):
+            kept = {k: v for k, v in value.items() if k not in QUANTIZATION_KEYS}
             nested = {k: name for k in _DTYPE_KEYS if value.get(k) not in (None, name)}
-            if nested:
-                changes[key] = {**value, **nested}
+            if nested or len(kept) < len(value):
+                changes[key] = {**kept, **nested}
     named = any(key in config for key in _DTYPE_KEYS)
     nested_names = any(
         isinstance(value, Mapping) and any(key in value for key in _DTYPE_KEYS)
@@ -67,6 +69,11 @@ def config_changes(config: Mapping[str, Any] | None, dtype: str) -> dict[str, An
     if not named and not nested_names:
         changes["torch_dtype"] = name
     return changes
+
+
+def config_without(config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the entries of a quantised donor's config that would not be true of its floats."""
+    return tuple(key for key in QUANTIZATION_KEYS if key in (config or {}))
 
 
 def job_bytes(job: Job) -> int:

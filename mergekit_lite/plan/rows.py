@@ -241,7 +241,7 @@ class Rows:
         stored = self.found[read.source].dtype(info.name)
         reason = f"{decision}; {why}" if why else str(decision)
         dtype = output_dtype(info.dtype, self.recipe.output.dtype)
-        if read.lora is None and stored == dtype:
+        if read.lora is None and not read.quantised and stored == dtype:
             return Job(
                 info.name, dtype, info.shape, 0, 0, "copy", (read,), layer=layer, rule=reason
             )

@@ -21,6 +21,8 @@ class Read:
         lora: factors, when the source is an adapter.
         zero: the source leaves this tensor as in the base (delta identically zero).
         nbytes: bytes this input has on disk (of both factors for an adapter's delta).
+        quantised: it is stored as codes, and decoded tile by tile.
+        held: bytes that stay in memory while its tiles are decoded.
     """
 
     source: str
@@ -28,6 +30,8 @@ class Read:
     lora: LoraFactors | None = None
     zero: bool = False
     nbytes: int = 0
+    quantised: bool = False
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Input:
         root: resolved folder or file.
         kind: `checkpoint` or `adapter`.
         revision: commit of a Hub repository, or empty.
+        quantization: how quantised weights are read, such as `fp8, dequantised to BF16`.
         files: file name -> size in bytes.
         matched: base tensors that this input covers.
         missing: base tensors that it lacks (allowed by the recipe).
@@ -102,6 +107,7 @@ class Input:
     root: str
     kind: Literal["checkpoint", "adapter"]
     revision: str = ""
+    quantization: str = ""
     files: Mapping[str, int] = field(default_factory=dict)
     matched: int = 0
     missing: tuple[str, ...] = ()
@@ -122,6 +128,7 @@ class Plan:
         warnings: things the user should know, each with its place.
         recipe: the resolved recipe as plain data (after extends, vars and --set).
         config: changes to make in the donor's config.json (key -> value).
+        config_without: keys of that file that the output has no use for.
         compat: `none` or `mergekit`.
         folder: where relative references of the recipe start from.
         layer_map: of a recipe with slices, where each layer of the output comes from.
@@ -136,6 +143,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    config_without: tuple[str, ...] = ()
     compat: str = "none"
     folder: str = "."
     layer_map: tuple[Mapping[str, Any], ...] = ()
@@ -179,6 +187,7 @@ class Plan:
             shards=tuple(Shard(**value) for value in raw.pop("shards")),
             warnings=tuple(raw.pop("warnings")),
             layer_map=tuple(raw.pop("layer_map")),
+            config_without=tuple(raw.pop("config_without")),
             **raw,
         )
 
@@ -190,7 +199,11 @@ class Plan:
         """
         content = {
             "inputs": {
-                name: (source.kind, sorted(source.files.items()))
+                name: (
+                    source.kind,
+                    sorted(source.files.items()),
+                    *([source.quantization] if source.quantization else []),
+                )
                 for name, source in self.inputs.items()
             },
             "jobs": [replace(job, rule="") for job in self.jobs],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ from mergekit_lite.checkpoint import (
     layer_of,
     role_of,
 )
+from mergekit_lite.checkpoint.coded.tiles import decoder
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model
@@ -134,10 +135,11 @@ def compare(a: Model, b: Model, progress: Callable[[int], Any] | None = None) ->
                 continue
             pair = Pair(tensors=1)
             for side, model, info in ((0, a, left[name]), (1, b, right[name])):
-                if (side, info.file) not in readers:
-                    readers[side, info.file] = model.open(info.file)
-            files = readers[0, left[name].file], readers[1, right[name].file]
-            for tile in _tiles(files, left[name], right[name]):
+                for part in info.coded.parts if info.coded is not None else (info,):
+                    if (side, part.file) not in readers:
+                        readers[side, part.file] = model.open(part.file)
+            sides = _tiles_of(left[name], 0, readers), _tiles_of(right[name], 1, readers)
+            for tile in map(_sums, *sides):
                 pair += tile
                 if progress:
                     widths = DTYPE_BYTES[left[name].dtype] + DTYPE_BYTES[right[name].dtype]
@@ -182,34 +184,36 @@ def _comparable(a: TensorInfo, b: TensorInfo) -> bool:
     return a.shape == b.shape and (floats or a.dtype == b.dtype)
 
 
-def _tiles(files: tuple[Reader, Reader], a: TensorInfo, b: TensorInfo) -> Iterator[Pair]:
-    buffers = [
-        aligned_buffer(min(TILE, info.size) * DTYPE_BYTES[info.dtype], info.start)
-        for info in (a, b)
-    ]
-    for start in range(0, a.size, TILE):
-        count = min(TILE, a.size - start)
-        raw = []
-        for reader, info, buffer in zip(files, (a, b), buffers, strict=True):
-            width = DTYPE_BYTES[info.dtype]
-            part = buffer[: count * width]
-            reader.read_into(part, info.start + start * width)
-            raw.append(part)
-        yield _sums(raw[0], a.dtype, raw[1], b.dtype, count)
+def _tiles_of(
+    info: TensorInfo, side: int, readers: Mapping[tuple[int, str], Reader]
+) -> Iterator[NDArray[Any]]:
+    """Yield the entries of a tensor, floats as fp64 and others as the bytes of each."""
+
+    def fetch(part: TensorInfo, start: int, out: NDArray[np.uint8]) -> None:
+        readers[side, part.file].read_into(out, part.start + start)
+
+    numbers = np.empty(min(TILE, info.size), np.float32)
+    codes = decoder(info, fetch) if info.coded is not None else None
+    width = DTYPE_BYTES[info.dtype]
+    buffer = aligned_buffer(0 if codes else min(TILE, info.size) * width, info.start)
+    for start in range(0, info.size, TILE):
+        count = min(TILE, info.size - start)
+        if codes is not None:
+            codes.fill(start, numbers[:count])
+            yield numbers[:count].astype(np.float64)
+            continue
+        part = buffer[: count * width]
+        fetch(info, start * width, part)
+        yield decode(part, info.dtype) if info.dtype in FLOAT_DTYPES else part.reshape(count, width)
 
 
-def _sums(
-    a: NDArray[np.uint8], a_dtype: str, b: NDArray[np.uint8], b_dtype: str, count: int
-) -> Pair:
-    if a_dtype not in FLOAT_DTYPES:
+def _sums(x: NDArray[Any], y: NDArray[Any]) -> Pair:
+    if x.dtype == np.uint8:
         # Codes have no meaning as numbers: all that can be said is which of them differ.
-        width = DTYPE_BYTES[a_dtype]
-        rows = (a != b).reshape(count, width).any(axis=1)
-        return Pair(entries=count, changed=int(np.count_nonzero(rows)))
-    x, y = decode(a, a_dtype), decode(b, b_dtype)
+        return Pair(entries=len(x), changed=int(np.count_nonzero((x != y).any(axis=1))))
     d = y - x
     return Pair(
-        entries=count,
+        entries=len(x),
         changed=int(np.count_nonzero(x != y)),
         aa=float(np.dot(x, x)),
         bb=float(np.dot(y, y)),

@@ -78,7 +78,7 @@ def summarise(model: Model) -> Summary:
         total=_count(tensors),
         layers=layer_count(model.header.tensors),
         files=dict(model.header.files),
-        dtypes=_grouped((info.dtype, info) for info in tensors),
+        dtypes=_grouped((_dtype(info), info) for info in tensors),
         roles=_grouped((role_of(info.name), info) for info in tensors),
         config={key: config[key] for key in CONFIG_KEYS if key in config},
         adapter=adapter,
@@ -97,6 +97,11 @@ def _count(tensors: Iterable[TensorInfo]) -> Count:
     for info in tensors:
         total = total.plus(info)
     return total
+
+
+def _dtype(info: TensorInfo) -> str:
+    """Return a tensor's dtype; for codes what they are and what they are read as."""
+    return info.dtype if info.coded is None else f"{info.coded.form} as {info.dtype}"
 
 
 def _grouped(pairs: Iterable[tuple[str, TensorInfo]]) -> dict[str, Count]:

@@ -183,15 +183,15 @@ def _votes(lines: Tensor) -> Votes:
 def _square(job: Job, readers: Readers) -> float:
     """Return the sum of squares of a base tensor that no expert changes."""
     read = job.reads[0]
-    info = readers.info(read.source, read.name)
-    if info.dtype not in FLOAT_DTYPES:
+    if readers.info(read.source, read.name).dtype not in FLOAT_DTYPES:
         return 0.0
     row = Row(job, readers, TilePool(), tile=TILE, weight_space=True)
+    dtype = row.slots[1].dtype
     total = 0.0
     for _, count in row.tiles(threading.Event()):
         begin = int(row.at[1])
-        raw = row.pool.raw[begin : begin + count * DTYPE_BYTES[info.dtype]]
-        values = as_float32(raw, info.dtype).astype(np.float64)
+        raw = row.pool.raw[begin : begin + count * DTYPE_BYTES[dtype]]
+        values = as_float32(raw, dtype).astype(np.float64)
         total += float(values @ values)
     return total
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from mergekit_lite.checkpoint import Adapter, Header, Reader
+from mergekit_lite.errors import Problem
 
 Kind = Literal["checkpoint", "adapter"]
 
@@ -21,13 +22,15 @@ class Model:
         root: resolved folder or file; equal for all spellings of one place.
         kind: `checkpoint` for whole weights, `adapter` for a LoRA.
         revision: commit of a repository, or empty.
-        header: all tensors; of an adapter those of its own file.
+        header: all tensors; of an adapter those of its own file, of a quantised checkpoint the
+            floats that its codes stand for.
         config: `config.json`, or None where there is none.
         companions: files that go with the weights (tokenizer, templates, config, code), as paths
             relative to `root`.
         adapter: the factors, when `kind` is `adapter`.
         open: opens a weight file by its name in `header.files`.
         quantization: name of the format of quantised weights, empty for plain ones.
+        unreadable: why quantised weights cannot be read as floats; each begins with `quantised`.
     """
 
     reference: str
@@ -40,6 +43,7 @@ class Model:
     adapter: Adapter | None
     open: Callable[[str], Reader] = field(repr=False, compare=False)
     quantization: str = ""
+    unreadable: tuple[Problem, ...] = ()
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from mergekit_lite.checkpoint.folder import ADAPTER_FILE, SHARD_NAME
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.local import LocalSource, local_path
-from mergekit_lite.sources.quantization import quantization_of
+from mergekit_lite.sources.quantization import read_quantised
 
 
 class FileSource:
@@ -44,16 +44,17 @@ class FileSource:
             )
         # The file's own name is kept where it is a link: names in a download cache are hashes.
         root = path.parent.resolve() / path.name
-        header = read_checkpoint(root)
+        reading, unreadable = read_quantised(read_checkpoint(root), None, root.parent)
         return Model(
             reference=reference,
             root=root,
             kind="checkpoint",
             revision="",
-            header=header,
+            header=reading.header,
             config=None,
             companions=(),
             adapter=None,
             open=lambda file: FileReader(root.parent / file),
-            quantization=quantization_of(None, header.tensors),
+            quantization=reading.format,
+            unreadable=unreadable,
         )

@@ -16,7 +16,7 @@ from mergekit_lite.checkpoint.parse import FRESH_TEXT
 from mergekit_lite.errors import DataError, RecipeError, SourceError, nearest
 from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.companions import companions_of
-from mergekit_lite.sources.quantization import quantization_of
+from mergekit_lite.sources.quantization import LEFT_OUT, read_quantised
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -54,19 +54,23 @@ class LocalSource:
                 adapter=adapter,
                 open=lambda file: FileReader(folder / file),
             )
-        header = read_checkpoint(folder)
         config = read_config(folder)
+        reading, unreadable = read_quantised(read_checkpoint(folder), config, folder)
+        companions = companions_of(folder)
+        if reading.format:
+            companions = tuple(path for path in companions if path.name not in LEFT_OUT)
         return Model(
             reference=reference,
             root=folder,
             kind="checkpoint",
             revision="",
-            header=header,
+            header=reading.header,
             config=config,
-            companions=companions_of(folder),
+            companions=companions,
             adapter=None,
             open=lambda file: FileReader(folder / file),
-            quantization=quantization_of(config, header.tensors),
+            quantization=reading.format,
+            unreadable=unreadable,
         )
 
 

@@ -1,36 +1,48 @@
-"""Tells quantised checkpoints, whose stored numbers are codes, from plain ones."""
+"""Reads quantised checkpoints as the plain ones they stand for, or says why that cannot be."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from mergekit_lite.checkpoint import TensorInfo
+from mergekit_lite.checkpoint import Header, Reading, as_plain
+from mergekit_lite.errors import Problem
 
-# Tensors that stand beside codes: packed weights, scales, zero points, lookup state.
-_CODED = (
-    ".weight_packed", ".qweight", ".qzeros", ".g_idx", ".weight_scale", ".weight_scale_inv",
-    ".weight_zero_point", ".absmax", ".quant_map", "_blocks", ".SCB",
-)  # fmt: skip
+LEFT_OUT = frozenset({"hf_quant_config.json", "quantize_config.json", "quant_config.json"})
+"""Files beside quantised weights that are of no use, and misleading, beside plain ones."""
+
+_BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?['\"]?([\w.-]+/[\w.-]+)", re.M)
 
 
-def quantization_of(config: Mapping[str, Any] | None, tensors: Mapping[str, TensorInfo]) -> str:
-    """Return the name of the format if a checkpoint is quantised, and what gave it away.
+def read_quantised(
+    header: Header, config: Mapping[str, Any] | None, root: Path
+) -> tuple[Reading, tuple[Problem, ...]]:
+    """Return how a checkpoint is read, and what keeps it from being merged.
 
-    Empty for plain weights. For example ``gptq (config.json)`` or
-    ``fp8 (`model.layers.0.mlp.up_proj.weight` is F8_E4M3)``.
+    Args:
+        header: as it is stored.
+        config: its `config.json`.
+        root: its folder, whose model card may name the model it was made from.
     """
-    for scope in (config or {}, *_nested(config or {})):
-        for key in ("quantization_config", "compression_config"):
-            if isinstance(settings := scope.get(key), Mapping) and settings:
-                return f"{settings.get('quant_method') or 'quantised'} (config.json)"
-    for name, info in tensors.items():
-        if info.dtype.startswith("F8_"):
-            return f"fp8 (`{name}` is {info.dtype})"
-        if name.endswith(_CODED) or ".quant_state." in name:
-            return f"packed (`{name}`)"
-    return ""
+    reading = as_plain(header, config)
+    problems = tuple(
+        Problem(
+            f"quantised ({reading.format}): {fault}",
+            hint=f"merging needs the 16-bit checkpoint that it was made from{_base_model(root)}",
+        )
+        for fault in reading.faults
+    )
+    return reading, problems
 
 
-def _nested(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [value for value in config.values() if isinstance(value, Mapping)]
+def _base_model(root: Path) -> str:
+    """Return what the model card says that a model was made from, in words."""
+    try:
+        text = (root / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    match = _BASE_MODEL.search(head)
+    return f": its model card names `{match[1]}`" if match else ""

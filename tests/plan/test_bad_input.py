@@ -276,9 +276,19 @@ def test_non_float_tensors_that_differ_are_warned_of(root: Path) -> None:
 
 
 def test_floats_against_integers(root: Path) -> None:
-    write(root / "math", llama() | {Q0: ("I16", (32, 32))})
+    for name in ("base", "code"):
+        write(root / name, llama() | {"model.shift": ("BF16", (32,))})
+    write(root / "math", llama() | {"model.shift": ("I16", (32,))})
     (problem,) = refused(root, TIES)
-    assert f"`{Q0}` I16 (base BF16)" in problem
+    assert "`model.shift` I16 (base BF16)" in problem
+
+
+@pytest.mark.parametrize("dtype", ["I8", "U8", "I16", "I32", "F8_E5M2"])
+def test_codes_that_nothing_explains(root: Path, dtype: str) -> None:
+    write(root / "math", llama() | {Q0: (dtype, (32, 32))})
+    (problem,) = refused(root, TIES)
+    assert f"nothing says what its codes stand for: `{Q0}` is {dtype}" in problem
+    assert "16-bit" in problem
 
 
 def test_own_steps_before_whole_weights(root: Path) -> None:

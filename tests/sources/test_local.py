@@ -185,21 +185,58 @@ def test_a_folder_that_cannot_be_listed_is_unreachable(
 @pytest.mark.parametrize(
     ("config", "tensors", "expected"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, {}, "gptq (config.json)"),
-        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, {},
-         "fp8 (config.json)"),
-        ({"compression_config": {"format": "x"}}, {}, "quantised (config.json)"),
-        ({"quantization_config": None}, {}, ""),
-        ({}, {"a.weight": torch.zeros(2).to(torch.float8_e4m3fn)}, "fp8 (`a.weight` is F8_E4M3)"),
-        ({}, {"a.qweight": torch.zeros(2, dtype=torch.int32)}, "packed (`a.qweight`)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, {}, ("gptq", "not supported")),
+        ({"text_config": {"quantization_config": {"quant_method": "AWQ"}}}, {},
+         ("awq", "not supported")),
+        ({"compression_config": {"format": "x"}}, {}, ("compressed-tensors x", "")),
+        ({"quantization_config": {"bits": 4}}, {}, ("an unnamed method", "not supported")),
+        ({"quantization_config": None}, {}, ("", "")),
+        ({}, {"a.weight": torch.zeros(2).to(torch.float8_e4m3fn)},
+         ("fp8", "`a.weight` is F8_E4M3")),
+        ({}, {"a.qweight": torch.zeros(2, dtype=torch.int32)}, ("gptq or awq", "`a.qweight`")),
+        ({}, {"a.weight": torch.zeros(2).char(), "a.SCB": torch.ones(1)},
+         ("bitsandbytes", "`a.SCB`")),
+        ({}, {"a.weight": torch.zeros(2).char()}, ("packed", "`a.weight` is I8")),
         ({}, {"a.weight": torch.zeros(1), "a.weight_scale_inv": torch.ones(1)},
-         "packed (`a.weight_scale_inv`)"),
-        ({}, {"a.weight": torch.zeros(1), "position_ids": torch.ones(1).long()}, ""),
+         ("packed", "`a.weight_scale_inv` is a part of none")),
+        ({}, {"a.weight": torch.zeros(1), "position_ids": torch.ones(1).long()}, ("", "")),
     ],
 )  # fmt: skip
 def test_quantised_checkpoints_are_recognised(
-    tmp_path: Path, config: dict[str, object], tensors: dict[str, torch.Tensor], expected: str
+    tmp_path: Path,
+    config: dict[str, object],
+    tensors: dict[str, torch.Tensor],
+    expected: tuple[str, str],
 ) -> None:
     write_json(tmp_path / "config.json", config)
     save_file(tensors or {"a.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    assert resolve(".", relative_to=tmp_path).quantization == expected
+    model = resolve(".", relative_to=tmp_path)
+    name, fault = expected
+    assert model.quantization == name
+    assert fault in "; ".join(problem.what for problem in model.unreadable)
+    assert bool(fault) == bool(model.unreadable)
+
+
+def test_the_way_out_names_what_a_quantised_model_was_made_from(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"quantization_config": {"quant_method": "gptq"}})
+    save_file({"a.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for text in ("base_model: org/big-1.5", "base_model:\n- org/big-1.5\n- org/other"):
+        (tmp_path / "README.md").write_text(f"---\nlicense: mit\n{text}\n---\n# Small\n")
+        (problem,) = resolve(".", relative_to=tmp_path).unreadable
+        assert "16-bit checkpoint" in problem.hint
+        assert "`org/big-1.5`" in problem.hint
+    (tmp_path / "README.md").write_text("base_model: org/big\n")
+    (problem,) = resolve(".", relative_to=tmp_path).unreadable
+    assert "org/big" not in problem.hint
+
+
+def test_a_quantised_model_that_stores_plain_weights_is_warned_of(tmp_path: Path) -> None:
+    config = {"quantization_config": {"quant_method": "fp8"}}
+    write_json(tmp_path / "config.json", config)
+    save_file({"a.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for name in ("hf_quant_config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    model = resolve(".", relative_to=tmp_path)
+    assert model.header.warnings == ("config.json says fp8, but no tensor is quantised",)
+    assert Path("hf_quant_config.json") not in model.companions
+    assert Path("tokenizer.json") in model.companions

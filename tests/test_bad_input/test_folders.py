@@ -141,7 +141,7 @@ def test_gguf(world: World) -> None:
     world.refused(2, "recipe.yaml:3:17", "GGUF", "16-bit", text=text)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "hqq", "bitsandbytes"])
 def test_quantised_by_its_config(world: World, method: str) -> None:
     edit_config(world.math, quantization_config={"quant_method": method, "bits": 4})
     world.refused(2, "recipe.yaml:3:9", "`math`", f"quantised ({method}", "not supported", "16-bit")
