@@ -5,18 +5,20 @@ A collector is fed every tile once a pass, and says after each pass whether it w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mergekit_lite.ops._chain import Answer
+from mergekit_lite.engine.ranking import UPPER, Ranking
 from mergekit_lite.ops._place import Cut, Sums
-from mergekit_lite.ops._statistics import BLOCK, EVERY, Totals, add_blocks, block_sums
+from mergekit_lite.ops._statistics import BLOCK, EVERY, Answer, Totals, add_blocks, block_sums
 
-UPPER = 1 << 16
-LOWER = 1 << 15
+Part = tuple[str, int, int]
+"""One sum: which kind of sum, of which input, with which other input."""
 
 
 class Collector(Protocol):
@@ -32,73 +34,98 @@ class Collector(Protocol):
         """Return the statistic once no pass is needed any more."""
 
 
+def keys_of(values: Tensor, *, signed: bool) -> Tensor:
+    """Return what `Ranking` orders entries by: magnitude bits, or signed keys."""
+    values = values.float().contiguous().flatten()
+    if not signed:
+        return values.abs().view(torch.int32)
+    bits = (values + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 the zero that it equals
+    return torch.where(bits >= 0, bits + (1 << 31), -1 - bits)
+
+
+def count(keys: Tensor, ranking: Ranking) -> dict[int, NDArray[np.int64]]:
+    """Return the counts of a tile that `Ranking.add` wants next."""
+    digits = keys >> ranking.shift
+    if ranking.stage == 0:
+        return {0: torch.bincount(digits, minlength=UPPER).cpu().numpy()}
+    found = {}
+    for digit in ranking.bins:
+        inside = keys[digits == digit] & (ranking.lower - 1)
+        found[digit] = torch.bincount(inside, minlength=ranking.lower).cpu().numpy()
+    return found
+
+
 class OrderCollector:
-    """Exact k-th largest magnitudes: bits 30..15, then bits 14..0, then the last tie.
+    """Exact k-th largest entries of one tensor: two counts of bits, then the last tie.
 
     Args:
         ranks: the wanted k.
         size: entries of all tiles together; a larger k counts as this number.
         keep_ties: keep all entries tied with the k-th (saves the third pass).
+        signed: rank values, not magnitudes.
     """
 
-    def __init__(self, ranks: Sequence[int], size: int, *, keep_ties: bool) -> None:
-        self.ranks = [min(rank, size) for rank in ranks]
+    def __init__(
+        self, ranks: Sequence[int], size: int, *, keep_ties: bool, signed: bool = False
+    ) -> None:
+        self.ranking = Ranking(ranks, size, signed=signed)
         self.keep_ties = keep_ties
-        self.stage = 0
-        self.upper = torch.zeros(UPPER, dtype=torch.int64)
-        self.lower: dict[int, Tensor] = {}
-        self.left = list(self.ranks)
-        self.digits = [0] * len(self.ranks)
-        self.until = [EVERY if keep_ties else -1] * len(self.ranks)
+        self.until = [EVERY if keep_ties else -1] * len(ranks)
 
     def add(self, values: Sequence[Tensor], first: int) -> None:
-        bits = values[0].abs().contiguous().flatten().view(torch.int32)
-        if self.stage == 0:
-            self.upper += torch.bincount(bits >> 15, minlength=UPPER).cpu()
-        elif self.stage == 1:
-            for digit, bins in self.lower.items():
-                inside = bits[(bits >> 15) == digit] & (LOWER - 1)
-                bins += torch.bincount(inside, minlength=LOWER).cpu()
-        else:
-            for slot, threshold in enumerate(self.digits):
-                if self.until[slot] >= 0 or self.ranks[slot] <= 0:
-                    continue
-                tied = (bits == threshold).nonzero().flatten()
-                if len(tied) >= self.left[slot]:
-                    self.until[slot] = first + int(tied[self.left[slot] - 1]) + 1
-                self.left[slot] -= len(tied)
+        ranking = self.ranking
+        keys = keys_of(values[0], signed=ranking.signed)
+        if ranking.stage < 2:
+            ranking.add(count(keys, ranking))
+            return
+        for slot, threshold in enumerate(ranking.found):
+            if self.until[slot] >= 0 or ranking.ranks[slot] <= 0:
+                continue
+            tied = (keys == threshold).nonzero().flatten()
+            if len(tied) >= ranking.left[slot]:
+                self.until[slot] = first + int(tied[ranking.left[slot] - 1]) + 1
+            ranking.left[slot] -= len(tied)
 
     def next(self) -> bool:
-        wanted = [slot for slot, rank in enumerate(self.ranks) if rank > 0]
-        if self.stage == 0:
-            for slot in wanted:
-                self.digits[slot], self.left[slot] = _bin_of(self.upper, self.left[slot])
-                self.lower[self.digits[slot]] = torch.zeros(LOWER, dtype=torch.int64)
-        elif self.stage == 1:
-            for slot in wanted:
-                digit = self.digits[slot]
-                rest, self.left[slot] = _bin_of(self.lower[digit], self.left[slot])
-                self.digits[slot] = (digit << 15) | rest
-        self.stage += 1
-        return bool(wanted) and self.stage < (2 if self.keep_ties else 3)
+        wanted = any(rank > 0 for rank in self.ranking.ranks)
+        if self.ranking.stage == 2:
+            return False
+        return self.ranking.next() or (wanted and not self.keep_ties)
 
     def answer(self) -> tuple[Cut, ...]:
-        return tuple(
-            Cut(as_magnitude(bits), until) if rank > 0 else Cut(float("inf"), 0)
-            for rank, bits, until in zip(self.ranks, self.digits, self.until, strict=True)
-        )
+        return cuts_of(self.ranking, self.until)
 
 
-def as_magnitude(bits: int) -> float:
-    """Return the fp32 number with these magnitude bits."""
-    return float(torch.tensor([bits], dtype=torch.int32).view(torch.float32))
+def cuts_of(ranking: Ranking, until: Sequence[int]) -> tuple[Cut, ...]:
+    """Return the cut of every rank."""
+    return tuple(
+        Cut(ranking.threshold(slot), until[slot]) if rank > 0 else Cut(float("inf"), 0)
+        for slot, rank in enumerate(ranking.ranks)
+    )
 
 
-def _bin_of(bins: Tensor, rank: int) -> tuple[int, int]:
-    """Return the bin that holds the `rank`-th largest entry, and its rank within that bin."""
-    from_top = bins.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_top, torch.tensor(rank)))
-    return len(bins) - 1 - place, rank - int(from_top[place - 1] if place else 0)
+class EachCollector:
+    """A collector of its own for each input; the answer is a tuple of theirs.
+
+    Args:
+        make: makes one.
+    """
+
+    def __init__(self, make: Callable[[], Collector]) -> None:
+        self._make = make
+        self._each: list[Collector] = []
+
+    def add(self, values: Sequence[Tensor], first: int) -> None:
+        if not self._each:
+            self._each = [self._make() for _ in values]
+        for collector, value in zip(self._each, values, strict=True):
+            collector.add([value], first)
+
+    def next(self) -> bool:
+        return any([collector.next() for collector in self._each])
+
+    def answer(self) -> Answer:
+        return tuple(collector.answer() for collector in self._each)
 
 
 class TotalsCollector:
@@ -106,8 +133,7 @@ class TotalsCollector:
 
     def __init__(self, needs: Totals) -> None:
         self.needs = needs
-        self.absolute: dict[int, list[float]] = {}
-        self.gram: dict[tuple[int, int], list[float]] = {}
+        self.blocks: dict[Part, list[float]] = {}
         self.count = 0
         self.rest: list[Tensor] = []
 
@@ -124,19 +150,35 @@ class TotalsCollector:
     def _add_blocks(self, exact: list[Tensor]) -> None:
         for i, left in enumerate(exact):
             if self.needs.absolute:
-                self.absolute.setdefault(i, []).extend(block_sums(left.abs()))
+                self._add("absolute", i, i, left.abs())
+            if self.needs.plain:
+                self._add("plain", i, i, left)
             for j, right in enumerate(exact[: i + 1] if self.needs.gram else []):
-                self.gram.setdefault((j, i), []).extend(block_sums(left * right))
+                self._add("gram", j, i, left * right)
+
+    def _add(self, kind: str, i: int, j: int, terms: Tensor) -> None:
+        self.blocks.setdefault((kind, i, j), []).extend(block_sums(terms))
+
+    def end(self) -> dict[Part, list[float]]:
+        """Return the block sums of all tiles."""
+        self._add_blocks(self.rest)
+        self.rest = []
+        return self.blocks
 
     def next(self) -> bool:
         return False
 
     def answer(self) -> Sums:
-        self._add_blocks(self.rest)
-        self.rest = []
-        n = range(self.count)
-        gram = [[add_blocks(self.gram[min(i, j), max(i, j)]) for j in n] for i in n if self.gram]
-        return Sums(
-            absolute=tuple(add_blocks(self.absolute[i]) for i in n if self.absolute),
-            gram=tuple(map(tuple, gram)),
-        )
+        self.end()
+        return sums_of(self.needs, self.count, lambda part: add_blocks(self.blocks[part]))
+
+
+def sums_of(needs: Totals, count: int, total: Callable[[Part], float]) -> Sums:
+    """Return the sums of `count` inputs from each single one."""
+    n = range(count)
+    gram = [[total(("gram", min(i, j), max(i, j))) for j in n] for i in n if needs.gram]
+    return Sums(
+        absolute=tuple(total(("absolute", i, i)) for i in n if needs.absolute),
+        gram=tuple(map(tuple, gram)),
+        plain=tuple(total(("plain", i, i)) for i in n if needs.plain),
+    )

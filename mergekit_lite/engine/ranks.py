@@ -25,6 +25,7 @@ from mergekit_lite.engine.brackets import (
     room_for,
 )
 from mergekit_lite.engine.program import Program
+from mergekit_lite.engine.ranking import bin_of
 from mergekit_lite.engine.row import Row
 from mergekit_lite.kernels.chain_ranks import PIECE, scan_for
 from mergekit_lite.kernels.order import (
@@ -222,10 +223,3 @@ def _by_histogram(row: Row, program: Program, want: Wanted, stop: threading.Even
             return Cut(float(threshold.view(np.float32)), first + int(found[0]) + 1)
         ties -= int(found[1])
     raise AssertionError("the histogram counted an entry that no tile holds")
-
-
-def bin_of(bins: NDArray[np.int64], rank: int) -> tuple[int, int]:
-    """Return the bin that holds the `rank`-th largest entry, and its rank within that bin."""
-    from_top = np.cumsum(bins[::-1])
-    place = int(np.searchsorted(from_top, rank))
-    return len(bins) - 1 - place, rank - int(from_top[place - 1] if place else 0)

@@ -14,16 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mergekit_lite.errors import Problem, RecipeError
-from mergekit_lite.ops._place import Cut, Place, Sums, random_key
+from mergekit_lite.ops._place import Place, random_key
 from mergekit_lite.ops._spec import OpSpec, Space, get
-from mergekit_lite.ops._statistics import Order, Totals, order_cuts, totals
+from mergekit_lite.ops._statistics import Answer, Order, Totals, answer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Answer = tuple[Cut, ...] | Sums | None
-"""What a statistic gives: cuts, sums, or nothing because this step needs none."""
-
 
 class Step(Protocol):
     """One op with all parameters resolved; the plan's `Step` is one."""
@@ -87,38 +83,27 @@ def placed(step: Step, place: Place, seed: int) -> Place:
     return replace(place, key=random_key(seed, step.op, step.expert, place.name))
 
 
-def statistic_inputs(
-    spec: OpSpec, params: Mapping[str, Any], values: Sequence[Tensor], place: Place
-) -> list[Tensor]:
-    """Return the tensors that an op's statistic is taken of; none if this step needs none.
-
-    Args:
-        values: the op's input (one delta for a transform or post, all inputs of a combine).
-        place: of the tile that `values` are; may be a part of the tensor.
-    """
-    if isinstance(spec.needs, Order):
-        return [values[0].float()] if spec.needs.ranks(params, place.size) else []
-    if isinstance(spec.needs, Totals) and spec.needs.wanted(params):
-        return spec.needs.inputs(values, place, params)
-    return []
-
-
 def statistic(
     spec: OpSpec, params: Mapping[str, Any], values: Sequence[Tensor], place: Place
 ) -> Answer:
-    """Return an op's statistic of whole tensors: what its `cut` or `sums` will be.
+    """Return what an op is to know of whole tensors: its `cut` or `sums`, or all of `found`.
 
     A statistic of the whole model is here that of a model of this one tensor.
+
+    Args:
+        values: the op's input (one delta for a transform, all inputs of a combine, the merged
+            delta of a post and then, where the op asks for `deltas`, those).
+        place: of the tensor.
     """
-    if isinstance(spec.needs, Order):
-        ranks = spec.needs.ranks(params, place.size)
-        return (
-            order_cuts(values[0], ranks, keep_ties=spec.needs.keeps_ties(params)) if ranks else ()
-        )
-    inputs = statistic_inputs(spec, params, values, place)
-    if not inputs:
-        return None
-    return totals(inputs, absolute=spec.needs.absolute, gram=spec.needs.gram)
+    found: tuple[Answer, ...] = ()
+    for needs in spec.statistics:
+        found += (answer_of(needs, params, values, place, found),)
+    return answer_from(spec, found)
+
+
+def answer_from(spec: OpSpec, found: tuple[Answer, ...]) -> Answer:
+    """Return what an op is handed of the answers of its statistics."""
+    return found if isinstance(spec.needs, tuple) else found[0] if found else None
 
 
 @dataclass(frozen=True)
@@ -129,11 +114,13 @@ class Beside:
         calibration: of its calibration files, the part that belongs to the tile.
         base: the base tensor, or its tile; None where there is none.
         deltas: all inputs as they entered the row, before any transform.
+        names: of the inputs, in their order.
     """
 
     calibration: Any = None
     base: Tensor | None = None
     deltas: Sequence[Tensor] = ()
+    names: Sequence[str] = ()
 
 
 NOTHING = Beside()
@@ -144,7 +131,9 @@ def _specials(spec: OpSpec, place: Place, answer: Answer, beside: Beside) -> dic
     given = {
         "place": place,
         "cut": answer if is_cut and answer is not None else (),
-        "sums": None if is_cut else answer,
+        "sums": answer if isinstance(spec.needs, Totals) else None,
+        "found": answer,
+        "names": beside.names,
         "calibration": beside.calibration,
         "base": beside.base,
         "deltas": beside.deltas,

@@ -19,7 +19,7 @@ class Place:
         start: flat index of the tile's first entry in the whole tensor; tiles are contiguous.
         size: number of entries of the whole tensor.
         layer: index of the tensor's layer, None outside the layers.
-        layers: number of layers of the model.
+        layers: number of layers of the stack that the tensor is in.
         key: 64-bit random key of (seed, op, expert, tensor name).
         role: part that the tensor plays in the model, such as `embedding`; "" if unknown.
     """
@@ -74,7 +74,9 @@ class Sums:
     Attributes:
         absolute: sum of magnitudes of each input.
         gram: inner products; `gram[i][j]` is the dot product of inputs i and j.
+        plain: sum of the entries of each input as they are.
     """
 
     absolute: tuple[float, ...] = ()
     gram: tuple[tuple[float, ...], ...] = field(default=())
+    plain: tuple[float, ...] = ()

@@ -31,9 +31,12 @@ Space = Literal["delta", "weight"]
 Blend = Callable[[Mapping[str, Any], Sequence[float], "Sums"], Sequence[float]]
 """(parameters, weights of the experts, inner products of the inputs) -> fp32 factors of a sum."""
 
-SPECIAL = frozenset({"place", "weights", "cut", "sums", "calibration", "base", "deltas"})
+SPECIAL = frozenset(
+    {"place", "weights", "names", "cut", "sums", "found", "calibration", "base", "deltas"}
+)
 """Keyword-only names that the engine fills in; they are not recipe parameters.
 
+`names` are the inputs' names in order, `found` the answers of all statistics that the op declares,
 `base` is the base tensor, `deltas` are all experts' deltas as they entered the row, before any
 transform; a post asks for them.
 """
@@ -135,7 +138,7 @@ class Parameter:
             allowed = ", ".join(str(choice) for choice in self.choices)
             return "" if value in self.choices else f"is {value!r}; it must be one of {allowed}"
         if not any(_is_a(value, kind) for kind in kinds):
-            names = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
+            names = " or ".join(map(_kind_name, kinds))
             return f"is {value!r}; it must be of type {names}"
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if number and self.range is not None and not self.range.admits(value):
@@ -149,7 +152,15 @@ class Parameter:
         return f"holds {outside[0]!r}; each must be in {self.range}" if outside else ""
 
 
+def _kind_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(kind))
+    return "nothing" if kind is type(None) else str(kind.__name__)
+
+
 def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if kind is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number and math.isfinite(value)
@@ -187,7 +198,10 @@ class OpSpec:
     structural: bool = False  # decided by the plan from names alone; computes nothing
     random: bool = False
     unbiased: bool = False
-    needs: Any = None  # a Statistic (mergekit_lite.ops._statistics), or None
+    needs: Any = None  # a Statistic (mergekit_lite.ops._statistics), a tuple of them, or None
+    reads_all: bool = False  # a combine that names an expert and reads the others too
+    # (parameters, answers of its whole-model statistics) -> what merge_report.json says of them
+    reports: Callable[[Mapping[str, Any], tuple[Any, ...]], Mapping[str, Any]] | None = None
     calibration: bool = False
     compat: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # mode -> other defaults
     reach_of: Callable[[Mapping[str, Any]], Reach] | None = None
@@ -201,6 +215,13 @@ class OpSpec:
     def space_for(self, params: Mapping[str, Any]) -> Space:
         """Return what a combine works on with these parameters: a `space` among them decides."""
         return params["space"] if "space" in self.parameters and "space" in params else self.space
+
+    @property
+    def statistics(self) -> tuple[Any, ...]:
+        """Every statistic it declares, in order."""
+        if isinstance(self.needs, tuple):
+            return self.needs
+        return () if self.needs is None else (self.needs,)
 
     def reach_for(self, params: Mapping[str, Any]) -> Reach:
         """Return the reach with these parameters; it is never wider than `reach`."""
@@ -239,7 +260,8 @@ class OpSpec:
         it names, the base first; else all experts are read.
         """
         for name, parameter in self.parameters.items():
-            if self.kind == "combine" and parameter.expert_name and params.get(name) is not None:
+            picks = self.kind == "combine" and parameter.expert_name and not self.reads_all
+            if picks and params.get(name) is not None:
                 return (str(params[name]),)
         weights = params.get("weights")
         names = tuple(experts)

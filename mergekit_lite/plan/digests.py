@@ -74,11 +74,12 @@ class DigestCache:
         text = json.dumps({path: [*stamp, digest] for path, (stamp, digest) in kept.items()})
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.file, text)
+            replace_text(self.file, text)
             self._fresh.clear()
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
+    """Put a file with this text in place of one that may be there, whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
     try:
         with os.fdopen(handle, "w") as stream:

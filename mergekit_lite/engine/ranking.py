@@ -1,0 +1,89 @@
+"""The exact k-th largest of entries that are seen in any order, by two counts of their bits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+UPPER = 1 << 16
+"""Bins of the first count: bits 30..15 of a magnitude, bits 31..16 of a signed key."""
+
+
+class Ranking:
+    """Counts the bits of entries twice and then knows the k-th largest, for each k.
+
+    Entries are ordered by whole numbers: the fp32 bits of a magnitude, or of signed values a key
+    with the sign turned so that a larger value has a larger key (`keys_of`).
+
+    Args:
+        ranks: the wanted k, from 1 on; 0 wants nothing.
+        size: entries in all; a larger k counts as this number.
+        signed: the entries are signed keys.
+    """
+
+    def __init__(self, ranks: Sequence[int], size: int, *, signed: bool = False) -> None:
+        self.ranks = [min(rank, size) for rank in ranks]
+        self.signed = signed
+        self.shift = 16 if signed else 15
+        self.stage = 0
+        self.left = list(self.ranks)
+        """Rank among the entries tied with the k-th, once that is known."""
+        self.found = [0] * len(self.ranks)
+        """Upper bits after the first count, all bits after the second."""
+        self.bins: dict[int, NDArray[np.int64]] = {0: np.zeros(UPPER, np.int64)}
+        self._lock = threading.Lock()
+
+    @property
+    def lower(self) -> int:
+        """Bins of a second count."""
+        return 1 << self.shift
+
+    def add(self, bins: dict[int, NDArray[np.int64]]) -> None:
+        """Take in counts, from any thread: of all upper bits at 0; then by upper bits."""
+        with self._lock:
+            for digit, counts in bins.items():
+                self.bins[digit] += counts
+
+    def empty(self) -> dict[int, NDArray[np.int64]]:
+        """Return bins like those that `add` wants next, with nothing in them."""
+        return {digit: np.zeros_like(counts) for digit, counts in self.bins.items()}
+
+    def next(self) -> bool:
+        """End a count; return whether another one is needed."""
+        wanted = [slot for slot, rank in enumerate(self.ranks) if rank > 0]
+        for slot in wanted:
+            if self.stage == 0:
+                self.found[slot], self.left[slot] = bin_of(self.bins[0], self.left[slot])
+            else:
+                bins = self.bins[self.found[slot]]
+                rest, self.left[slot] = bin_of(bins, self.left[slot])
+                self.found[slot] = (self.found[slot] << self.shift) | rest
+        if self.stage == 0:
+            digits = {self.found[slot] for slot in wanted}
+            self.bins = {digit: np.zeros(self.lower, np.int64) for digit in digits}
+        self.stage += 1
+        return bool(wanted) and self.stage < 2
+
+    def threshold(self, slot: int) -> float:
+        """Return the k-th largest; infinity where nothing is wanted."""
+        if self.ranks[slot] <= 0:
+            return float("inf")
+        return value_of(self.found[slot], signed=self.signed)
+
+
+def value_of(key: int, *, signed: bool = False) -> float:
+    """Return the fp32 number with these magnitude bits, or with this signed key."""
+    bits = key
+    if signed:
+        bits = key ^ 0x80000000 if key & 0x80000000 else key ^ 0xFFFFFFFF
+    return float(np.uint32(bits).view(np.float32))
+
+
+def bin_of(bins: NDArray[np.int64], rank: int) -> tuple[int, int]:
+    """Return the bin that holds the `rank`-th largest entry, and its rank within that bin."""
+    from_top = np.cumsum(bins[::-1])
+    place = int(np.searchsorted(from_top, rank))
+    return len(bins) - 1 - place, rank - int(from_top[place - 1] if place else 0)
