@@ -153,6 +153,7 @@ def cost_text(plan: Plan, cost: Estimate) -> str:
     free = f", {bytes_text(cost.disk_free)} free" if cost.disk_free is not None else ""
     lines = [
         ("output", f"{tensors} ({merged} computed), {dtypes}, {files}"),
+        *(("sweep", text) for text in cost.sweeps),
         ("read", bytes_text(cost.read_bytes)),
         ("write", f"{bytes_text(cost.write_bytes)}{free}"),
         ("memory", f"{bytes_text(cost.peak_memory)} at most"),

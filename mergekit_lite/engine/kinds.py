@@ -93,7 +93,7 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
         program = compile_job(job, plan.seed) if job.kind == "merge" else None
         if program is None:
             continue
-        codes, deltas = _stored(job, models)
+        codes, deltas = stored(job, models)
         found = [(merge_loop(job, program, codes, deltas), merge_tile)]
         for expert, position in program.wanted:
             kind = ranked(program, expert, position, codes, deltas)
@@ -123,7 +123,7 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
     return list(always)
 
 
-def _stored(job: Job, models: Mapping[str, Model]) -> tuple[list[int], list[bool]]:
+def stored(job: Job, models: Mapping[str, Model]) -> tuple[list[int], list[bool]]:
     """Return code and form of the base and every expert, as `Row` finds them."""
     nothing = Read(source="", name="", zero=True)
     forms = [form_of(read, models) for read in (job.base or nothing, *job.reads)]

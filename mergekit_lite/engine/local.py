@@ -17,12 +17,13 @@ from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.executor import executor_named
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.journal import Journal
+from mergekit_lite.engine.known import load_known
 from mergekit_lite.engine.memory import MemoryGate, keep_for, tile_for
 from mergekit_lite.engine.options import Contribution, Options, Report, ShardDone
 from mergekit_lite.engine.shard import Emit, OpenShard, Worker
-from mergekit_lite.engine.sweep import find_known, load_known
+from mergekit_lite.engine.sweep import sweep_model
+from mergekit_lite.engine.warming import compile_for
 from mergekit_lite.errors import DataError, Interrupted, ResourceError
-from mergekit_lite.kernels import enabled
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan
 
@@ -66,7 +67,8 @@ def execute(
         emit(Event("note", text=text, shards=len(plan.shards)))
     resumed = set(done)
     try:
-        _sweep_model(plan, models, folder, options)
+        if left:
+            sweep_model(plan, models, folder, options, emit)
         executor = executor_named(options.executor)
         for shard in executor.run(plan, models, left, folder, options, emit):
             journal.add(shard)
@@ -80,14 +82,6 @@ def execute(
             hint="run the same command again to resume",
         ) from None
     return _report(plan, [done[n] for n in sorted(done)], resumed, time.monotonic() - began)
-
-
-def _sweep_model(plan: Plan, models: Mapping[str, Model], folder: Path, options: Options) -> None:
-    readers = Readers(models)
-    try:
-        find_known(plan, readers, folder, tile_for(plan, options))
-    finally:
-        readers.close()
 
 
 def _report(plan: Plan, shards: Sequence[ShardDone], resumed: set[int], seconds: float) -> Report:
@@ -106,9 +100,6 @@ def _report(plan: Plan, shards: Sequence[ShardDone], resumed: set[int], seconds:
     )
 
 
-_COMPILING = "compiling {} kernel{} for this merge, once (some 3 to 15 seconds)"
-
-
 class LocalExecutor:
     """Threads of this process: numba and the file calls release the interpreter lock."""
 
@@ -124,17 +115,7 @@ class LocalExecutor:
         """Yield each shard once its file is complete; see `Executor`."""
         if not shards:
             return
-        if enabled() and any(job.kind == "merge" for job in plan.jobs):
-            from mergekit_lite.engine.kinds import wanted_kernels
-            from mergekit_lite.kernels.sha256 import compress_two, is_possible
-            from mergekit_lite.kernels.warm import compile_kernels, missing
-
-            wanted = wanted_kernels(plan, models)
-            if is_possible():
-                wanted.append(compress_two)  # for the checksums of later runs' inputs
-            if new := missing(wanted):
-                emit(Event("note", text=_COMPILING.format(len(new), "s" if len(new) > 1 else "")))
-                compile_kernels(new, together=options.max_memory is None)
+        compile_for(plan, models, options, emit)
         crew = _Crew(plan, models, shards, folder, options, emit)
         try:
             yield from crew.work()

@@ -8,15 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergekit_lite.checkpoint.names import stack_of
 from mergekit_lite.checkpoint.writer import ShardWriter
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.following import FollowingHash
 from mergekit_lite.engine.inputs import Readers, TilePool
+from mergekit_lite.engine.known import Known
 from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
-from mergekit_lite.engine.sweep import Known
 from mergekit_lite.kernels import enabled
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._chain import space_of, split
+from mergekit_lite.plan.stack_layers import stack_layers
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from mergekit_lite.engine.lanes import Lane
     from mergekit_lite.engine.row import Row, Write
+    from mergekit_lite.engine.torch_row import TorchRow
     from mergekit_lite.sources import Model
 
 COPIED = 16 << 20
@@ -207,6 +210,16 @@ class Worker:
         return row
 
     def _torch(self, job: Job, write: Write) -> Row:
+        chain = self.torch_row(job)
+        chain.merge(write, self.stop, allow_nonfinite=self.options.allow_nonfinite)
+        return chain.row
+
+    @cached_property
+    def _layers(self) -> Mapping[str, int]:
+        return stack_layers(self.plan)
+
+    def torch_row(self, job: Job) -> TorchRow:
+        """Return a row's chain in torch, with all whole-model answers that are known."""
         from mergekit_lite.engine.row import Row
         from mergekit_lite.engine.torch_row import TorchRow, calibration_of
 
@@ -224,16 +237,14 @@ class Worker:
             width=(job.shape[-1] if job.shape else 1) if rows else 0,
             weight_space=space_of(job.steps[split(job.steps)[1]]) == "weight",
         )
-        chain = TorchRow(
+        return TorchRow(
             row,
             lane,
             seed=self.plan.seed,
-            layers=self.plan.layers,
+            layers=self._layers.get(stack_of(job.name), self.plan.layers),
             known=self.known.of_row(job),
             calibration=calibration_of(job, Path(self.plan.folder)),
         )
-        chain.merge(write, self.stop, allow_nonfinite=self.options.allow_nonfinite)
-        return row
 
 
 def chosen_device(device: str) -> str:

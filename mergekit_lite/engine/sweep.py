@@ -1,156 +1,185 @@
-"""Statistics of the whole model, found in sweeps over all rows before the first is written."""
+"""Answers what a plan asks of the whole model, in sweeps over all rows before the first is written.
+
+Questions of one level share their sweeps; all workers take part. Answers are kept in the
+unfinished folder, for a resumed run and other machines, and in the cache, for later runs.
+"""
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mergekit_lite.engine.inputs import Readers, TilePool, as_float32
-from mergekit_lite.errors import DataError, RecipeError
-from mergekit_lite.ops import registry
-from mergekit_lite.ops._place import Cut
-from mergekit_lite.ops._statistics import EVERY, Order
-from mergekit_lite.plan.types import Job, Plan, Step
+from mergekit_lite.engine.events import Event
+from mergekit_lite.engine.inputs import Readers
+from mergekit_lite.engine.known import Known, load_known, save_known
+from mergekit_lite.engine.memory import MemoryGate, tile_for
+from mergekit_lite.engine.options import Options
+from mergekit_lite.engine.shard import Emit, Worker, chosen_device
+from mergekit_lite.engine.tallies import Counting, Tally, tally_for
+from mergekit_lite.engine.warming import compile_missing
+from mergekit_lite.errors import Interrupted
+from mergekit_lite.kernels import enabled
+from mergekit_lite.ops._statistics import Answer
+from mergekit_lite.plan.estimate import sweep_text
+from mergekit_lite.plan.questions import questions_of
+from mergekit_lite.plan.remembered import Remembered, digest_of
+from mergekit_lite.plan.sweeps import sweep_of
+from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
-    from mergekit_lite.engine.row import Row
-
-STATISTICS = "statistics.json"
-UPPER_BITS = 15  # the low bits that the first histogram leaves to the second
+    from mergekit_lite.sources import Model
 
 
-def key_of(step: Step) -> str:
-    """Return what a whole-model statistic is known by: the op, its parameters, the expert."""
-    return json.dumps([step.op, dict(step.params), step.expert], sort_keys=True)
+def sweep_model(
+    plan: Plan, models: Mapping[str, Model], folder: Path, options: Options, emit: Emit
+) -> None:
+    """Find all whole-model statistics of a plan and leave them in the run's folder.
 
+    Args:
+        plan: the table of rows.
+        models: its inputs, opened.
+        folder: working folder of the run; what an earlier run has left there is not found again.
+        options: how to run.
+        emit: told of every sweep.
 
-def _of_model(step: Step) -> Order | None:
-    spec = registry()[step.op]
-    needs = spec.needs
-    if isinstance(needs, Order) and needs.of_model({**spec.defaults(), **step.params}):
-        return needs
-    return None
-
-
-@dataclass
-class Known:
-    """Whole-model cuts by `key_of` their step."""
-
-    table: Mapping[str, tuple[Cut, ...]] = field(default_factory=dict)
-
-    def cuts(self, job: Job, expert: int, position: int) -> tuple[Cut, ...]:
-        """Return the cuts of an expert's transform at `position` of its own chain."""
-        name = job.reads[expert].source
-        return self.table[key_of([s for s in job.steps if s.expert == name][position])]
-
-    def of_row(self, job: Job) -> dict[tuple[int, str], tuple[Cut, ...]]:
-        """Return the cuts of a row by (position in its steps, expert)."""
-        return {
-            (at, step.expert): self.table[key_of(step)]
-            for at, step in enumerate(job.steps)
-            if _of_model(step)
-        }
-
-
-def find_known(plan: Plan, readers: Readers, folder: Path, tile: int) -> Known:
-    """Return all whole-model statistics of a plan, from the folder or by sweeping the inputs.
-
-    They are kept in the unfinished folder, so a resumed run and other machines find them there.
+    Raises:
+        DataError: an input holds NaN or infinity.
+        Interrupted: the run was stopped.
     """
-    wanted: dict[str, list[tuple[Job, Step]]] = {}
-    for job in plan.jobs:
-        for step in job.steps:
-            if _of_model(step):
-                wanted.setdefault(key_of(step), []).append((job, step))
-    if not wanted:
-        return Known()
-    known = load_known(folder)
-    if set(known.table) == set(wanted):
-        return known
-    path = folder / STATISTICS
-    table = {key: _sweep(uses, readers, tile) for key, uses in wanted.items()}
-    text = json.dumps({k: [[c.threshold, c.until] for c in cuts] for k, cuts in table.items()})
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+
+    def save(known: Known) -> None:
+        save_known(known, folder)
+
+    if questions_of(plan):
+        answers_of(plan, models, options, emit, left=load_known(folder), save=save)
+
+
+def answers_of(
+    plan: Plan,
+    models: Mapping[str, Model],
+    options: Options,
+    emit: Emit = lambda event: None,
+    *,
+    left: Known | None = None,
+    save: Callable[[Known], None] = lambda known: None,
+) -> Known:
+    """Return all whole-model statistics of a plan, from earlier runs or by sweeping the inputs.
+
+    Args:
+        plan, models, options, emit: as `sweep_model` takes them.
+        left: what is known already.
+        save: told of all that is known after every level.
+    """
+    questions = questions_of(plan)
+    known = left.table if left else {}
+    table = {q.key: known[q.key] for q in questions if q.key in known}
+    cache = Remembered()
+    for level in sorted({q.level for q in questions if q.key not in table}):
+        asked = [q for q in questions if q.level == level and q.key not in table]
+        digests = {q.key: digest_of(plan, q, table) for q in asked}
+        for question in asked:
+            answer = cache.get(digests[question.key])
+            if answer is not None:
+                table[question.key] = answer
+        asked = [q for q in asked if q.key not in table]
+        if asked:
+            emit(Event("note", text=sweep_text(sweep_of(plan, asked))))
+            tallies = [tally_for(question) for question in asked]
+            _compile(plan, models, tallies, options, emit)
+            found = _Sweep(plan, models, options, Known(dict(table))).answers(tallies)
+            for key, answer in found.items():
+                cache.put(digests[key], answer)
+            table |= found
+        save(Known(table))
+    cache.save()
     return Known(table)
 
 
-def load_known(folder: Path) -> Known:
-    """Return the whole-model statistics that a run has left in its folder."""
-    try:
-        data = json.loads((folder / STATISTICS).read_text())
-        return Known({k: tuple(Cut(t, int(u)) for t, u in cuts) for k, cuts in data.items()})
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return Known()  # none yet, or torn when the machine went down
+def _compile(
+    plan: Plan, models: Mapping[str, Model], tallies: Sequence[Tally], options: Options, emit: Emit
+) -> None:
+    if enabled() and chosen_device(options.device) == "cpu":
+        from mergekit_lite.engine.fused_sweep import kernels_for
+
+        compile_missing(kernels_for(plan, models, tallies), options, emit)
 
 
-def _sweep(uses: list[tuple[Job, Step]], readers: Readers, tile: int) -> tuple[Cut, ...]:
-    """Rank the magnitudes of one expert's delta over all rows: bits 30..15, then 14..0."""
-    from mergekit_lite.engine.ranks import bin_of
+class _Sweep:
+    """The workers of the sweeps of one level."""
 
-    step = uses[0][1]
-    needs = _of_model(step)
-    if needs is None:
-        return ()
-    spec = registry()[step.op]
-    size = sum(prod(job.shape) for job, _ in uses)
-    ranks = [min(r, size) for r in needs.ranks({**spec.defaults(), **step.params}, size)]
-    upper = np.zeros(1 << 16, np.int64)
-    for bits in _bits(uses, readers, tile):
-        upper += np.bincount(bits >> UPPER_BITS, minlength=1 << 16)
-    places = [bin_of(upper, rank) for rank in ranks]
-    lower = {digit: np.zeros(1 << UPPER_BITS, np.int64) for digit, _ in places}
-    for bits in _bits(uses, readers, tile):
-        digits = bits >> UPPER_BITS
-        for digit, bins in lower.items():
-            inside = bits[digits == digit] & ((1 << UPPER_BITS) - 1)
-            bins += np.bincount(inside, minlength=1 << UPPER_BITS)
-    cuts = []
-    for digit, rank in places:
-        rest, _ = bin_of(lower[digit], rank)
-        threshold = np.uint32((digit << UPPER_BITS) | rest).view(np.float32)
-        cuts.append(Cut(float(threshold), EVERY))
-    return tuple(cuts)
+    def __init__(
+        self, plan: Plan, models: Mapping[str, Model], options: Options, known: Known
+    ) -> None:
+        self.plan, self.options, self.known = plan, options, known
+        self.stop = threading.Event()
+        self.readers = Readers(models)
+        self.tile = tile_for(plan, options)
+        self.gate = MemoryGate(plan, options)
+        self.local = threading.local()
+        self.numbers = count()
+
+    def answers(self, tallies: Sequence[Tally]) -> dict[str, Answer]:
+        """Return the answers by the questions' keys."""
+        pending = list(tallies)
+        try:
+            while pending:
+                self._pass(pending)
+                pending = [tally for tally in pending if tally.next()]
+        finally:
+            self.readers.close()
+        return {tally.question.key: tally.answer() for tally in tallies}
+
+    def _pass(self, tallies: Sequence[Tally]) -> None:
+        rows: dict[int, list[Counting]] = {}
+        for tally in tallies:
+            for number, at in tally.question.uses:
+                rows.setdefault(number, []).append(Counting(tally, at))
+        pool = ThreadPoolExecutor(min(self.options.workers, len(rows)), "sweep")
+        try:
+            waiting = [pool.submit(self._row, self.plan.jobs[n], rows[n]) for n in sorted(rows)]
+            for future in as_completed(waiting):
+                future.result()
+        except BaseException:
+            self.stop.set()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _row(self, job: Job, counting: Sequence[Counting]) -> None:
+        if self.stop.is_set():
+            raise Interrupted("stopped")
+        worker = getattr(self.local, "worker", None)
+        if worker is None:
+            worker = self.local.worker = Worker(
+                self.plan, self.readers, self.options, tile=self.tile, keep=0,
+                known=self.known, stop=self.stop, number=next(self.numbers),
+            )  # fmt: skip
+        with self.gate.room_for(job):
+            for look in _ways(worker, job, counting):
+                look()
 
 
-def _bits(
-    uses: list[tuple[Job, Step]], readers: Readers, tile: int
-) -> Iterator[NDArray[np.uint32]]:
-    """Yield the magnitude bits of the expert's delta, tile by tile over all rows."""
-    from mergekit_lite.engine.row import Row
+def _ways(worker: Worker, job: Job, counting: Sequence[Counting]) -> list[Callable[[], None]]:
+    """Return how a row is looked at: by the fused kernels what they know, the rest by torch."""
+    fused: Sequence[Counting] = ()
+    ways: list[Callable[[], None]] = []
+    if enabled() and worker.device == "cpu":
+        from mergekit_lite.engine.fused_sweep import count_row, program_for, ranked_here
 
-    pool, never = TilePool(), threading.Event()
-    for job, step in uses:
-        if next(s for s in job.steps if s.expert == step.expert) != step:
-            raise RecipeError(
-                f"`{step.op}` ranks the whole model after another transform of `{step.expert}`",
-                job.name,
-                f"put `{step.op}` first: a ranking of the whole model reads the inputs as they are",
-            )
-        reads = tuple(read for read in job.reads if read.source == step.expert)
-        alone = Job(job.name, job.dtype, job.shape, job.shard, job.start, "merge", reads, job.base)
-        row = Row(alone, readers, pool, tile=tile, weight_space=False)
-        for _, count in row.tiles(never):
-            base, value = (_values(row, i, count) for i in (0, 1))
-            delta = value if row.is_delta[1] else value - base
-            if not np.isfinite(delta).all():
-                raise DataError("NaN or infinity in an input", f"{step.expert}: {job.name}")
-            yield np.abs(delta).view(np.uint32)
+        fused = [one for one in counting if ranked_here(job, one)]
+        row = program_for(worker.plan, job, fused) if fused else None
+        if row is not None:
+            ways.append(partial(count_row, worker, *row, fused))
+        else:
+            fused = ()
+    rest = [one for one in counting if one not in fused]
+    if rest:
+        from mergekit_lite.engine.torch_sweep import count_in_torch
 
-
-def _values(row: Row, i: int, count: int) -> NDArray[np.float32]:
-    dtype = row.slots[i].dtype
-    if not dtype:
-        return np.zeros(count, np.float32)
-    width = {"F64": 8, "F32": 4}.get(dtype, 2)
-    begin = int(row.at[i])
-    return as_float32(row.pool.raw[begin : begin + count * width], dtype)
+        ways.append(partial(count_in_torch, worker, job, rest))
+    return ways

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mergekit_lite.engine.exact import ExactSum
@@ -40,6 +41,19 @@ class RowTally(Protocol):
 
     def end(self) -> None:
         """Hand over what the row has said."""
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A question as one row hears it.
+
+    Attributes:
+        tally: gathers the answer.
+        at: position of the step that asks.
+    """
+
+    tally: Tally
+    at: int
 
 
 class OrderTally:

@@ -7,8 +7,9 @@ the fused kernels are turned off. Element and row ops go tile by tile; others ta
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_lite.checkpoint import FileReader, read_checkpoint, role_of
-from mergekit_lite.engine.collect import Collector, OrderCollector, TotalsCollector
 from mergekit_lite.engine.inputs import as_float32
 from mergekit_lite.engine.lanes import Lane
 from mergekit_lite.engine.row import Row, Write
+from mergekit_lite.engine.torch_statistics import find_statistics
 from mergekit_lite.errors import DataError, Interrupted
 from mergekit_lite.ops import OpSpec, get
 from mergekit_lite.ops._chain import (
-    Answer,
     Beside,
     Stage,
+    answer_from,
     apply_combine,
     apply_transform,
     enter,
     finish,
     placed,
     split,
-    statistic_inputs,
 )
 from mergekit_lite.ops._place import Place
-from mergekit_lite.ops._statistics import Order, Totals
+from mergekit_lite.ops._statistics import Answer
 from mergekit_lite.plan.types import Job
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -55,8 +55,14 @@ class Link:
 
     spec: OpSpec
     stage: Stage
-    answer: Answer = None
+    found: dict[int, Answer] = field(default_factory=dict)  # by which of the op's statistics
     calibration: Any = None
+
+    @property
+    def answer(self) -> Answer:
+        """What the op is handed of its statistics."""
+        each = tuple(self.found.get(index) for index in range(len(self.spec.statistics)))
+        return answer_from(self.spec, each)
 
 
 @dataclass
@@ -68,6 +74,15 @@ class Tile:
     inputs: list[Tensor]
 
 
+@dataclass
+class Asking:
+    """A step that may ask for statistics, and how its input is found in a tile."""
+
+    at: int
+    link: Link
+    values: Callable[[Tile], list[Tensor]]
+
+
 class TorchRow:
     """A row's chain in torch.
 
@@ -76,7 +91,8 @@ class TorchRow:
         lane: the way to the device.
         seed: of the recipe.
         layers: layers of the model.
-        known: answers of whole-model statistics by (position, expert).
+        known: answers of whole-model statistics by (position, expert), and then by which of the
+            op's statistics they are.
         calibration: tensors of calibration files by position of the step.
     """
 
@@ -87,7 +103,7 @@ class TorchRow:
         *,
         seed: int,
         layers: int,
-        known: Mapping[tuple[int, str], Answer],
+        known: Mapping[tuple[int, str], Mapping[int, Answer]],
         calibration: Mapping[int, Tensor],
     ) -> None:
         self.row, self.lane = row, lane
@@ -101,7 +117,7 @@ class TorchRow:
         )
         self.seed = seed
         before, middle, after = split(job.steps)
-        links = [self._link(at, known, calibration) for at in range(len(job.steps))]
+        self.links = links = [self._link(at, known, calibration) for at in range(len(job.steps))]
         self.names = [read.source for read in job.reads]
         self.before = {
             name: [links[at] for at in before if job.steps[at].expert in ("", name)]
@@ -120,14 +136,44 @@ class TorchRow:
     def _link(
         self,
         at: int,
-        known: Mapping[tuple[int, str], Answer],
+        known: Mapping[tuple[int, str], Mapping[int, Answer]],
         calibration: Mapping[int, Tensor],
     ) -> Link:
         step = self.row.job.steps[at]
         spec = get(step.op)
         params = spec.params_for({**spec.defaults(), **step.params}, self.row.job.shape)
         stage = Stage(step.op, params, step.expert)
-        return Link(spec, stage, known.get((at, step.expert)), calibration.get(at))
+        return Link(spec, stage, dict(known.get((at, step.expert), {})), calibration.get(at))
+
+    def stages(self) -> list[list[Asking]]:
+        """Return the steps in the chain's order; what works on one depth stands together."""
+        _, middle, after = split(self.row.job.steps)
+        links = {id(link): at for at, link in enumerate(self.links)}
+        found = []
+        for position in range(max(map(len, self.before.values()), default=0)):
+            asking = []
+            for e, name in enumerate(self.names):
+                if position < len(self.before[name]):
+                    link = self.before[name][position]
+                    values = partial(self._one_transformed, expert=e, steps=position)
+                    asking.append(Asking(links[id(link)], link, values))
+            found.append(asking)
+        found.append([Asking(middle, self.combine, self._all_transformed)])
+        for position, (at, link) in enumerate(zip(after, self.after, strict=True)):
+            values = partial(self._post_input, link=link, posts=position)
+            found.append([Asking(at, link, values)])
+        return found
+
+    def _one_transformed(self, tile: Tile, expert: int, steps: int) -> list[Tensor]:
+        return [self.transformed(tile, expert, steps)]
+
+    def _all_transformed(self, tile: Tile) -> list[Tensor]:
+        return [self.transformed(tile, e) for e in range(len(self.names))]
+
+    def _post_input(self, tile: Tile, link: Link, posts: int) -> list[Tensor]:
+        """Return a post's input, and the raw deltas behind it where the op asks for them."""
+        raw = tile.inputs if "deltas" in link.spec.specials else []
+        return [self.merged(tile, posts), *raw]
 
     def tiles(self, stop: threading.Event) -> Iterator[Tile]:
         """Yield every tile, reading the next one into the other side of the host memory."""
@@ -201,7 +247,7 @@ class TorchRow:
 
     def _beside(self, link: Link, tile: Tile, value: Tensor) -> Beside:
         """Return what a step may ask for beside its input, of a tile."""
-        return Beside(self._part(link, tile, value), tile.base, tile.inputs)
+        return Beside(self._part(link, tile, value), tile.base, tile.inputs, self.names)
 
     def _part(self, link: Link, tile: Tile, value: Tensor) -> Any:
         """Return what of a calibration tensor belongs to a tile."""
@@ -214,7 +260,7 @@ class TorchRow:
 
     def merged(self, tile: Tile, posts: int | None = None) -> Tensor:
         """Return the combine's result after the first `posts` posts (all of them if None)."""
-        inputs = [self.transformed(tile, e) for e in range(len(self.names))]
+        inputs = self._all_transformed(tile)
         link = self.combine
         place = self.at(tile, link)
         beside = self._beside(link, tile, inputs[0])
@@ -250,70 +296,15 @@ class TorchRow:
         self.lane.arrived(ticket)
         write(host, offset)
 
+    def find_statistics(self, stop: threading.Event, until: int | None = None) -> None:
+        """Sweep the row until no step waits for a statistic; see `torch_statistics`."""
+        find_statistics(self, stop, until)
+
     def check_finite(self, allow: bool) -> None:
+        """Raise DataError where the last sweep saw NaN or infinity."""
         with self.lane.working():
             self.row.bad[:] = self.bad.tolist()
         self.row.check_finite(allow)
-
-    def find_statistics(self, stop: threading.Event) -> None:
-        """Sweep the row until no step waits for a statistic; one sweep serves all experts."""
-        depth = max((len(links) for links in self.before.values()), default=0)
-        for position in range(depth):
-            at = [e for e, name in enumerate(self.names) if position < len(self.before[name])]
-            self._collect(
-                stop,
-                [self.before[self.names[e]][position] for e in at],
-                lambda tile, number, at=at, position=position: [  # type: ignore[misc]
-                    self.transformed(tile, at[number], position)
-                ],
-            )
-        experts = range(len(self.names))
-        self._collect(
-            stop, [self.combine], lambda tile, _: [self.transformed(tile, e) for e in experts]
-        )
-        for position, link in enumerate(self.after):
-            self._collect(
-                stop,
-                [link],
-                lambda tile, _, position=position: [self.merged(tile, position)],  # type: ignore[misc]
-            )
-
-    def _collect(
-        self,
-        stop: threading.Event,
-        links: Sequence[Link],
-        values: Callable[[Tile, int], list[Tensor]],
-    ) -> None:
-        """Fill in the answers of `links`; `values` gives the op's inputs in a tile, by number."""
-        collectors = {
-            number: collector
-            for number, link in enumerate(links)
-            if (collector := self._collector(link)) is not None
-        }
-        pending = dict(collectors)
-        while pending:
-            for tile in self.tiles(stop):
-                for number, collector in pending.items():
-                    link = links[number]
-                    inputs = values(tile, number)
-                    place = self.at(tile, link)
-                    asked = statistic_inputs(link.spec, link.stage.params, inputs, place)
-                    collector.add(asked, tile.first)
-            pending = {n: c for n, c in pending.items() if c.next()}
-        for number, collector in collectors.items():
-            links[number].answer = collector.answer()
-
-    def _collector(self, link: Link) -> Collector | None:
-        needs, params = link.spec.needs, link.stage.params
-        if link.answer is not None or self.row.size == 0:
-            return None
-        if isinstance(needs, Order):
-            ranks = needs.ranks(params, self.row.size)
-            keep = needs.keeps_ties(params)
-            return OrderCollector(ranks, self.row.size, keep_ties=keep) if ranks else None
-        if isinstance(needs, Totals) and needs.wanted(params):
-            return TotalsCollector(needs)
-        return None
 
 
 def calibration_of(job: Job, folder: Path) -> dict[int, Tensor]:

@@ -21,6 +21,7 @@ from mergekit_lite.ops._statistics import Answer, Order, Totals, answer_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 class Step(Protocol):
     """One op with all parameters resolved; the plan's `Step` is one."""
 

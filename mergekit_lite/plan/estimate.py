@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from mergekit_lite.errors import Problem, ResourceError
 from mergekit_lite.ops import OpSpec, registry
-from mergekit_lite.ops._statistics import Order, Totals
+from mergekit_lite.ops._statistics import Order
 from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.names import plural
+from mergekit_lite.plan.sweeps import ModelSweep, sweeps_of
 from mergekit_lite.plan.types import Job, Plan, Step
 
 PROCESS_BYTES = 112_000_000
@@ -68,6 +70,8 @@ class Estimate:
         seconds: a guess of the wall time.
         least_memory: smallest `max_memory` that this plan can run under with these threads.
         disk_needed: bytes still to be written there (a partial run's shards are subtracted).
+        sweeps: what is read of the whole model for statistics before the first row, in words;
+            what earlier runs have found is not among it.
     """
 
     read_bytes: int
@@ -77,6 +81,7 @@ class Estimate:
     seconds: float
     least_memory: int = 0
     disk_needed: int = 0
+    sweeps: tuple[str, ...] = ()
 
 
 def estimate(
@@ -101,7 +106,9 @@ def estimate(
     """
     workers = threads or len(os.sched_getaffinity(0))
     specs = registry()
+    sweeps = sweeps_of(plan)
     read_bytes = sum(_passes(job, specs) * _read_bytes(job) for job in plan.jobs)
+    read_bytes += sum(sweep.read_bytes for sweep in sweeps)
     write_bytes = sum(shard.nbytes for shard in plan.shards)
     table = ROW_BYTES * sum(1 + len(job.reads) + len(job.steps) for job in plan.jobs)
     resident = max((whole_bytes(job, specs) for job in plan.jobs), default=0)
@@ -119,7 +126,8 @@ def estimate(
         write_bytes=write_bytes,
         peak_memory=peak if max_memory is None else min(peak, max(max_memory, least)),
         disk_free=None if out is None else _free(out),
-        seconds=_seconds(plan, specs, workers),
+        seconds=_seconds(plan, specs, workers) + _sweep_seconds(sweeps, workers),
+        sweeps=tuple(map(sweep_text, sweeps)),
         least_memory=least,
         disk_needed=write_bytes - (0 if out is None else _already_written(plan, out)),
     )
@@ -163,6 +171,15 @@ def size_text(nbytes: int) -> str:
     return f"{size:.1f} TB"
 
 
+def sweep_text(sweep: ModelSweep) -> str:
+    """Return what a sweep over the whole model is for and what it reads."""
+    ops = ", ".join(f"`{op}`" for op in sweep.ops)
+    often = {1: "once", 2: "twice"}.get(sweep.passes, f"{sweep.passes} times")
+    rows = plural(sweep.rows, "tensor")
+    size = size_text(sweep.read_bytes)
+    return f"a statistic of the whole model for {ops}: {rows} read {often}, {size}"
+
+
 def _read_bytes(job: Job) -> int:
     if job.kind == "copy":
         return job.reads[0].nbytes
@@ -200,7 +217,8 @@ def _rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
         (
             len(needs.ranks(step.params, size))
             for step in job.steps
-            if isinstance(needs := specs[step.op].needs, Order) and not needs.of_model(step.params)
+            for needs in specs[step.op].statistics
+            if isinstance(needs, Order) and not needs.of_model(step.params)
         ),
         default=0,
     )
@@ -223,11 +241,10 @@ def _is_whole(spec: OpSpec, step: Step) -> bool:
 
 def _is_swept(spec: OpSpec, step: Step, size: int) -> bool:
     """Return whether a step needs a sweep over the tensor before its first tile."""
-    if isinstance(spec.needs, Order):
-        return bool(spec.needs.ranks(step.params, size))
-    if isinstance(spec.needs, Totals):
-        return spec.needs.wanted(step.params)
-    return spec.needs is not None
+    return any(
+        needs.asked(step.params, size) and not needs.of_model(step.params)
+        for needs in spec.statistics
+    )
 
 
 def _passes(job: Job, specs: Mapping[str, OpSpec]) -> int:
@@ -273,6 +290,12 @@ def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
         )
         arithmetic += entries * each
     return _START_SECONDS + moved + arithmetic / workers
+
+
+def _sweep_seconds(sweeps: Sequence[ModelSweep], workers: int) -> float:
+    """Return how long the sweeps over the whole model take; two bytes are about an entry."""
+    nbytes = sum(sweep.read_bytes for sweep in sweeps)
+    return nbytes / _READ_BYTES_A_SECOND + nbytes / 2 * _STATISTIC_SECONDS / workers
 
 
 def _existing(folder: Path) -> Path:

@@ -122,11 +122,12 @@ def _levelled(plan: Plan, questions: list[Question]) -> list[Question]:
 
 def before(plan: Plan, question: Question, number: int) -> list[str]:
     """Return the keys of what a row asks upstream of one of its questions."""
-    part = question.order[0]
+    part, position, _ = question.order
+    alone = question.needs.derived is None  # of the op's earlier statistics
     return [
         other.key
         for _, other in asked_by(plan.jobs[number])
         if other.order < question.order
         and (part > 0 or other.expert == question.expert)
-        and other.key != question.key
+        and not (alone and other.order[:2] == (part, position))
     ]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lite.folders import cache_folder
-from mergekit_lite.ops import registry
 from mergekit_lite.ops import _statistics as statistics_module
+from mergekit_lite.ops import registry
 from mergekit_lite.ops._answers import from_data, to_data
 from mergekit_lite.ops._statistics import Answer
 from mergekit_lite.plan.digests import replace_text
@@ -95,7 +95,8 @@ def digest_of(plan: Plan, question: Question, table: Mapping[str, Answer]) -> st
         table: answers by key; those upstream must be among them.
     """
     rows = [_row(plan, question, number, at) for number, at in question.uses]
-    names = sorted({read.source for number, _ in question.uses for read in _reads(plan, number)})
+    read = [one for row in rows for one in (*row["reads"], row["base"]) if one is not None]
+    names = sorted({one.source for one in read})
     files = _identities(plan, names)
     upstream = {key for number, _ in question.uses for key in before(plan, question, number)}
     if files is None or not upstream <= table.keys():
@@ -119,11 +120,6 @@ def digest_of(plan: Plan, question: Question, table: Mapping[str, Answer]) -> st
     }
     text = json.dumps(facts, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _reads(plan: Plan, number: int) -> list[Any]:
-    job = plan.jobs[number]
-    return [*job.reads, *([job.base] if job.base else [])]
 
 
 def _row(plan: Plan, question: Question, number: int, at: int) -> dict[str, Any]:
@@ -158,13 +154,13 @@ def _plain(value: Any) -> Any:
 
 def _identities(plan: Plan, names: list[str]) -> dict[str, list[list[Any]]] | None:
     """Return which files these inputs are, None where they do not lie on this machine."""
-    found = {}
+    found: dict[str, list[list[Any]]] = {}
     for name in names:
         source = plan.inputs.get(name)
         if source is None or not source.files:
             return None
         root = Path(source.root)
-        stamps = []
+        stamps: list[list[Any]] = []
         for file in sorted(source.files):
             path = Path(os.path.realpath(root if root.is_file() else root / file))
             try:

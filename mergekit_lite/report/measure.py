@@ -15,8 +15,11 @@ from torch import Tensor
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, role_of
 from mergekit_lite.engine.inputs import Readers, TilePool, as_float32
+from mergekit_lite.engine.known import Known
 from mergekit_lite.engine.lanes import HostLane
+from mergekit_lite.engine.options import Options
 from mergekit_lite.engine.row import Row
+from mergekit_lite.engine.sweep import answers_of
 from mergekit_lite.engine.torch_row import TorchRow
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops import get
@@ -59,13 +62,15 @@ def measure(
     bare = build(_bare(recipe), models)
     chains = {job.name: job for job in plan.jobs}
     jobs = [_with_transforms(job, chains.get(job.name)) for job in bare.jobs]
+    whole = replace(bare, jobs=tuple(jobs))
+    known = answers_of(whole, models, Options(threads=threads))
     readers = Readers(models)
     local = threading.local()
 
     def one(job: Job) -> tuple[Group, Sums]:
         if not hasattr(local, "lane"):
             local.lane = HostLane()
-        sums = _sums(job, bare, readers, local.lane, list(recipe.experts))
+        sums = _sums(job, bare, readers, local.lane, list(recipe.experts), known)
         if progress is not None:
             progress(sum(read.nbytes for read in (*job.reads, *([job.base] if job.base else []))))
         return (job.layer, role_of(job.name)), sums
@@ -123,7 +128,9 @@ def _with_transforms(job: Job, real: Job | None) -> Job:
     return replace(job, steps=(*steps, *job.steps))
 
 
-def _sums(job: Job, plan: Plan, readers: Readers, lane: HostLane, experts: list[str]) -> Sums:
+def _sums(
+    job: Job, plan: Plan, readers: Readers, lane: HostLane, experts: list[str], known: Known
+) -> Sums:
     """Return the sums of one tensor."""
     none = Sums.none(len(experts))
     if job.kind == "copy" or not job.steps:
@@ -133,7 +140,9 @@ def _sums(job: Job, plan: Plan, readers: Readers, lane: HostLane, experts: list[
     )
     width = (job.shape[-1] if job.shape else 1) if rows else 0
     row = Row(job, readers, lane.sides[0], tile=TILE, width=width, weight_space=False)
-    chain = TorchRow(row, lane, seed=plan.seed, layers=plan.layers, known={}, calibration={})
+    chain = TorchRow(
+        row, lane, seed=plan.seed, layers=plan.layers, known=known.of_row(job), calibration={}
+    )
     never = threading.Event()
     chain.find_statistics(never)
     total = replace(none, tensors=1)
