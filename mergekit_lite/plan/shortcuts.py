@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_lite.ops import OpSpec
+from mergekit_lite.ops._arithmetic import total_weight
 from mergekit_lite.plan.types import Read
 
 _SUMS = frozenset({"linear", "task_arithmetic"})
@@ -37,7 +38,11 @@ def same_as(
     """
     if spec.name == "slerp" and len(reads) == 2 and params.get("t") in (0, 1):
         return reads[int(params["t"])]
-    if len(set(reads)) > 1 or len(set(weights)) > 1:
+    if len(set(reads)) > 1:
+        return None
+    if spec.name == "linear" and (params.get("normalize", True) or total_weight(weights) == 1):
+        return reads[0]  # a mean of one tensor with itself, whatever the weights
+    if len(set(weights)) > 1:
         return None
     if spec.name == "passthrough":
         return reads[0] if params.get("scale", 1.0) == 1 else None

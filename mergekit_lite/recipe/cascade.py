@@ -153,7 +153,13 @@ def _call(spec: OpSpec, params: Params, spot: Spot) -> list[tuple[str, Mapping[s
     arguments = spec.arguments(params)
     if "place" in spec.specials:
         key = random_key(spot.seed, spec.name, "", "")
-        arguments["place"] = Place(spot.name, layer=spot.layer, layers=spot.layers, key=key)
+        arguments["place"] = Place(
+            name=spot.name,
+            layer=spot.layer,
+            layers=spot.layers,
+            key=key,
+            role=role_of(spot.name),
+        )
     try:
         return list(spec.function(**arguments))
     except (ValueError, TypeError) as error:

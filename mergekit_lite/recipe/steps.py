@@ -130,7 +130,9 @@ class Chains:
 
     def _together(self, spec: OpSpec, params: dict[str, Any], mark: Mark) -> None:
         """Ask the op whether its values fit one another, where they are the same everywhere."""
-        plain = not any(isinstance(value, dict | list) for value in params.values())
+        lists = {name for name, parameter in spec.parameters.items() if parameter.listed}
+        varied = [value for name, value in params.items() if name not in lists]
+        plain = not any(isinstance(value, dict | list) for value in varied)
         if spec.check is not None and plain:
             for what in spec.check({**spec.defaults(), **params}):
                 self.problems.add(f"`{spec.name}`: {what}", mark)
