@@ -149,19 +149,31 @@ def _blocks(columns: int) -> Iterator[slice]:
         yield slice(start, start + COLUMNS)
 
 
-def gram(matrix: Tensor) -> Tensor:
-    """Return the lower triangle of `matrix @ matrix.T` in fp64; what is above it is undefined."""
+def gram(matrix: Tensor, total: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """Return the lower triangle of `matrix @ matrix.T` in fp64; what is above it is undefined.
+
+    Args:
+        total: added to, in place, where it is given.
+        scale: multiplies what is added.
+    """
     import torch
 
     rows = matrix.shape[0]
-    total = torch.zeros(rows, rows, dtype=torch.float64, device=matrix.device)
+    if total is None:
+        total = torch.zeros(rows, rows, dtype=torch.float64, device=matrix.device)
     step = -(-rows // 4) if rows >= 512 else max(rows, 1)
     for block in _blocks(matrix.shape[1]):
         part = matrix[:, block].double()
         for first in range(0, rows, step):
             last = first + step
-            total[first:last, :last] += part[first:last] @ part[:last].T
+            product = part[first:last] @ part[:last].T
+            total[first:last, :last] += product * scale if scale != 1.0 else product
     return total
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """Return the symmetric matrix of which `lower` is the lower triangle."""
+    return lower.tril() + lower.tril(-1).T
 
 
 def _spectrum(lower: Tensor) -> tuple[Tensor, Tensor]:
