@@ -172,8 +172,7 @@ def _no_weights(folder: Path, names: Sequence[str]) -> MergekitLiteError:
     if pickles := [name for name in names if name.endswith(PICKLE_SUFFIXES)]:
         return RecipeError(
             f"`{folder}` holds PyTorch pickles only (`{pickles[0]}`), which can run code when read",
-            hint="convert it first: load it with transformers and call save_pretrained, "
-            "which writes safetensors",
+            hint=f"convert it first: `mergekit-lite convert {folder} -o DIR`",
         )
     return SourceError(
         f"`{folder}` holds no safetensors weights",

@@ -64,7 +64,7 @@ def read_index(path: Path) -> Index:
     if other := [file for file in files if not file.endswith(".safetensors")]:
         raise RecipeError(
             f"`{path}` lists `{other[0]}`, which is not a safetensors file",
-            hint="convert the checkpoint to safetensors first",
+            hint=f"convert it first: `mergekit-lite convert {path.parent} -o DIR`",
         )
     metadata = raw.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None

@@ -57,7 +57,7 @@ def _require_weights(folder: Path) -> None:
     if pickles:
         raise RecipeError(
             f"`{folder}` holds its adapter as a pickle (`{pickles[0]}`), which can run code",
-            hint="load it with PEFT and save it again: that writes safetensors",
+            hint=f"convert it first: `mergekit-lite convert {folder} -o DIR`",
         )
     raise SourceError(
         f"`{folder}` has no {ADAPTER_FILE}", hint="fetch the adapter's weights into the folder"

@@ -25,7 +25,7 @@ _KEYS = {"dtype", "shape", "data_offsets"}
 
 _PICKLE = (
     "is a PyTorch pickle, not safetensors",
-    "convert it: load it with torch and save it with safetensors",
+    "convert it: `mergekit-lite convert FILE -o DIR`",
 )
 _PAGE = (
     "is a web page, not safetensors",

@@ -23,6 +23,7 @@ VERBS: Mapping[str, str] = {
     "inspect": "Summarise a checkpoint from its headers.",
     "diff": "Compare two checkpoints, layer by layer.",
     "report": "Show how the experts of a recipe differ and where they disagree.",
+    "convert": "Turn a checkpoint of PyTorch pickles into safetensors.",
     "schema": "Print the JSON schema of recipes.",
     "zoo": "Small real models and experts for first steps.",
 }

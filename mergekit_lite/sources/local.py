@@ -158,7 +158,7 @@ def _wrong_file(path: Path) -> RecipeError:
     if path.suffix in PICKLE_SUFFIXES:
         return RecipeError(
             f"`{path}` is a PyTorch pickle, which can run code when read",
-            hint="convert it to safetensors first",
+            hint=f"convert it first: `mergekit-lite convert {path} -o DIR`",
         )
     return RecipeError(
         f"`{path}` is not a model", hint="give a folder or a file that ends in .safetensors"
