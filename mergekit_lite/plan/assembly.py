@@ -10,6 +10,7 @@ from mergekit_lite.plan.depth import Restack, restacked
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame, plain_frame
 from mergekit_lite.plan.inputs import View
+from mergekit_lite.plan.naming import names_of
 from mergekit_lite.plan.slices import Assembler
 from mergekit_lite.plan.stacks import Stack, chosen_stack, counted, main_stacks, stack_in
 from mergekit_lite.recipe.schema import BASE, Recipe
@@ -24,10 +25,7 @@ def set_layers_aside(recipe: Recipe, found: Mapping[str, View], findings: Findin
         return None
     for view in found.values():
         start = f"{stack}."
-        own = {term: info.name for term, info in view.terms.items()}
-        if (adapter := view.model.adapter) is not None:
-            own = {name: name for name in (*adapter.factors, *adapter.replaced)}
-        view.spare = {name for term, name in own.items() if term.startswith(start)}
+        view.spare = {name for name in names_of(view.model) if name.startswith(start)}
         view.base = {name: info for name, info in view.base.items() if not name.startswith(start)}
     return stack
 
@@ -67,7 +65,7 @@ def _others(base: View, stack: str) -> tuple[str, ...]:
     # Encoders and decoders only: other numbered modules have no count of their own.
     return tuple(
         other
-        for other in main_stacks(base.terms)
+        for other in main_stacks(base.tensors)
         if other != stack and ("encoder" in other or "decoder" in other)
     )
 

@@ -14,6 +14,7 @@ from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame
 from mergekit_lite.plan.inputs import View, check_repeats, placed, plan_inputs, views
 from mergekit_lite.plan.layout import config_changes, config_without, lay_out, main_dtype, sign
+from mergekit_lite.plan.naming import name_experts
 from mergekit_lite.plan.rows import Rows
 from mergekit_lite.plan.rules import check_rules
 from mergekit_lite.plan.types import Job, Plan
@@ -145,6 +146,8 @@ def _check_inputs(
     base = found["base"]
     check_base(recipe, base, findings)
     base.settled = bool(base.model.unreadable) or not base.tensors
+    if not base.settled:
+        name_experts(recipe, found, findings)
     if recipe.slices and not base.settled:
         base.stack = set_layers_aside(recipe, found, findings)
     for name, view in found.items():

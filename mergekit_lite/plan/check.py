@@ -10,7 +10,7 @@ from mergekit_lite.plan import configs
 from mergekit_lite.plan.adapters import check_adapter
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, extra_names
-from mergekit_lite.plan.names import few, plural, prefix_between
+from mergekit_lite.plan.names import few, plural
 from mergekit_lite.plan.rules import layer_span
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.sources import Model
@@ -63,17 +63,8 @@ def _check_checkpoint(
 ) -> None:
     missing = [name for name in view.base if name not in view.tensors]
     extra = extra_names(view)
-    prefix = prefix_between(missing, extra)
-    if prefix is not None:
-        mine, theirs = prefix.example
-        findings.problem(
-            f"expert `{view.name}`: {prefix}; {prefix.matched} of {len(view.base)} tensors would"
-            f" match, such as `{mine}` as `{theirs}`",
-            where,
-            "save the expert again with the class that the base was saved with",
-        )
     view.settled = (
-        prefix is not None
+        view.settled
         or _other_family(view, base, len(missing) + len(extra), findings, where)
         or (bool(missing or extra) and not recipe.slices and _other_depth(view, findings, where))
     )
@@ -87,6 +78,11 @@ def _check_checkpoint(
 def _other_family(view: View, base: View, unmatched: int, findings: Findings, where: str) -> bool:
     mine, theirs = view.model.config, base.model.config
     left, right = configs.model_type(mine), configs.model_type(theirs)
+    if left and right and left != right and (view.scope or view.named):
+        findings.warn(
+            f"expert `{view.name}` is a `{left}` model, the base a `{right}` model", where
+        )
+        return False
     if left and right and left != right:
         findings.problem(
             f"not mergeable: expert `{view.name}` is a `{left}` model, the base a `{right}` model",

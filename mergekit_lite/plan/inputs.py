@@ -12,7 +12,9 @@ from mergekit_lite.checkpoint.lora_place import on_base
 from mergekit_lite.errors import Problem
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.names import Prefix
 from mergekit_lite.plan.types import Input, Read
+from mergekit_lite.recipe.renames import in_scope
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.sources import Model
 
@@ -37,6 +39,9 @@ class View:
         sizes: in which sizes its config differs from the base's, in words.
         aligned: output name -> the name in the base's terms that stands there, where slices give
             layers other numbers; "" where it has no layer.
+        scope: patterns of the tensors in which it has a part; all where there are none.
+        named: the recipe renames its tensors.
+        prefixes: changes of prefix by which its names were matched.
         spare: its tensors in layers from which slices choose.
         stack: of the base, the stack of layers from which slices choose.
         used: rows that read it.
@@ -52,6 +57,9 @@ class View:
     left_out: set[str] = field(default_factory=set)
     sizes: str = ""
     aligned: dict[str, str] = field(default_factory=dict)
+    scope: tuple[str, ...] = ()
+    named: bool = False
+    prefixes: list[Prefix] = field(default_factory=list)
     spare: set[str] = field(default_factory=set)
     stack: str | None = None
     used: int = 0
@@ -59,13 +67,12 @@ class View:
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
+        """Its tensors by the names that the base has for them; each knows its stored name."""
         return self.model.header.tensors
 
-    @property
-    def terms(self) -> dict[str, TensorInfo]:
-        """Its tensors by the names that the base has for them."""
-        names = {stored: term for term, stored in self.renamed.items()}
-        return {names.get(stored, stored): info for stored, info in self.tensors.items()}
+    def in_scope(self, name: str) -> bool:
+        """Return whether it has a part in a tensor of the base."""
+        return not self.scope or in_scope(name, self.scope)
 
     def own(self, name: str) -> str:
         """Return the name in the base's terms that stands for an output name in this input."""
@@ -114,7 +121,7 @@ class View:
         coded = info.coded
         return Read(
             self.name,
-            stored,
+            info.name,
             nbytes=info.nbytes,
             quantised=coded is not None,
             held=coded.held if coded is not None else 0,
@@ -187,7 +194,7 @@ def check_tensor(view: View, info: TensorInfo, recipe: Recipe, findings: Finding
 
 
 def _may_lack(view: View, info: TensorInfo, recipe: Recipe, findings: Findings) -> bool:
-    if view.model.adapter is not None:
+    if view.model.adapter is not None or info.name not in view.base:
         return True
     if any(fnmatchcase(info.name, pattern) for pattern in recipe.allow_missing):
         return True
@@ -195,10 +202,22 @@ def _may_lack(view: View, info: TensorInfo, recipe: Recipe, findings: Findings) 
         f"`{info.name}`",
         f"expert `{view.name}` lacks tensors that the base has",
         recipe.at("experts", view.name),
-        "if that is meant, list patterns of them under `allow_missing`; the expert then leaves"
-        " them as in the base",
+        _about_missing(view),
     )
     return False
+
+
+def _about_missing(view: View) -> str:
+    begin = view.prefixes[0].add.rstrip(".") if view.prefixes else ""
+    if begin:
+        return (
+            f"if it is meant for a part of the base, write `scope: {begin}` for it; it then leaves"
+            " all else as in the base"
+        )
+    return (
+        "if that is meant, list patterns of them under `allow_missing`; the expert then leaves"
+        " them as in the base"
+    )
 
 
 def _wrong_shape(

@@ -24,6 +24,15 @@ class Prefix:
     matched: int
     example: tuple[str, str]
 
+    def maps(self, name: str, wanted: Collection[str]) -> bool:
+        """Return whether it turns an expert's name into one that is wanted."""
+        return name.startswith(self.strip) and self.add + name[len(self.strip) :] in wanted
+
+    @property
+    def as_rename(self) -> str:
+        """The same as an entry of `rename`."""
+        return f"{self.strip}*: {self.add}*"
+
     def __str__(self) -> str:
         if not self.strip:
             return f"its names lack the prefix `{self.add}`"
@@ -32,32 +41,39 @@ class Prefix:
         return f"its names begin with `{self.strip}` where the base's begin with `{self.add}`"
 
 
-def prefix_between(missing: Collection[str], extra: Collection[str]) -> Prefix | None:
-    """Return the change of prefix that explains most of an expert's missing names, if there is one.
+def prefixes_between(missing: Collection[str], extra: Collection[str]) -> list[Prefix]:
+    """Return the changes of prefix that turn names of `extra` into names of `missing`, best first.
 
     Args:
         missing: base names that the expert lacks.
         extra: the expert's names that the base lacks.
-
-    Returns:
-        None unless one prefix explains at least half of `missing`.
     """
-    if not missing or not extra:
-        return None
     candidates: dict[tuple[str, str], tuple[str, str]] = {}
     by_end: dict[str, list[str]] = {}
     for name in extra:
         by_end.setdefault(_tail(name), []).append(name)
-    for wanted in list(missing)[:_TRIED]:
+    for wanted in _some(missing):
         for name in by_end.get(_tail(wanted), [])[:_TRIED]:
-            candidates.setdefault(_prefixes(name, wanted), (name, wanted))
+            strip, add = _prefixes(name, wanted)
+            # Another layer is not another prefix.
+            if _numbers(strip) == _numbers(add):
+                candidates.setdefault((strip, add), (name, wanted))
     wanted_names = set(missing)
-    best: Prefix | None = None
-    for (strip, add), example in candidates.items():
-        hits = sum(n.startswith(strip) and add + n[len(strip) :] in wanted_names for n in extra)
-        if best is None or hits > best.matched:
-            best = Prefix(strip, add, hits, example)
-    return best if best and 2 * best.matched >= len(missing) else None
+    found = [
+        Prefix(strip, add, sum(add + n[len(strip) :] in wanted_names
+                               for n in extra if n.startswith(strip)), example)
+        for (strip, add), example in candidates.items()
+    ]  # fmt: skip
+    return sorted(found, key=lambda prefix: -prefix.matched)
+
+
+def _some(names: Collection[str]) -> list[str]:
+    """Return names from all over a list, which may have a tower's names before the model's."""
+    return list(names)[:: max(1, len(names) // _TRIED)]
+
+
+def _numbers(prefix: str) -> list[str]:
+    return [part for part in prefix.split(".") if part.isdecimal()]
 
 
 def _tail(name: str) -> str:

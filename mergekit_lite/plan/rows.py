@@ -145,6 +145,10 @@ class Rows:
         names: Sequence[str],
         decision: Decision,
     ) -> Job:
+        silent = {n for n in names if n != "base" and target.name not in self.found[n].base}
+        if silent and silent == set(names) - {"base"}:
+            base = self._whole(self.found["base"], target)
+            return self._copy(target, base, decision, "beyond the scope of every expert")
         reads = [self._whole(self.found[name], target) for name in names]
         weights = [chain.weights.get(name, 1.0) for name in names]
         same = same_as(spec, chain.params, reads, weights)

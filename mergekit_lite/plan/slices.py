@@ -57,7 +57,9 @@ class Assembler:
         if not self.floors and not self.findings.all_problems():
             self.findings.problem("the slices hold no layers", self.recipe.at("slices"))
         for name, view in self.found.items():
-            view.base = {t.name: t.info for t in targets if t.has(name)}
+            view.base = {
+                t.name: t.info for t in targets if t.has(name) and view.in_scope(view.own(t.name))
+            }
             view.is_base = name == BASE  # another layer of the base is no zero delta
         layers = len(self.floors) + len(base.beyond)
         return Frame(targets, layers, tuple(self._map()))

@@ -80,7 +80,7 @@ def main_stacks(names: Iterable[str]) -> dict[str, int]:
 
 def chosen_stack(recipe: Recipe, base: View, findings: Findings) -> str | None:
     """Return the stack that the recipe's slices are about; None where that cannot be told."""
-    stacks = main_stacks(base.terms)
+    stacks = main_stacks(base.tensors)
     asked = {(part.stack or "", part.where or recipe.at("slices")) for part in recipe.slices}
     names = {name for name, _ in asked}
     where = min(place for _, place in asked)
@@ -111,7 +111,7 @@ def chosen_stack(recipe: Recipe, base: View, findings: Findings) -> str | None:
 def stack_in(view: View, name: str, others: Collection[str]) -> Stack:
     """Return a stack as an input has it; an adapter has the base's."""
     found = Stack(name)
-    for term, info in view.terms.items():
+    for term, info in view.tensors.items():
         layer = layer_of(term)
         if layer is not None and stack_of(term) == name:
             rest = term.removeprefix(f"{name}.{layer}.")

@@ -60,11 +60,12 @@ def draft(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
     found = Recipe.model_construct(
         base=_reference(base),
         experts={
-            name: Expert.model_construct(None, **sources)
+            name: Expert.model_construct(None, **sources, scope=_scope(node))
             for name, node in (experts.entries() if experts else {}).items()
             if (sources := _sources(node)) and name != BASE
         },
         extra="error" if extra is None or extra.value == "error" else "drop",
+        scope=("*",) if root.get("scope") else (),
         slices=(Slice.model_construct(layers={}),) if root.get("slices") else (),
         name=name,
         folder=folder,
@@ -83,6 +84,11 @@ def _sources(node: Node) -> dict[str, str]:
     named = {"model": node} if isinstance(node.value, str) else node.entries()
     given = {key: _reference(node) for key, node in named.items() if key in ("model", "lora")}
     return given if len(given) == 1 and all(given.values()) else {}
+
+
+def _scope(node: Node) -> tuple[str, ...]:
+    """Return a scope of everything where an expert has other names than the base."""
+    return ("*",) if {"scope", "rename"} & node.entries().keys() else ()
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,13 @@ class RecipeStep(_Model):
 Steps = tuple[RecipeStep, ...]
 
 
+Scope = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
 class Expert(_Model):
     """One model that is merged into the base."""
 
@@ -114,6 +121,13 @@ class Expert(_Model):
     """Its weight in the combine: a number, or a list interpolated over depth."""
     steps: Steps = ()
     """Transforms run on this expert before the recipe's shared chain."""
+    rename: Mapping[str, str] = {}
+    """Names of its tensors -> the base's names for them, where they differ by more than a prefix:
+    `{"*.attn.*": "*.self_attn.*"}`; `*` and `?` keep what they stood for. After `regex:` a pattern
+    is a regular expression and the replacement may hold `\\1`. The first that fits is applied."""
+    scope: Scope = ()
+    """Patterns or modules of the base in which this expert has a part, such as
+    `model.language_model`; it leaves all else as in the base."""
     where: SkipJsonSchema[str] = Field("", exclude=True)
 
     @property
@@ -255,6 +269,8 @@ class Recipe(_Model):
     """`mergekit` reproduces that tool's numbers where they differ from the papers'."""
     allow_missing: tuple[str, ...] = ()
     """Name patterns of base tensors that an expert may lack; it then leaves them as in the base."""
+    scope: Scope = ()
+    """The `scope` of every expert that has none of its own."""
     extra: Literal["error", "drop"] = "error"
     """What to do with tensors of an expert that the base lacks."""
 
@@ -283,10 +299,14 @@ class Recipe(_Model):
         data: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         data["steps"] = _written(data["steps"])
         for expert in data["experts"].values():
+            for key in ("rename", "scope"):
+                if not expert[key]:
+                    del expert[key]
             if steps := _written(expert.pop("steps")):
                 expert["steps"] = steps
-        if not self.slices:
-            del data["slices"]
+        for key in ("slices", "scope"):
+            if not data[key]:
+                del data[key]
         for part in (*data.get("slices", ()), *data["rules"]):
             if "steps" in part:
                 part["steps"] = _written(part["steps"])

@@ -16,6 +16,7 @@ from mergekit_lite.ops import OpSpec
 from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
 from mergekit_lite.recipe.order import Checker
 from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
+from mergekit_lite.recipe.renames import renamer
 from mergekit_lite.recipe.rules import RuleReader
 from mergekit_lite.recipe.schema import Expert, Output, Tokenizer
 from mergekit_lite.recipe.slices import SliceReader
@@ -155,6 +156,8 @@ class Shaper:
                     f"`{key}` of the expert `{name}` must be text, not {kind}", entries[key].mark
                 )
                 del data[key]
+        if "rename" in entries:
+            data["rename"] = self._rename(entries["rename"])
         data["weight"] = None
         if "weight" in entries:
             reader = self.chains.reader
@@ -168,6 +171,26 @@ class Shaper:
             own += read
             data["steps"] = [step.plain() for step in read]
         return {**data, "where": where}
+
+    def _rename(self, node: Node) -> dict[str, Any]:
+        example = "write `rename: {'transformer.h.*': 'model.layers.*'}`"
+        if not isinstance(node.value, dict):
+            what = f"`rename` must map names to names, not {kind_of(node.value)}"
+            self.problems.add(what, node.mark, example)
+            return {}
+        rules: dict[str, Any] = {}
+        for pattern, to in node.value.items():
+            if not isinstance(to.value, str) or not to.value:
+                what = f"`{pattern}` must be renamed to text, not {kind_of(to.value)}"
+                self.problems.add(what, to.mark, example)
+                continue
+            try:
+                renamer(pattern, to.value)
+            except ValueError as error:
+                self.problems.add(str(error), to.mark, example)
+                continue
+            rules[pattern] = to.value
+        return rules
 
     def _tokenizer(self, node: Node) -> bool:
         source = node.get("source")

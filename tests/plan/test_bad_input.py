@@ -65,26 +65,6 @@ def test_damaged_headers_of_several_models(root: Path) -> None:
     assert ["math" in problems[0], "code" in problems[1]] == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda n: n.removeprefix("model."), "its names lack the prefix `model.`"),
-        (lambda n: f"base_model.{n}", "have the prefix `base_model.`"),
-        (
-            lambda n: n.replace("model.", "transformer.", 1),
-            "begin with `transformer.` where the base's begin with `model.`",
-        ),
-    ],
-)
-def test_names_with_another_prefix(root: Path, change, says: str) -> None:
-    write(root / "math", {change(name): fact for name, fact in llama().items()})
-    (problem,) = refused(root, TIES)
-    assert "recipe.yaml:2" in problem
-    assert "expert `math`" in problem
-    assert says in problem
-    assert "of 11 tensors would match" in problem
-
-
 def test_missing_tensors_are_grouped(root: Path) -> None:
     kept = {name: fact for name, fact in llama(8).items() if "mlp" not in name}
     write(root / "base", llama(8), llama_config(8))
