@@ -109,7 +109,7 @@ def test_a_language_model_into_the_text_tower(root: Path, step: str) -> None:
     write(root / "base", vlm(), vlm_config())
     text = HEAD.replace("{model: math}", "{model: math, scope: [model.language_model, lm_head]}")
     text = text.replace("[task_arithmetic]", f"[{step}]")
-    made = planned(root, text.replace("math}", "math, weight: 0.5}"))
+    made = planned(root, text.replace("model: math,", "model: math, weight: 0.5,"))
     for name, job in rows(made).items():
         if name.startswith("model.visual"):
             assert (job.kind, job.reads[0].source) == ("copy", "base")
