@@ -54,7 +54,7 @@ def magnitude_writer(row: Row, program: Program, want: Wanted) -> Callable[..., 
         return loop.on(row.pool.raw, row.at, 1 + want.expert, program.floats, program.ints)
     return magnitudes_of_tile.on(
         row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-        program.ints, want.expert, want.position, program.width, row.block, row.work, row.bins,
+        program.ints, want.expert, want.position, program.width, row.block, row.work, row.scratch,
     )  # fmt: skip
 
 

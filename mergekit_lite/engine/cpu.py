@@ -64,5 +64,5 @@ def _kernel(row: Row, program: Program, out: NDArray[np.uint8]) -> Callable[...,
         program.kinds, program.floats, program.ints,
         program.combine, program.weights, program.divisor, program.options, program.posts,
         program.width, row.block, out, CODES[row.job.dtype], row.bad, row.norms,
-        row.work, row.bins,
+        row.work, row.scratch,
     )  # fmt: skip

@@ -111,7 +111,7 @@ def _scan(row: Row, program: Program, wanted: list[Wanted], stop: threading.Even
         scan = scan_tile.on(
             row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
             program.ints, general, brackets, pivots, program.width, row.block,
-            above, filled, magnitudes, indices, bad, row.work, row.bins,
+            above, filled, magnitudes, indices, bad, row.work, row.scratch,
         )  # fmt: skip
     for first, count in row.tiles(stop, row.stride):
         equal.append(np.zeros((experts, ranks, PIVOTS), np.int64))

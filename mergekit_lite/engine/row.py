@@ -15,8 +15,9 @@ from mergekit_lite.engine.options import Contribution
 from mergekit_lite.engine.supplies import Slot, slots_of
 from mergekit_lite.errors import DataError, Interrupted, Problem
 from mergekit_lite.kernels.codec import CODES
+from mergekit_lite.kernels.steps import row_scratch
 from mergekit_lite.kernels.sums import SUM_BLOCK
-from mergekit_lite.kernels.tile import BINS, BLOCK, work_shape
+from mergekit_lite.kernels.tile import BLOCK, work_shape
 from mergekit_lite.plan.estimate import LEAST_TILE
 from mergekit_lite.plan.types import Job
 
@@ -72,7 +73,7 @@ class Row:
         self.bad = np.zeros(len(self.slots) + 1, np.int64)
         self.norms = np.zeros(len(self.slots), np.float64)
         self.work = np.empty(work_shape(len(job.reads), max(self.block, SUM_BLOCK)), np.float32)
-        self.bins = np.empty(BINS, np.int64)
+        self.scratch = np.empty(row_scratch(width), np.int64)
 
     @property
     def stride(self) -> int:

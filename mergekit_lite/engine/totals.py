@@ -57,7 +57,7 @@ def find_factors(
     if (depth >= 0).any():
         sums = kept_tile.on(
             row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-            program.ints, depth, bad, row.work, row.bins,
+            program.ints, depth, bad, row.work, row.scratch,
         )  # fmt: skip
     for first, count in row.tiles(stop):
         parts.append(np.zeros((-(-count // SUM_BLOCK), experts, 2)))

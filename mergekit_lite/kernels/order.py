@@ -168,7 +168,7 @@ def scan_tile(
     indices: NDArray[np.int64],
     bad: NDArray[np.int64],
     work: NDArray[np.float32],
-    bins: NDArray[np.int64],
+    scratch: NDArray[np.int64],
     first: int,
     count: int,
     equal: NDArray[np.int64],
@@ -182,7 +182,7 @@ def scan_tile(
     """
     experts = at.shape[0] - 1
     ranks = brackets.shape[1]
-    base, x, scratch = work[0], work[1], work[4].view(np.uint32)
+    base, x = work[0], work[1]
     bits, flags = x.view(np.uint32), work[2].view(np.uint8)
     for j in range(block):
         base[j] = np.float32(0.0)
@@ -195,7 +195,7 @@ def scan_tile(
                 continue
             bad[e + 1] += load_input(e + 1, raw, at, code, is_delta, False, base, start, n, x)
             transform_input(
-                kinds[e], floats[e], ints[e], depth[e], x, n, first + start, width, bins, scratch
+                kinds[e], floats[e], ints[e], depth[e], x, n, first + start, width, scratch
             )
             for r in range(ranks):
                 low, high = brackets[e, r, 0], brackets[e, r, 1]
@@ -240,7 +240,7 @@ def magnitudes_of_tile(
     width: int,
     block: int,
     work: NDArray[np.float32],
-    bins: NDArray[np.int64],
+    scratch: NDArray[np.int64],
     first: int,
     begins: NDArray[np.int64],
     out: NDArray[np.uint32],
@@ -250,7 +250,7 @@ def magnitudes_of_tile(
     Row k of `out` takes the entries from `begins[k]` on of a tile whose first flat index is
     `first`.
     """
-    base, x, scratch = work[0], work[1], work[4].view(np.uint32)
+    base, x = work[0], work[1]
     bits = x.view(np.uint32)
     for j in range(block):
         base[j] = np.float32(0.0)
@@ -263,7 +263,7 @@ def magnitudes_of_tile(
             load_input(expert + 1, raw, at, code, is_delta, False, base, start, n, x)
             transform_input(
                 kinds[expert], floats[expert], ints[expert], depth, x, n, first + start, width,
-                bins, scratch,
+                scratch,
             )  # fmt: skip
             for j in range(n):
                 out[k, done + j] = np.uint32(bits[j] & MAGNITUDE)

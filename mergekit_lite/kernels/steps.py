@@ -88,44 +88,25 @@ def drop_random(
         done = stop
 
 
-@inlined
-def _cut_of_row(
-    bits: NDArray[np.uint32], n: int, k: int, bins: NDArray[np.int64], found: NDArray[np.uint32]
-) -> tuple[np.uint32, int]:
-    """Return (threshold, until) of the k largest magnitudes of one row, 1 <= k <= n.
+def row_scratch(width: int) -> int:
+    """Return the entries of the memory that `band_rows` wants: counts, and a row of keys."""
+    return _BINS + width
 
-    `bins` counts the row's magnitudes by their upper bits; `found` is scratch for n entries.
-    """
-    above = 0
+
+@inlined
+def _bin_of(bins: NDArray[np.int64], k: int) -> tuple[int, int]:
+    """Return the bin that holds the k-th largest magnitude, and its rank within the bin."""
     digit = _BINS - 1
-    while above + bins[digit] < k:
-        above += int(bins[digit])
+    while bins[digit] < k:
+        k -= int(bins[digit])
         digit -= 1
-    rank = k - above
-    count = 0
-    wanted = np.uint32(digit)
-    for i in range(n):
-        m = bits[i] & MAGNITUDE
-        found[count] = m
-        count += 1 if (m >> np.uint32(_DIGIT)) == wanted else 0
-    threshold = _kth_largest(found, count, rank)
-    ties = rank
-    for i in range(count):
-        ties -= 1 if found[i] > threshold else 0
-    # `found` has been permuted: the position of the last tie is looked up in the row itself.
-    for i in range(n):
-        if (bits[i] & MAGNITUDE) == threshold:
-            ties -= 1
-            if ties == 0:
-                return threshold, i + 1
-    return threshold, n
+    return digit, k
 
 
 @inlined
-def _kth_largest(values: NDArray[np.uint32], n: int, k: int) -> np.uint32:
-    """Return the k-th largest of `values[:n]` by quickselect; the values are permuted."""
-    low, high = 0, n - 1
-    target = k - 1
+def _kth_largest(values: NDArray[np.uint64], low: int, high: int, k: int) -> np.uint64:
+    """Return the k-th largest of `values[low:high + 1]` by quickselect, which permutes them."""
+    target = low + k - 1
     while low < high:
         pivot = values[(low + high) >> 1]
         i, j = low, high
@@ -144,7 +125,18 @@ def _kth_largest(values: NDArray[np.uint32], n: int, k: int) -> np.uint32:
             low = i
         else:
             break
-    return np.uint32(values[target])
+    return np.uint64(values[target])
+
+
+@inlined
+def _magnitude(key: np.uint64) -> np.uint32:
+    return np.uint32(key >> np.uint64(32))
+
+
+@inlined
+def _after(key: np.uint64) -> int:
+    """Return the position after that of a key's entry."""
+    return int(np.uint32(~np.uint32(key & np.uint64(0xFFFFFFFF)))) + 1
 
 
 @inlined
@@ -154,20 +146,38 @@ def band_rows(
     width: int,
     top: int,
     keep: int,
-    bins: NDArray[np.int64],
-    found: NDArray[np.uint32],
+    scratch: NDArray[np.int64],
 ) -> None:
-    """In each row of `width`, zero the `top` largest magnitudes and keep the next `keep`."""
+    """In each row of `width`, zero the `top` largest magnitudes and keep the next `keep`.
+
+    `scratch` is memory of `row_scratch(width)` entries.
+    """
+    bins = scratch[:_BINS]
+    found = scratch[_BINS:].view(np.uint64)
     for row in range(0, n, width):
         part = x[row : row + width]
         bits = part.view(np.uint32)
         bins[:] = 0
         for i in range(width):
             bins[(bits[i] & MAGNITUDE) >> np.uint32(_DIGIT)] += 1
-        low, low_until = np.uint32(0), width
-        if top + keep < width:
-            low, low_until = _cut_of_row(bits, width, top + keep, bins, found)
+        low_digit, low_rank = _bin_of(bins, top + keep)
+        high_digit, high_rank = _bin_of(bins, max(top, 1))
+        is_one_bin = high_digit == low_digit
+        aside = _BINS if is_one_bin else high_digit
+        # A key orders entries by magnitude, then by position, so that no two are the same. The
+        # lower bin's grow from the left end, the upper one's from the right.
+        low, high = 0, width
+        for i in range(width):
+            m = bits[i] & MAGNITUDE
+            digit = m >> np.uint32(_DIGIT)
+            key = (np.uint64(m) << np.uint64(32)) | np.uint64(~np.uint32(i))
+            found[low] = key
+            low += 1 if digit == np.uint32(low_digit) else 0
+            found[high - 1] = key
+            high -= 1 if digit == np.uint32(aside) else 0
+        last = _kth_largest(found, 0, low - 1, low_rank)
         if top > 0:
-            high, high_until = _cut_of_row(bits, width, top, bins, found)
-            drop_top(part, width, 0, high, high_until)
-        keep_top(part, width, 0, low, low_until)
+            start, end = (0, low) if is_one_bin else (high, width)
+            first = _kth_largest(found, start, end - 1, high_rank)
+            drop_top(part, width, 0, _magnitude(first), _after(first))
+        keep_top(part, width, 0, _magnitude(last), _after(last))

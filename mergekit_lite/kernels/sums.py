@@ -50,7 +50,7 @@ def gram_tile(
     memory: `work_shape` for blocks of `SUM_BLOCK`.
     """
     experts = at.shape[0] - 1
-    base, x = work[0], work[5:]
+    base, x = work[0], work[4:]
     for j in range(SUM_BLOCK):
         base[j] = np.float32(0.0)
     for number in range((count + SUM_BLOCK - 1) // SUM_BLOCK):
@@ -94,7 +94,7 @@ def kept_tile(
     depth: NDArray[np.int64],
     bad: NDArray[np.int64],
     work: NDArray[np.float32],
-    bins: NDArray[np.int64],
+    scratch: NDArray[np.int64],
     first: int,
     count: int,
     absolute: NDArray[np.float64],
@@ -105,7 +105,7 @@ def kept_tile(
     `absolute` has the shape (blocks, experts, 2). The tile starts at a multiple of 4096.
     """
     experts = at.shape[0] - 1
-    base, x, scratch = work[0], work[1], work[4].view(np.uint32)
+    base, x = work[0], work[1]
     for j in range(SUM_BLOCK):
         base[j] = np.float32(0.0)
     for number in range((count + SUM_BLOCK - 1) // SUM_BLOCK):
@@ -118,9 +118,7 @@ def kept_tile(
             if steps < 0:
                 continue
             bad[e + 1] += load_input(e + 1, raw, at, code, is_delta, False, base, start, n, x)
-            transform_input(
-                kinds[e], floats[e], ints[e], steps, x, n, first + start, 0, bins, scratch
-            )
+            transform_input(kinds[e], floats[e], ints[e], steps, x, n, first + start, 0, scratch)
             absolute[number, e, 0] = sum_of_magnitudes(x, x, n)
             p = ints[e, steps]
             drop_random(x, n, first + start, p[0], p[1], p[2], np.float32(1.0))

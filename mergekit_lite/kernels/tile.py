@@ -23,8 +23,6 @@ from mergekit_lite.kernels.steps import (
 
 BLOCK: Final = 2048
 """Entries worked on at a time: the fp32 scratch of four inputs stays in L1 and L2."""
-BINS: Final = 2048
-"""Room for one histogram, which ops on rows want."""
 
 _WIDTHS = np.array([2, 2, 4, 8], np.int64)
 _ZERO = np.float32(0.0)
@@ -70,8 +68,7 @@ def transform_input(
     n: int,
     first: int,
     width: int,
-    bins: NDArray[np.int64],
-    scratch: NDArray[np.uint32],
+    scratch: NDArray[np.int64],
 ) -> None:
     """Apply the first `steps` transforms of one expert to `x[:n]`, whose flat index is `first`."""
     for t in range(steps):
@@ -84,7 +81,7 @@ def transform_input(
         elif kind == DARE:
             drop_random(x, n, first, p[0], p[1], p[2], floats[t])
         elif kind == ROW_BAND:
-            band_rows(x, n, width, p[0], p[1], bins, scratch)
+            band_rows(x, n, width, p[0], p[1], scratch)
 
 
 @reported
@@ -98,7 +95,7 @@ def sum_of_squares(x: NDArray[np.float32], n: int) -> float:
 
 def work_shape(experts: int, block: int) -> tuple[int, int]:
     """Return the shape of the scratch memory that a kernel which loads inputs wants."""
-    return 5 + experts, block
+    return 4 + experts, block
 
 
 @kernel(
@@ -147,7 +144,7 @@ def merge_tile(
     bad: NDArray[np.int64],
     norms: NDArray[np.float64],
     work: NDArray[np.float32],
-    bins: NDArray[np.int64],
+    scratch: NDArray[np.int64],
     first: int,
     count: int,
 ) -> None:
@@ -155,12 +152,11 @@ def merge_tile(
 
     `bad[i]` and `norms[i]` gain, for input i (0 is the base), the entries that are not finite and
     the sum of the squares of its delta; `bad[-1]` counts the output's non-finite entries. `work`
-    and `bins` are memory: of `work_shape`, and `BINS` entries.
+    and `scratch` are memory: of `work_shape` and of `row_scratch`.
     """
     inputs = at.shape[0]
     experts = inputs - 1
-    base, merged, ballot, mass, x = work[0], work[1], work[2], work[3], work[5:]
-    scratch = work[4].view(np.uint32)
+    base, merged, ballot, mass, x = work[0], work[1], work[2], work[3], work[4:]
     for j in range(block):
         base[j] = _ZERO
     for start in range(0, count, block):
@@ -177,7 +173,7 @@ def merge_tile(
                 norms[e + 1] += squares
             transform_input(
                 kinds[e], floats[e], ints[e], kinds.shape[1], row, n, first + start, width,
-                bins, scratch,
+                scratch,
             )  # fmt: skip
         if combine == VOTE:
             vote(

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from mergekit_lite.kernels.codec import CODES
+from mergekit_lite.kernels.steps import row_scratch
 from mergekit_lite.kernels.sums import SUM_BLOCK
-from mergekit_lite.kernels.tile import BINS, BLOCK, work_shape
+from mergekit_lite.kernels.tile import BLOCK, work_shape
 
 TORCH = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -91,9 +92,9 @@ def transforms(
 
 
 def memory(experts: int, block: int = BLOCK) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return what a row lends a kernel (`work`, `bins`), full of what others have left there."""
+    """Return what a row lends a kernel (`work`, `scratch`), full of what others have left there."""
     work = np.full(work_shape(experts, max(block, SUM_BLOCK)), 7.5, np.float32)
-    return work, np.full(BINS, -9, np.int64)
+    return work, np.full(row_scratch(block), -9, np.int64)
 
 
 def bits(value: float) -> int:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mergekit_lite.kernels.steps import band_rows, drop_random, drop_top, keep_top
+from mergekit_lite.kernels.steps import band_rows, drop_random, drop_top, keep_top, row_scratch
 from mergekit_lite.ops import get
 from mergekit_lite.ops._place import Cut, Place
 from mergekit_lite.ops._random import kept
@@ -130,7 +130,7 @@ def test_band_rows_is_breadcrumbs_row_by_row(
     if density < 1:
         band_rows(
             flat, len(flat), width, top, last - top,
-            np.empty(2048, np.int64), np.empty(width, np.uint32),
+            np.full(row_scratch(width), 7, np.int64),
         )  # fmt: skip
     assert same(flat, wanted)
 
@@ -139,7 +139,7 @@ def test_band_rows_of_a_long_row_with_one_magnitude() -> None:
     """Ties alone: the band is one run of entries, cut by position."""
     signs = np.random.default_rng(0).choice([-0.25, 0.25], 5000).astype(np.float32)
     x: NDArray[np.float32] = signs.copy()
-    band_rows(x, 5000, 5000, 10, 90, np.empty(2048, np.int64), np.empty(5000, np.uint32))
+    band_rows(x, 5000, 5000, 10, 90, np.full(row_scratch(5000), 7, np.int64))
     wanted = signs.copy()
     wanted[:10] = 0
     wanted[100:] = 0
