@@ -52,18 +52,24 @@ class Group:
         inputs: the models.
         scopes: `parameters:` for all of them, the strongest first.
         mark: where the group stands.
+        base_counts: the base is one of the models that are merged, where it is among the inputs.
     """
 
     inputs: tuple[Input, ...]
     scopes: tuple[Node | None, ...]
     mark: Mark
+    base_counts: bool = False
+
+    @property
+    def merged(self) -> list[Input]:
+        """The inputs that are merged: all but what differences are taken from."""
+        return [item for item in self.inputs if self.base_counts or item.name != BASE]
 
     def names(self, setting: Setting) -> list[str | None]:
         """Return what a parameter is given for: None is the tensor, once for all models."""
         if setting.scope == "shared":
             return [None]
-        also = setting.scope == "input"
-        return [item.name for item in self.inputs if also or item.name != BASE]
+        return [item.name for item in self.merged]
 
 
 Key = tuple[str, str | None]
@@ -160,12 +166,13 @@ class Settler:
             return None
         return Value(value.filter, node.with_value(setting.words[bool(given)]))
 
-    def check(self, node: Node | None, *, model: str = "") -> None:
+    def check(self, node: Node | None, *, model: str = "", counts: bool = False) -> None:
         """Note the unknown keys of one `parameters:`, and those that mergekit reads past.
 
         Args:
             node: the mapping.
             model: name of the model that it belongs to, "" where it is for all.
+            counts: whether the base is one of the models that are merged.
         """
         if node is not None and node.value is not None and not isinstance(node.value, dict):
             what = f"`parameters` must be a mapping, not {kind_of(node.value)}"
@@ -179,7 +186,7 @@ class Settler:
                 self.notes.add(
                     f"{what}, so it stands under `parameters` at the top", entry.key, warns=True
                 )
-            elif model == BASE and setting.scope == "expert":
+            elif model == BASE and not counts and setting.scope == "model":
                 self.notes.add(f"`{key}` of the base is left out: the base has none", entry.key)
             elif not setting.key and not setting.refused:
                 self.notes.add(f"`{key}` is left out: it changes no number", entry.key)

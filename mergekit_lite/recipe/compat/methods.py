@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Scope = Literal["shared", "expert", "input"]
-"""Whether a parameter is one for the tensor, one for each model but the base, or for each model."""
+from mergekit_lite.recipe.marks import Node
+
+Scope = Literal["shared", "model"]
+"""Whether a parameter is one for the tensor, or one for each model that is merged."""
 BaseUse = Literal["needed", "origin", "input"]
 """What `base_model` is to a method: needed; what differences are taken from, if it is given; or
 one more input, if it is given."""
@@ -40,14 +42,15 @@ class Method:
         chain: our ops or preset; keys of settings name the op where there are several.
         base: what `base_model` is to it.
         settings: its parameters.
-        experts: fewest and most models besides the base, or with it where it is one more input;
-            None is "no upper limit".
+        experts: fewest and most models that are merged; None is "no upper limit".
+        finish: puts together what mergekit has several parameters for.
     """
 
     chain: tuple[str, ...]
     base: BaseUse
     settings: Mapping[str, Setting] = field(default_factory=dict)
     experts: tuple[int, int | None] = (1, None)
+    finish: Callable[[dict[str, Node]], None] | None = None
 
 
 _BOOLEANS = {True: True, False: False}
@@ -81,9 +84,9 @@ def _task_vectors(*chain: str, elects: bool, sparse: str = "", own: tuple[str, .
         chain,
         "needed",
         {
-            "weight": Setting("expert", "weight", required=True),
-            "density": Setting("expert", f"{sparse}density"),
-            **{name: Setting("expert", sparse + name) for name in own},
+            "weight": Setting("model", "weight", required=True),
+            "density": Setting("model", f"{sparse}density"),
+            **{name: Setting("model", sparse + name) for name in own},
             "normalize": _flag("agg", "mean", "sum") if elects else _flag(f"{combine}normalize"),
             "lambda": _shared(f"{combine}lambda"),
             "int8_mask": _NOTHING,
@@ -97,18 +100,27 @@ def _random(method: Method) -> Method:
     return replace(method, settings={**method.settings, "rescale": _flag("rescale", "l1", "none")})
 
 
+def _unit(params: dict[str, Node]) -> None:
+    """Say in one word what `nuslerp_flatten` and `nuslerp_row_wise` say in two."""
+    whole, first = params.pop("flatten", None), params.pop("row_wise", None)
+    if whole is not None and not whole.value:
+        # mergekit's rows are vectors over the first dimension, ours over the last.
+        turned = first is not None and first.value
+        params["unit"] = whole.with_value("column" if turned else "row")
+
+
 _ADDED = _task_vectors("task_arithmetic", elects=False)
 
 METHODS: Mapping[str, Method] = {
     "linear": Method(
         ("linear",),
         "input",
-        {"weight": Setting("input", "weight", required=True), "normalize": _flag("normalize")},
+        {"weight": Setting("model", "weight", required=True), "normalize": _flag("normalize")},
     ),
     # It drops nothing, so neither a density nor a norm to restore changes anything.
     "task_arithmetic": replace(
         _ADDED,
-        settings={**_ADDED.settings, "density": Setting("expert"), "rescale": _NOTHING},
+        settings={**_ADDED.settings, "density": Setting("model"), "rescale": _NOTHING},
     ),
     "ties": _task_vectors("ties", elects=True),
     "dare_ties": _random(_task_vectors("dare_ties", elects=True)),
@@ -122,7 +134,7 @@ METHODS: Mapping[str, Method] = {
     "slerp": Method(("slerp",), "needed", {"t": _shared("t", required=True)}, (1, 1)),
     "nearswap": Method(("nearswap",), "needed", {"t": _shared("t", required=True)}, (1, 1)),
     "arcee_fusion": Method(("arcee_fusion",), "needed", experts=(1, 1)),
-    "passthrough": Method(("passthrough",), "input", {"scale": Setting("input", "scale")}, (1, 1)),
+    "passthrough": Method(("passthrough",), "input", {"scale": Setting("model", "scale")}, (1, 1)),
     "model_stock": Method(
         ("model_stock",), "needed", {"filter_wise": _flag("filter_wise")}, (2, None)
     ),
@@ -139,19 +151,20 @@ METHODS: Mapping[str, Method] = {
         ("nuslerp",),
         "origin",
         {
-            "weight": Setting("expert", "weight", required=True),
+            "weight": Setting("model", "weight", required=True),
             "nuslerp_flatten": _flag("flatten"),
             "nuslerp_row_wise": _flag("row_wise"),
         },
         (2, 2),
+        _unit,
     ),
     "multislerp": Method(
         ("multislerp",),
         "origin",
         {
-            "weight": Setting("expert", "weight", required=True),
+            "weight": Setting("model", "weight", required=True),
             "normalize_weights": _flag("normalize"),
-            "eps": _shared("eps"),
+            "eps": Setting("shared"),
         },
     ),
     "karcher": Method(

@@ -65,6 +65,11 @@ class GroupReader:
     base: Reference | None
     models: Models | None = field(default=None)
 
+    @property
+    def _base_counts(self) -> bool:
+        none = self.method.base == "origin" and self.base is None
+        return self.method.base == "input" or none
+
     def parts(self, shape: str, node: Node, scopes: Sequence[Node | None]) -> list[Part]:
         """Return what the recipe makes, module by module; what cannot be read is noted."""
         if shape != "modules":
@@ -100,7 +105,7 @@ class GroupReader:
             inputs = self._inputs(node, _MODEL, sliced=False)
             if self.base is not None and not any(i.reference.same(self.base) for i in inputs):
                 inputs.append(Input(BASE, self.base, None, self.base.mark))
-            return self._checked(Group(tuple(inputs), tuple(scopes), node.mark))
+            return self._checked(Group(tuple(inputs), tuple(scopes), node.mark, self._base_counts))
         return [group for item in node.items() for group in self._slice(item, scopes)]
 
     def _slice(self, node: Node, scopes: Sequence[Node | None]) -> list[Group]:
@@ -126,7 +131,7 @@ class GroupReader:
             listed = ", ".join(f"`{i.reference.label}` {_range(i)}" for i in inputs)
             what = f"the sources of a slice have differing numbers of layers: {listed}"
             self.problems.add(what, sources.mark, "give each as many layers")
-        return self._checked(Group(tuple(inputs), (own, *scopes), node.mark))
+        return self._checked(Group(tuple(inputs), (own, *scopes), node.mark, self._base_counts))
 
     def _inputs(self, node: Node, keys: Sequence[str], *, sliced: bool) -> list[Input]:
         found: list[Input] = []
@@ -148,7 +153,7 @@ class GroupReader:
                 self.problems.add(what, entries["model"].mark, "remove one of the two")
             layers = self._layers(item, entries.get("layer_range")) if sliced else None
             own = entries.get("parameters")
-            self.settler.check(own, model=name)
+            self.settler.check(own, model=name, counts=self._base_counts)
             found.append(Input(name, reference, own, item.mark, layers))
         return found
 
@@ -178,8 +183,8 @@ class GroupReader:
         if not group.inputs:
             return []
         others = [item for item in group.inputs if item.name != BASE]
-        own = self.method.base == "input"
-        count = len(group.inputs) if own else len(others)
+        own = group.base_counts
+        count = len(group.merged)
         least, most = self.method.experts
         if self.method.base == "needed" and self.base and len(others) == len(group.inputs):
             what = f"`base_model` is not among the sources of this slice; `{self.name}` needs it"

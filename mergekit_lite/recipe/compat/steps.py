@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from mergekit_lite.recipe.compat.groups import BASE, Group, Key, Settled, by_model
 from mergekit_lite.recipe.compat.methods import Method
@@ -22,35 +22,47 @@ def steps_of(method: Method, group: Group, settled: Settled, *, weighs: bool = F
         settled: with which values.
         weighs: the chain names its inputs and their weights, as where other groups have others.
     """
-    experts = [item.name for item in group.inputs if item.name != BASE]
     params: dict[str, dict[str, Node]] = {op: {} for op in method.chain}
     for key in dict.fromkeys(key for key, _ in settled.values):
         if key != WEIGHT:
             op, _, name = key.rpartition(".")
-            params[op or method.chain[-1]][name] = _value(settled, key, experts, group.mark)
+            params[op or method.chain[-1]][name] = _value(settled, key, group)
     last = params[method.chain[-1]]
     if method.chain == ("passthrough",) and group.inputs:
         last["source"] = scalar(group.inputs[0].name, group.inputs[0].mark)
-    elif (weighs or _weighs_base(method, group)) and (weights := by_model(settled, WEIGHT)):
+    elif weights := _own_weights(method, group, settled, weighs):
         last["weights"] = mapping(weights, group.mark)
+    if method.base == "origin":
+        space = "weight" if group.base_counts else "delta"
+        last["space"] = scalar(space, group.mark)
+    if method.finish is not None:
+        method.finish(last)
     return listed(
         [mapping({op: mapping(params[op], group.mark)}, group.mark) for op in method.chain],
         group.mark,
     )
 
 
-def _weighs_base(method: Method, group: Group) -> bool:
-    return method.base == "input" and any(item.name == BASE for item in group.inputs)
+def _own_weights(method: Method, group: Group, settled: Settled, weighs: bool) -> dict[str, Node]:
+    """Return the weights that the step must name: the base's among them, or this group's own."""
+    counts = any(item.name == BASE for item in group.merged)
+    given = by_model(settled, WEIGHT)
+    if given:
+        return given if weighs or counts else {}
+    if WEIGHT in method.settings:
+        return {}  # one is missing, which was noted
+    named = counts or (weighs and group.base_counts)
+    return {item.name: scalar(1.0, item.mark) for item in group.merged} if named else {}
 
 
-def _value(settled: Settled, key: str, experts: Sequence[str], mark: Mark) -> Node:
+def _value(settled: Settled, key: str, group: Group) -> Node:
     if (key, None) in settled.values:
         return settled.values[key, None]
     given = by_model(settled, key)
     nodes = list(given.values())
-    if len(given) >= len(experts) and same(nodes):
+    if len(given) == len(group.merged) and same(nodes):
         return nodes[0]
-    return mapping(given, mark)
+    return mapping(given, group.mark)
 
 
 def rules_of(settled: Settled, mark: Mark, *, prefix: str = "", layers: str = "") -> list[Node]:
