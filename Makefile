@@ -5,14 +5,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST ?= $(BIN)/python -m pytest
+PEER ?= .peer
+# Set MERGEKIT_PEER_PYTHON to the Python of an environment that has mergekit 0.1.5 to use that one.
+ifndef MERGEKIT_PEER_PYTHON
+MERGEKIT_PEER_PYTHON := $(abspath $(PEER))/bin/python
+PEER_READY := $(PEER)/.ready
+endif
 
-.PHONY: help setup demo test test-slow test-browser check docs bench clean
+.PHONY: help setup demo test test-slow test-browser test-peer check docs bench clean
 
 help:
 	@echo "make demo       merge the small real models of the zoo and score the result"
 	@echo "make test       run the quick tests"
 	@echo "make test-slow  run the slow tests (kills, full disks, very large headers)"
 	@echo "make test-browser  lay the report's page out in a headless Chromium"
+	@echo "make test-peer  compare with mergekit 0.1.5, installed in an environment of its own"
 	@echo "make check      lint, types, import rules, size budget, generated files, docs"
 	@echo "make docs       regenerate the generated reference pages"
 	@echo "make bench      compare with the peer (downloads it; about 9 GB of disk)"
@@ -43,6 +50,14 @@ test-slow: $(READY)
 
 test-browser: $(READY)
 	$(PYTEST) -q -m browser
+
+$(PEER)/.ready:
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check mergekit==0.1.5
+	@touch $@
+
+test-peer: $(READY) $(PEER_READY)
+	MERGEKIT_PEER_PYTHON=$(MERGEKIT_PEER_PYTHON) $(PYTEST) -q -m peer tests/peer
 
 check: $(READY)
 	$(BIN)/ruff check .
