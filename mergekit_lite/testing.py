@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.ops import OpSpec, get, merge_tensors
 from mergekit_lite.ops._chain import (
+    Beside,
     Stage,
     apply_combine,
     apply_transform,
@@ -194,12 +195,16 @@ def _tiled_equals_whole(spec: OpSpec, way: Vector) -> None:
     deltas = _deltas(way, (6, 7))
     stage = Stage(spec.name, params, "" if spec.kind == "combine" else "a")
     place = placed(stage, Place(name="t", size=42, layer=way.layer, layers=way.layers), seed=3)
-    answer = statistic(spec, params, deltas, place)
+    names = [chr(97 + number) for number in range(len(deltas))]
+    behind = deltas if spec.kind == "post" and "deltas" in spec.specials else []
+    values = [deltas[0], *behind] if behind else deltas
+    answer = statistic(spec, params, values, place)
 
     def apply(parts: list[Tensor], at: Place) -> Tensor:
+        beside = Beside(deltas=parts, names=names)
         if spec.kind == "combine":
-            return apply_combine(stage, parts, at, answer)
-        return apply_transform(stage, parts[0], at, answer)
+            return apply_combine(stage, parts, at, answer, beside)
+        return apply_transform(stage, parts[0], at, answer, beside)
 
     flat = [delta.flatten() for delta in deltas]
     pieces = [

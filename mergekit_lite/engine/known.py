@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from mergekit_lite.errors import DataError
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._answers import from_data, to_data
 from mergekit_lite.ops._place import Cut
 from mergekit_lite.ops._statistics import Answer
 from mergekit_lite.plan.questions import asked_by
-from mergekit_lite.plan.types import Job
+from mergekit_lite.plan.types import Job, Plan
 
 STATISTICS = "statistics.json"
 
@@ -40,8 +42,37 @@ class Known:
             for at, step in enumerate(job.steps)
             if step.expert == name and specs[step.op].kind == "transform"
         ]
-        found: tuple[Cut, ...] = self.of_row(job)[mine[position], name][0]
-        return found
+        answers = self.of_row(job).get((mine[position], name), {})
+        if 0 not in answers:
+            raise missing(job.name, job.steps[mine[position]].op)
+        cuts: tuple[Cut, ...] = answers[0]
+        return cuts
+
+
+def told(plan: Plan, known: Known) -> dict[str, Any]:
+    """Return what ops have to say of their whole-model statistics: op -> plain data.
+
+    An op that is asked with several parameters speaks for the rows of the first.
+    """
+    specs = registry()
+    found: dict[str, Any] = {}
+    for job in plan.jobs if known.table else ():
+        for (at, _), answers in known.of_row(job).items():
+            op = job.steps[at].op
+            spec = specs[op]
+            if spec.reports is not None and op not in found:
+                every = tuple(answers.get(index) for index in range(len(spec.statistics)))
+                found[op] = dict(spec.reports({**spec.defaults(), **job.steps[at].params}, every))
+    return found
+
+
+def missing(tensor: str, op: str) -> DataError:
+    """Return the error of a row that is computed where nobody has swept the model for it."""
+    return DataError(
+        f"`{op}` needs a statistic of the whole model, which is not in this folder",
+        tensor,
+        f"run `mergekit-lite run` to its end, which leaves `{STATISTICS}` where shards are made",
+    )
 
 
 def load_known(folder: Path) -> Known:

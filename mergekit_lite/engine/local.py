@@ -17,7 +17,7 @@ from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.executor import executor_named
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.journal import Journal
-from mergekit_lite.engine.known import load_known
+from mergekit_lite.engine.known import load_known, told
 from mergekit_lite.engine.memory import MemoryGate, keep_for, tile_for
 from mergekit_lite.engine.options import Contribution, Options, Report, ShardDone
 from mergekit_lite.engine.shard import Emit, OpenShard, Worker
@@ -81,10 +81,17 @@ def execute(
             f"stopped with {len(done)} of {len(plan.shards)} shards done",
             hint="run the same command again to resume",
         ) from None
-    return _report(plan, [done[n] for n in sorted(done)], resumed, time.monotonic() - began)
+    found = told(plan, load_known(folder))
+    return _report(plan, [done[n] for n in sorted(done)], resumed, time.monotonic() - began, found)
 
 
-def _report(plan: Plan, shards: Sequence[ShardDone], resumed: set[int], seconds: float) -> Report:
+def _report(
+    plan: Plan,
+    shards: Sequence[ShardDone],
+    resumed: set[int],
+    seconds: float,
+    found: Mapping[str, Any],
+) -> Report:
     total: dict[str, Contribution] = {name: Contribution() for name in plan.inputs}
     for shard in shards:
         for name, part in shard.inputs.items():
@@ -97,6 +104,7 @@ def _report(plan: Plan, shards: Sequence[ShardDone], resumed: set[int], seconds:
         bytes_read=sum(shard.bytes_read for shard in fresh),
         bytes_written=sum(shard.nbytes for shard in fresh),
         resumed_shards=len(resumed),
+        found=found,
     )
 
 

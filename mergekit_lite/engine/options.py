@@ -154,6 +154,7 @@ class Report:
         bytes_read, bytes_written: of this run alone.
         resumed_shards: shards that an earlier, interrupted run had finished.
         warnings: what the run noticed.
+        found: what ops have to say of the whole model: op -> plain data.
     """
 
     shards: Mapping[str, tuple[int, str]]
@@ -163,3 +164,4 @@ class Report:
     bytes_written: int
     resumed_shards: int = 0
     warnings: tuple[str, ...] = ()
+    found: Mapping[str, Any] = field(default_factory=dict)

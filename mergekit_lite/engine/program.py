@@ -160,7 +160,7 @@ def _transform(
         return Transform(DARE, rescale_factor(density, params["rescale"], None), numbers)
     if spec.name not in ("magnitude", "breadcrumbs") or not isinstance(spec.needs, Order):
         return None
-    if density >= 1:
+    if density >= 1 and params.get("count") is None:
         return Transform(IDENTITY)
     if spec.reach_for(params) == "row":
         width = job.shape[-1] if job.shape else 1
@@ -195,7 +195,8 @@ def _assemble(
             posts = [float(params["lambda"]), *posts]
     elif combine.op == "sign_consensus":
         kind = VOTE
-        if params["agg"] not in _AGGREGATES or params["zero_sign"] not in ("plus", "none"):
+        elects = params["elect"] in ("mass", "count") and params["zero_sign"] in ("plus", "none")
+        if params["agg"] not in _AGGREGATES or not elects:
             return None
         options[:] = (
             params["elect"] == "count",

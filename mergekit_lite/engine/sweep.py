@@ -78,6 +78,10 @@ def answers_of(
     questions = questions_of(plan)
     known = left.table if left else {}
     table = {q.key: known[q.key] for q in questions if q.key in known}
+    table |= {q.key: q.unasked for q in questions if not q.is_asked}
+    if len(table) == len(questions):
+        save(Known(table))
+        return Known(table)
     cache = Remembered()
     for level in sorted({q.level for q in questions if q.key not in table}):
         asked = [q for q in questions if q.level == level and q.key not in table]

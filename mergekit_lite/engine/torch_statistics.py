@@ -13,6 +13,7 @@ from mergekit_lite.engine.collect import (
     OrderCollector,
     TotalsCollector,
 )
+from mergekit_lite.engine.known import missing
 from mergekit_lite.ops._statistics import Order, Totals
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def _collector(chain: TorchRow, link: Link, index: int) -> Collector | None:
     if index >= len(link.spec.statistics) or index in link.found or size == 0:
         return None
     needs = link.spec.statistics[index]
+    if needs.of_model(params):
+        raise missing(chain.row.job.name, link.spec.name)
     if not needs.asked(params, size):
         return None
     if isinstance(needs, Order):

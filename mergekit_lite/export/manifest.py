@@ -56,6 +56,7 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
             "resumed_shards": report.resumed_shards,
         },
         **({"layer_map": _layer_map(plan)} if plan.layer_map else {}),
+        **({"found": dict(report.found)} if report.found else {}),
         "warnings": [without_folders(warning) for warning in warnings_of(plan, report)],
     }
 

@@ -260,7 +260,7 @@ class Run:
         before, middle, after = split(self.steps)
         names = combine_names(self.steps[middle], list(values), base is not None)
         raw = [value for name in names if (value := values.get(name, base)) is not None]
-        beside = Beside(self.calibration, self.base, raw)
+        beside = Beside(self.calibration, self.base, raw, names)
         values = dict(values)
         for at in before:
             only = self.steps[at].expert
@@ -273,7 +273,8 @@ class Run:
         changed = {"weights": [weights[n] for n in names]} if isinstance(weights, Mapping) else {}
         merged = self.apply(middle, "", [t for t in tensors if t is not None], beside, **changed)
         for at in after:
-            merged = self.apply(at, "", [merged], beside)
+            asks = "deltas" in get(self.steps[at].op).specials
+            merged = self.apply(at, "", [merged, *(raw if asks else ())], beside)
         return merged
 
 

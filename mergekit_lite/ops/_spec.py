@@ -96,6 +96,12 @@ class OpSpec:
             return self.needs
         return () if self.needs is None else (self.needs,)
 
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        """The parameters that name the one input it reads."""
+        named = (name for name, parameter in self.parameters.items() if parameter.expert_name)
+        return () if self.reads_all else tuple(named)
+
     def reach_for(self, params: Mapping[str, Any]) -> Reach:
         """Return the reach with these parameters; it is never wider than `reach`."""
         return self.reach_of(params) if self.reach_of else self.reach
@@ -132,9 +138,8 @@ class OpSpec:
         A parameter that names an expert reads that one alone; a map of weights reads the experts
         it names, the base first; else all experts are read.
         """
-        for name, parameter in self.parameters.items():
-            picks = self.kind == "combine" and parameter.expert_name and not self.reads_all
-            if picks and params.get(name) is not None:
+        for name in self.choosers:
+            if self.kind == "combine" and params.get(name) is not None:
                 return (str(params[name]),)
         weights = params.get("weights")
         names = tuple(experts)

@@ -48,7 +48,8 @@ class Statistic:
             all float tensors of the model together. Empty: always over one tensor.
         whole: always over the whole model.
         depends: the op's parameters that the answer depends on, `weights` among them if it does;
-            None is all of them but the weights. Others may change without another sweep.
+            None is all of them but the weights. Of a whole model, `ranks` and `wanted` are given
+            these alone; others may change without another sweep.
         inputs: (op inputs, place, parameters) -> the fp32 tensors that are looked at, entry by
             entry; by default the op's inputs themselves.
         derived: the same from (op inputs, place, parameters, answers), for a statistic that needs
@@ -126,6 +127,9 @@ class Totals(Statistic):
     plain: bool = False
     wanted: Callable[[Params], bool] = _always
     by_layer: bool = False
+
+    def of_model(self, params: Params) -> bool:
+        return super().of_model(params) and self.wanted(params)
 
     def asked(self, params: Params, size: int) -> bool:
         return self.wanted(params)

@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from mergekit_lite.ops import OpSpec, registry
-from mergekit_lite.ops._statistics import Order, Statistic
+from mergekit_lite.ops._statistics import Answer, Order, Statistic
 from mergekit_lite.plan.types import Job, Plan
 
 
@@ -49,6 +49,16 @@ class Question:
         """The statistic that is asked for."""
         needs: Statistic = registry()[self.op].statistics[self.index]
         return needs
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether an answer takes a sweep: with these parameters, for so many entries."""
+        return self.needs.asked(self.params, self.size)
+
+    @property
+    def unasked(self) -> Answer:
+        """The answer to a question that need not be asked."""
+        return () if isinstance(self.needs, Order) else None
 
     @property
     def passes(self) -> int:
@@ -94,9 +104,13 @@ def relevant(needs: Statistic, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def questions_of(plan: Plan) -> list[Question]:
-    """Return all questions of a plan, those of lower levels first."""
+    """Return all questions of a plan, those of lower levels first; not all need be asked."""
     specs = registry()
-    asking = {name for name, spec in specs.items() if spec.statistics}
+    asking = {
+        name
+        for name, spec in specs.items()
+        if any(needs.whole or needs.scope for needs in spec.statistics)
+    }
     found: dict[str, Question] = {}
     for number, job in enumerate(plan.jobs):
         if not any(step.op in asking for step in job.steps):
@@ -105,8 +119,7 @@ def questions_of(plan: Plan) -> list[Question]:
             known = found.get(question.key, question)
             uses, size = (*known.uses, (number, at)), known.size + prod(job.shape)
             found[question.key] = replace(known, uses=uses, size=size)
-    asked = [q for q in found.values() if q.needs.asked(q.params, q.size)]
-    return _levelled(plan, sorted(asked, key=lambda question: question.order))
+    return _levelled(plan, sorted(found.values(), key=lambda question: question.order))
 
 
 def _levelled(plan: Plan, questions: list[Question]) -> list[Question]:

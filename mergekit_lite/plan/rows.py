@@ -202,12 +202,12 @@ class Rows:
 
     def _enough(self, spec: OpSpec, names: Sequence[str], decision: Decision) -> bool:
         least, most = spec.experts
-        if any(parameter.expert_name for parameter in spec.parameters.values()):
+        if spec.choosers:
             least, most = 1, 1
         if least_inputs(spec) <= len(names) and (most is None or len(names) <= most):
             return True
         count = f"{least}" if most == least else f"{least} to {most}" if most else f"{least}+"
-        names_one = next((p.name for p in spec.parameters.values() if p.expert_name), "")
+        names_one = next(iter(spec.choosers), "")
         self.findings.problem(
             f"`{spec.name}` takes {plural(least, 'input') if most == 1 else count + ' inputs'},"
             f" here are {len(names)}: {', '.join(names)}",
@@ -222,7 +222,7 @@ class Rows:
         self, spec: OpSpec, chain: Chain, names: Sequence[str], decision: Decision
     ) -> bool:
         """Refuse an expert's own steps where nothing can apply them; `take` needs none."""
-        if any(parameter.expert_name for parameter in spec.parameters.values()):
+        if spec.choosers:
             return True
         own = [name for name in names if chain.transforms.get(name)]
         for name in own:

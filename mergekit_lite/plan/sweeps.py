@@ -42,6 +42,9 @@ def sweeps_of(plan: Plan, cache: Remembered | None = None) -> list[ModelSweep]:
     table: dict[str, Answer] = {}
     levels: dict[int, list[Question]] = {}
     for question in questions:
+        if not question.is_asked:
+            table[question.key] = question.unasked
+            continue
         answer = cache.get(digest_of(plan, question, table))
         if answer is None:
             levels.setdefault(question.level, []).append(question)

@@ -142,7 +142,7 @@ class Checker:
 
     def _count(self, combine: _Part) -> None:
         spec = combine.spec
-        choosers = [p.name for p in spec.parameters.values() if p.expert_name]
+        choosers = spec.choosers
         inputs = spec.reads(combine.params, self.experts)
         named = [name for name in choosers if name in combine.params]
         weights = combine.params.get("weights") or {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mergekit_lite.ops._arithmetic import single
+from mergekit_lite.ops._place import Place, Sums
 from mergekit_lite.ops._spec import Doc, Vector, combine
+from mergekit_lite.ops._statistics import Answer, Totals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,13 +17,54 @@ if TYPE_CHECKING:
 TAUS = [[4, -3, 1, 0.5, 0, -2], [-1, -5, 2, -0.5, 3, 2], [2, 1, -6, 0.25, 0, 1]]
 
 
-def elected_sign(shares: Sequence[Tensor], elect: str, zero_sign: str) -> Tensor:
+def weighted(values: Sequence[Tensor], params: Mapping[str, Any]) -> list[Tensor]:
+    """Return what the experts vote with: their task vectors times their weights."""
+    weights = params.get("weights") or [1.0] * len(values)
+    return [value.float() * single(w) for value, w in zip(values, weights, strict=True)]
+
+
+def voters(values: Sequence[Tensor], place: Place, params: Mapping[str, Any]) -> list[Tensor]:
+    """What the norms are taken of, for votes that count relative to them."""
+    return weighted(values, params)
+
+
+def first_votes(
+    values: Sequence[Tensor], place: Place, params: Mapping[str, Any], found: tuple[Answer, ...]
+) -> list[Tensor]:
+    """What the majority of the model is counted over: each entry's sign before ties are broken."""
+    return [elected_sign(weighted(values, params), params["elect"], norms_of(found[0]))]
+
+
+def norms_of(sums: Sums | None) -> list[float]:
+    """Return the norm of each expert's votes over the whole model."""
+    gram = sums.gram if sums else ()
+    return [math.sqrt(row[i]) for i, row in enumerate(gram)]
+
+
+def elected_sign(shares: Sequence[Tensor], elect: str, norms: Sequence[float] = ()) -> Tensor:
     """Return the winning sign of each entry: -1, 0 or 1."""
-    votes = shares[0].clone() if elect == "mass" else shares[0].sign()
+    import torch
+
+    if elect.startswith("norm"):
+        parts = [s / single(n) if n else s * 0.0 for s, n in zip(shares, norms, strict=True)]
+        if elect == "normfrac":
+            best, sign = parts[0].abs(), parts[0].sign()
+            for part in parts[1:]:
+                larger = part.abs() > best
+                best = torch.where(larger, part.abs(), best)
+                sign = torch.where(larger, part.sign(), sign)
+            return sign
+        shares = [part * part.abs() for part in parts]
+    votes = shares[0].sign() if elect == "count" else shares[0].clone()
     for share in shares[1:]:
-        votes += share if elect == "mass" else share.sign()
-    sign = votes.sign()
-    return sign.masked_fill(votes == 0, 1.0) if zero_sign == "plus" else sign
+        votes += share.sign() if elect == "count" else share
+    return votes.sign()
+
+
+def broken_ties(sign: Tensor, zero_sign: str, majority: float) -> Tensor:
+    """Return the signs with a vote of exactly zero decided."""
+    instead = 1.0 if zero_sign == "plus" else float((majority > 0) - (majority < 0))
+    return sign if zero_sign == "none" else sign.masked_fill(sign == 0, instead)
 
 
 @combine(
@@ -28,6 +72,22 @@ def elected_sign(shares: Sequence[Tensor], elect: str, zero_sign: str) -> Tensor
     paper="Yadav et al. 2023, arXiv 2306.01708 (elect and merge of TIES-Merging)",
     commutative=True,
     idempotent=True,
+    needs=(
+        Totals(
+            whole=True,
+            gram=True,
+            wanted=lambda params: params["elect"].startswith("norm"),
+            inputs=voters,
+            depends=("elect", "weights"),
+        ),
+        Totals(
+            whole=True,
+            plain=True,
+            wanted=lambda params: params["zero_sign"] == "majority",
+            derived=first_votes,
+            depends=("elect", "zero_sign", "weights"),
+        ),
+    ),
     compat={"mergekit": {"divisor": "signed"}},
     vectors=[
         Vector(TAUS, [3, -4, -6, 0.375, 3, 1.5], source="independent run: by mass, mean"),
@@ -52,6 +112,30 @@ def elected_sign(shares: Sequence[Tensor], elect: str, zero_sign: str) -> Tensor
             [[1, 2], [-1, -2]], [0, 0], {"zero_sign": "none"}, source="or elects nobody, by hand"
         ),
         Vector(
+            [[1, 2], [-1, 1], [0, 0]],
+            [1, 1.5],
+            {"zero_sign": "majority"},
+            source="the second entry elects plus, so the first does too, by hand",
+        ),
+        Vector(
+            [[1, -2], [-1, -1]],
+            [-1, -1.5],
+            {"zero_sign": "majority"},
+            source="or minus, by hand",
+        ),
+        Vector(
+            [[3, 4], [-1, 0]],
+            [-1, 4],
+            {"elect": "normfrac"},
+            source="shares 9/25 against 1: the second expert wins the first entry, by hand",
+        ),
+        Vector(
+            [[4, 3], [-2, 1.5], [1, 0]],
+            [2.5, 2.25],
+            {"elect": "normmass"},
+            source="16/25 - 16/25 + 1 and 9/25 + 9/25: plus, by hand",
+        ),
+        Vector(
             [[2, 3], [0, -1]],
             [-2, -2],
             weights=[-1, 1],
@@ -70,14 +154,20 @@ def sign_consensus(
     inputs: Sequence[Tensor],
     *,
     weights: Sequence[float],
+    found: tuple[Answer, ...] = (),
     elect: Annotated[
-        Literal["mass", "count"], Doc("vote by summed magnitude or by head count")
+        Literal["mass", "count", "normfrac", "normmass"],
+        Doc(
+            "vote by summed magnitude or by head count, or by shares of each expert's squared norm:"
+            " the largest share wins, or their sum"
+        ),
     ] = "mass",
     agg: Annotated[
         Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
     ] = "mean",
     zero_sign: Annotated[
-        Literal["plus", "none"], Doc("a vote of exactly zero elects plus, or nobody")
+        Literal["plus", "none", "majority"],
+        Doc("a vote of exactly zero elects plus, nobody, or what most entries of the model elect"),
     ] = "plus",
     divisor: Annotated[
         Literal["absolute", "signed"],
@@ -91,7 +181,10 @@ def sign_consensus(
 
     Order of operations: all in fp32, weights rounded to fp32 first. p_i = w_i*x_i.
     Vote: s = p_0; s = s + p_1; ... (`count`: the same over sign(p_i)). e = sign(s), with 1 for
-    s == 0 under `plus`; a NaN, as of inf - inf, elects nobody. Expert i agrees where p_i != 0 and
+    s == 0 under `plus`, and under `majority` the sign of the sum of all signs of the model; a NaN,
+    as of inf - inf, elects nobody. Under `normfrac` and `normmass` q_i = p_i / float32(norm of p_i
+    over the whole model): the sign of the first q_i of largest magnitude, or of q_0 |q_0|; + q_1
+    |q_1|; ... Expert i agrees where p_i != 0 and
     sign(p_i) == e.
     sum: num = 0; num = num + p_i over agreeing i, in order.
     mean: den = 0; den = den + |w_i| over agreeing i, in order (`signed`: + w_i); num / den, and
@@ -100,8 +193,10 @@ def sign_consensus(
     """
     import torch
 
-    shares = [x.float() * single(w) for x, w in zip(inputs, weights, strict=True)]
-    elected = elected_sign(shares, elect, zero_sign)
+    shares = weighted(inputs, {"weights": weights})
+    norms, signs = found or (None, None)
+    sign = elected_sign(shares, elect, norms_of(norms))
+    elected = broken_ties(sign, zero_sign, signs.plain[0] if signs else 0.0)
     agreeing = [(p.sign() == elected) & (p != 0) for p in shares]
     total = torch.zeros_like(elected)
     for share, agrees in zip(shares, agreeing, strict=True):

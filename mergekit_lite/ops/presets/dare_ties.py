@@ -35,6 +35,12 @@ TAUS = [
         ),
         Vector(
             TAUS,
+            [[3, -4, -6, 0, 3, 1.5]],
+            {"density": 1.0, "trim_density": 0.5, "scope": "model"},
+            source="over the whole model all ties are kept",
+        ),
+        Vector(
+            TAUS,
             [[6, -8, -6, 0.75, 3, 3]],
             {"density": 1.0, "trim_density": 1.0, "agg": "sum"},
             source="independent run: sign election without trim, sum (as mergekit)",
@@ -61,6 +67,10 @@ def dare_ties(
         Range(above=0, at_most=1),
         Doc("fraction that TIES keeps of 1-D tensors; null means `trim_density`"),
     ] = 1.0,
+    scope: Annotated[
+        Literal["tensor", "model"],
+        Doc("TIES trims each tensor, or the model as a whole as the authors do"),
+    ] = "tensor",
     elect: Annotated[
         Literal["mass", "count"], Doc("vote by summed magnitude or by head count")
     ] = "mass",
@@ -72,9 +82,11 @@ def dare_ties(
     """Drop random entries of each task vector, scale up the rest, then run TIES.
 
     Stands for `dare`, `magnitude`, `sign_consensus` and `scale`. The authors run TIES whole, with
-    its own trim and mean; mergekit leaves the trim out and sums.
+    its own trim over the whole model (`scope: model`) and mean; mergekit leaves the trim out and
+    sums.
     """
-    trim = ("magnitude", {"density": trim_density, "density_1d": density_1d})
+    how = {"density": trim_density, "density_1d": density_1d, "scope": scope}
+    trim = ("magnitude", how)
     return [
         ("dare", {"density": density, "rescale": rescale}),
         *([] if trim_density == 1 else [trim]),

@@ -39,6 +39,29 @@ TAUS = [
         ),
         Vector(
             TAUS,
+            [[3, -4, -6, 0, 3, 1.5]],
+            {
+                "density": 0.5,
+                "scope": "model",
+                "tie_mode": "official",
+                "zero_sign": "majority",
+            },
+            source="run of the authors' code",
+        ),
+        Vector(
+            TAUS,
+            [[6, -8, -6, 0, 3, 3]],
+            {
+                "density": 0.5,
+                "scope": "model",
+                "tie_mode": "official",
+                "zero_sign": "majority",
+                "agg": "sum",
+            },
+            source="run of the authors' code, disjoint sum",
+        ),
+        Vector(
+            TAUS,
             [[1.5, -2, -3, 0.1875, 1.5, 0.75]],
             {"density": 1.0, "lambda": 0.5},
             source="independent run: no trim, halved by lambda",
@@ -60,21 +83,25 @@ def ties(
         Literal["tensor", "model"], Doc("trim each tensor, or the model as a whole (the paper)")
     ] = "tensor",
     tie_mode: Annotated[
-        Literal["exact", "threshold"], Doc("keep exactly k entries, or all tied with the k-th")
+        Literal["exact", "threshold", "official"],
+        Doc("keep exactly k entries, all tied with the k-th, or with the (k+1)-th as the authors"),
     ] = "exact",
     elect: Annotated[
-        Literal["mass", "count"], Doc("vote by summed magnitude or by head count")
+        Literal["mass", "count", "normfrac", "normmass"],
+        Doc("vote by summed magnitude, by head count, or by shares of norms: largest, or summed"),
     ] = "mass",
     agg: Annotated[
         Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
     ] = "mean",
     zero_sign: Annotated[
-        Literal["plus", "none"], Doc("a vote of exactly zero elects plus, or nobody")
+        Literal["plus", "none", "majority"],
+        Doc("a vote of exactly zero elects plus, nobody, or the model's majority (the paper)"),
     ] = "plus",
 ) -> list[tuple[str, dict[str, Any]]]:
     """Trim each task vector, elect a sign for each entry and merge what agrees.
 
-    Stands for `magnitude`, `sign_consensus` and `scale`.
+    Stands for `magnitude`, `sign_consensus` and `scale`. The authors' own code is `scope: model`,
+    `tie_mode: official` and `zero_sign: majority`.
     """
     trim = {"density": density, "density_1d": density_1d, "scope": scope, "tie_mode": tie_mode}
     return [

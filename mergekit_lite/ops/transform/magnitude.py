@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
 
 def ranks(params: Mapping[str, Any], size: int) -> tuple[int, ...]:
-    """k = max(1, floor(density * size)); nothing to rank when everything is kept."""
+    """k = max(1, floor(density * size)), or `count`; nothing to rank when everything is kept."""
+    if params.get("count") is not None:
+        return (int(params["count"]),) if params["count"] < size else ()
     density = params["density"]
-    return () if density >= 1 else (max(1, int(density * size)),)
+    if density >= 1:
+        return ()
+    # The authors test for the next one too, and so keep one more.
+    more = params.get("tie_mode") == "official"
+    return (max(1, int(density * size)) + more,)
 
 
 def shaped(params: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]:
@@ -24,7 +30,7 @@ def shaped(params: Mapping[str, Any], shape: Sequence[int]) -> Mapping[str, Any]
     spared = params.get("density_1d")
     if spared is None or len(shape) > 1 or params.get("scope") == "model":
         return params
-    return {**params, "density": spared}
+    return {**params, "density": spared, "count": None}
 
 
 TAU_2 = [[-1, -5], [2, -0.5], [3, 2]]
@@ -33,7 +39,7 @@ TAU_2 = [[-1, -5], [2, -0.5], [3, 2]]
 @transform(
     title="Magnitude pruning of task vectors",
     paper="Yadav et al. 2023, arXiv 2306.01708 (the trim of TIES-Merging)",
-    needs=Order(ranks, ties="tie_mode", scope="scope"),
+    needs=Order(ranks, ties="tie_mode", scope="scope", depends=("density", "count", "tie_mode")),
     shaped=shaped,
     compat={"mergekit": {"density": 1.0, "density_1d": None}},
     vectors=[
@@ -49,7 +55,14 @@ TAU_2 = [[-1, -5], [2, -0.5], [3, 2]]
             {"density": 0.5, "tie_mode": "threshold"},
             source="threshold: both tied entries are kept, by hand",
         ),
+        Vector(
+            [TAU_2],
+            [[0, -5], [2, 0], [3, 2]],
+            {"density": 0.5, "tie_mode": "official"},
+            source="run of the authors' code, which keeps k + 1",
+        ),
         Vector([[[1, -2, 3]]], [[0, 0, 3]], {"density": 0.01}, source="k is at least 1, by hand"),
+        Vector([[[1, -2, 3]]], [[0, -2, 3]], {"count": 2}, source="k is given, by hand"),
         Vector([[1, -2, 3]], [1, -2, 3], {"density": 0.4}, source="a 1-D tensor is spared"),
         Vector(
             [[1, -2, 3]], [0, 0, 3], {"density": 0.4, "density_1d": None}, source="unless it is not"
@@ -74,14 +87,20 @@ def magnitude(
         Doc("rank each tensor on its own, or all of the model together (then also 1-D ones)"),
     ] = "tensor",
     tie_mode: Annotated[
-        Literal["exact", "threshold"],
-        Doc("keep exactly k entries, first ones of a tie first, or all tied with the k-th"),
+        Literal["exact", "threshold", "official"],
+        Doc(
+            "keep exactly k entries, first ones of a tie first, or all tied with the k-th;"
+            " `official`: all tied with the (k+1)-th, as the authors' code"
+        ),
     ] = "exact",
+    count: Annotated[
+        int | None, Range(at_least=1), Doc("k itself, in place of `density`"), "per_expert"
+    ] = None,
 ) -> Tensor:
     """Keep the entries of largest magnitude and set all others to zero.
 
-    Of n entries the max(1, floor(density * n)) largest are kept. With `scope: model` the entries
-    of all float tensors are ranked together, as the paper does, and ties are all kept.
+    Of n entries the max(1, floor(density * n)) largest are kept, or `count`. With `scope: model`
+    the entries of all float tensors are ranked together, as the paper does, and ties are all kept.
 
     Order of operations: y = x where |x| > threshold, or |x| == threshold and index < until;
     else +0.0. With density 1 there is no cut and y = x.
