@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mergekit_lite.checkpoint import DTYPE_BYTES, LoraFactors
 from mergekit_lite.engine.inputs import as_float32
 from mergekit_lite.errors import DataError
-from mergekit_lite.kernels.lora import low_rank_tile
+from mergekit_lite.kernels.lora import low_rank_tile, padded, panels
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.inputs import Readers
@@ -33,11 +33,19 @@ _SWEPT: Final = 1 << 18
 
 @dataclass
 class LowRank:
-    """An adapter's delta from its two fp32 factors, in the orientation of the stored weight."""
+    """A low-rank delta from its two fp32 factors, in the orientation of the stored weight.
 
-    left: Floats  # rows x rank
-    right: Floats  # rank x width
+    Attributes:
+        left: rows x rank, as `kernels.lora.padded` leaves it.
+        right: rank x width, in `kernels.lora.panels`.
+        scale: what the product is multiplied by.
+        width: columns of the product.
+    """
+
+    left: Floats
+    right: Floats
     scale: np.float32
+    width: int
     dtype = "F32"
     is_delta = True
 
@@ -45,7 +53,8 @@ class LowRank:
         return 0
 
     def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
-        low_rank_tile(self.left, self.right, self.scale, first, count, out.view(np.float32))
+        values = out.view(np.float32)
+        low_rank_tile(self.left, self.right, self.scale, self.width, first, count, values)
 
 
 @dataclass
@@ -209,7 +218,7 @@ def _low_rank(read: Read, factors: LoraFactors, readers: Readers) -> LowRank:
     b = readers.tensor(read.source, factors.b)
     scale = np.float32(factors.scale)
     if not factors.a:
-        return LowRank(np.ones((1, 1), np.float32), b.reshape(1, -1), scale)
+        return _product(np.ones((1, 1), np.float32), b.reshape(1, -1), scale)
     a = readers.tensor(read.source, factors.a)
     return _oriented(a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1), scale, factors.transpose)
 
@@ -231,4 +240,8 @@ def _stacked(read: Read, factors: LoraFactors, job: Job, readers: Readers) -> Su
 
 def _oriented(a: Floats, b: Floats, scale: np.float32, transpose: bool) -> LowRank:
     left, right = (a.T, b.T) if transpose else (b, a)
-    return LowRank(np.ascontiguousarray(left), np.ascontiguousarray(right), scale)
+    return _product(left, right, scale)
+
+
+def _product(left: Floats, right: Floats, scale: np.float32) -> LowRank:
+    return LowRank(padded(left), panels(right), scale, right.shape[1])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_lite.kernels.lora import low_rank_tile
+from mergekit_lite.kernels.lora import COLUMNS, low_rank_tile, padded, panels
 from tests.kernels.arrays import same
 
 
@@ -24,9 +22,9 @@ def one_after_the_other(left: torch.Tensor, right: torch.Tensor, scale: float) -
 @settings(deadline=None, max_examples=100)
 @given(
     st.integers(1, 9),
-    st.integers(1, 9),
-    st.integers(1, 6),
-    st.integers(1, 40),
+    st.one_of(st.integers(1, 9), st.integers(COLUMNS - 1, 2 * COLUMNS + 1)),
+    st.integers(1, 19),
+    st.one_of(st.integers(1, 40), st.integers(COLUMNS, 4 * COLUMNS)),
     st.floats(-4, 4, width=32),
     st.integers(0, 1000),
 )
@@ -37,20 +35,19 @@ def test_tiles_of_any_size_make_up_the_whole(
     left = torch.randn(rows, rank, generator=generator)
     right = torch.randn(rank, width, generator=generator)
     out = np.full(rows * width, 9, np.float32)
+    factors = padded(left.numpy()), panels(right.numpy())
     for first in range(0, rows * width, tile):
         count = min(tile, rows * width - first)
         part = out[first : first + count]
-        low_rank_tile(left.numpy(), right.numpy(), np.float32(scale), first, count, part)
+        low_rank_tile(*factors, np.float32(scale), width, first, count, part)
     assert same(out, one_after_the_other(left, right, scale))
 
 
-def test_a_tile_of_a_matrix_of_more_than_2_to_the_31_entries(tmp_path: Path) -> None:
-    rows, width = 3, 1 << 30
-    left = np.array([[1.0], [2.0], [3.0]], np.float32)
-    # Only the sizes are large: of the right factor's one row no more than the ends are stored.
-    right = np.memmap(tmp_path / "right", np.float32, "w+", shape=(1, width))
-    right[0, :4] = right[0, -4:] = 0.5
+def test_a_tile_of_a_matrix_of_more_than_2_to_the_31_entries() -> None:
+    rows, width = (1 << 21) + 1, 1024
+    left = np.zeros((rows, 1), np.float32)
+    left[-1] = 3
+    right = panels(np.full((1, width), 0.5, np.float32))
     out = np.empty(8, np.float32)
-    low_rank_tile(left, right, np.float32(2), rows * width - 4, 4, out[:4])
-    low_rank_tile(left, right, np.float32(2), 2 * width - 2, 4, out[4:])
-    assert out.tolist() == [3, 3, 3, 3, 2, 2, 3, 3]
+    low_rank_tile(padded(left), right, np.float32(2), width, (rows - 1) * width - 4, 8, out)
+    assert out.tolist() == [0, 0, 0, 0, 3, 3, 3, 3]
