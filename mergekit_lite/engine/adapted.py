@@ -22,6 +22,7 @@ from mergekit_lite.kernels.lora import low_rank_tile, padded, panels
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.inputs import Readers
+    from mergekit_lite.engine.joined import JoinedRead
     from mergekit_lite.engine.supplies import Supply
     from mergekit_lite.plan.types import Job, Read
 
@@ -194,6 +195,54 @@ def adapter_supply(
     )
 
 
+@dataclass
+class Joined(LowRank):
+    """Deltas of several adapters with their weights, added up in one product.
+
+    Attributes:
+        squares: sum of the squares of each adapter's delta, without its weight.
+        broken: adapters whose factors hold NaN or infinity.
+    """
+
+    squares: tuple[float, ...] = ()
+    broken: tuple[str, ...] = ()
+
+
+def joined_supply(read: JoinedRead, readers: Readers) -> Joined:
+    """Return the one product that several adapters are to a row."""
+    lefts, rights, squares, broken = [], [], [], []
+    for part, weight in read.parts:
+        left, right, scale = _factors_of(part, readers)
+        squares.append(_sum_of_squares(left, right, scale))
+        if not (np.isfinite(left).all() and np.isfinite(right).all()):
+            broken.append(part.source)
+        lefts.append(left * (np.float32(weight) * scale))
+        rights.append(right)
+    left, right = np.hstack(lefts), np.vstack(rights)
+    return Joined(
+        padded(left), panels(right), np.float32(1), right.shape[1], tuple(squares), tuple(broken)
+    )
+
+
+def _sum_of_squares(left: Floats, right: Floats, scale: np.float32) -> float:
+    """Return the sum of squares of `scale * left @ right` from the factors alone."""
+    tall = left.T.astype(np.float64) @ left
+    wide = right.astype(np.float64) @ right.T
+    return float((tall * wide).sum()) * float(scale) ** 2
+
+
+def _factors_of(read: Read, readers: Readers) -> tuple[Floats, Floats, np.float32]:
+    """Return the plain factors of an adapter, as the stored weight lies, and their scale."""
+    factors = read.lora
+    if factors is None or not factors.a:
+        raise DataError(f"`{read.name}` of `{read.source}` is not a low-rank delta")
+    a = readers.tensor(read.source, factors.a)
+    b = readers.tensor(read.source, factors.b)
+    a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
+    left, right = (a.T, b.T) if factors.transpose else (b, a)
+    return left, right, np.float32(factors.scale)
+
+
 def _base(job: Job) -> Read:
     if job.base is None:
         raise DataError(f"the row of `{job.name}` has no base, which the adapter changes")
@@ -215,12 +264,10 @@ def _entries(supply: Supply | None) -> Callable[[int, int], Floats]:
 
 
 def _low_rank(read: Read, factors: LoraFactors, readers: Readers) -> LowRank:
-    b = readers.tensor(read.source, factors.b)
-    scale = np.float32(factors.scale)
-    if not factors.a:
-        return _product(np.ones((1, 1), np.float32), b.reshape(1, -1), scale)
-    a = readers.tensor(read.source, factors.a)
-    return _oriented(a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1), scale, factors.transpose)
+    if factors.a:
+        return _product(*_factors_of(read, readers))
+    bias = readers.tensor(read.source, factors.b).reshape(1, -1)
+    return _product(np.ones((1, 1), np.float32), bias, np.float32(factors.scale))
 
 
 def _stacked(read: Read, factors: LoraFactors, job: Job, readers: Readers) -> Supply:

@@ -6,11 +6,18 @@ products of all ranks in the order of the recipe, and no tile of an expert alone
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._arithmetic import total_weight
 from mergekit_lite.plan.types import Job, Read, Step
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedRead(Read):
+    """Adapters that enter a row as one input, each with its weight."""
+
+    parts: tuple[tuple[Read, float], ...] = ()
 
 
 def joined(job: Job) -> Job:
@@ -48,8 +55,8 @@ def joined(job: Job) -> Job:
     return replace(job, reads=tuple(reads), steps=(step, *job.steps[1:]))
 
 
-def _side_by_side(parts: list[tuple[Read, float]]) -> Read:
-    return Read(
+def _side_by_side(parts: list[tuple[Read, float]]) -> JoinedRead:
+    return JoinedRead(
         source="+".join(read.source for read, _ in parts),
         name="",
         nbytes=sum(read.nbytes for read, _ in parts),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mergekit_lite.engine.joined import JoinedRead, joined
 from mergekit_lite.engine.program import Program, compile_job
 from mergekit_lite.engine.supplies import form_of
 from mergekit_lite.kernels._jit import Kernel
@@ -90,6 +91,7 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
     general: dict[Kernel, Kernel] = {}  # loop of a kind -> what does without it
     always: dict[Kernel, None] = {}  # in order
     for job in plan.jobs:
+        job = joined(job)
         program = compile_job(job, plan.seed) if job.kind == "merge" else None
         if program is None:
             continue
@@ -108,7 +110,7 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
             else:
                 entries[loop] += prod(job.shape)
                 general[loop] = instead
-        if any(read.lora for read in job.reads):
+        if any(read.lora or isinstance(read, JoinedRead) for read in job.reads):
             always[low_rank_tile] = None
         if program.gram is not None:
             always[gram_tile] = None

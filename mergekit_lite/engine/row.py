@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.engine.adapted import Joined
 from mergekit_lite.engine.inputs import CACHE_LINE, Readers, TilePool
+from mergekit_lite.engine.joined import JoinedRead
 from mergekit_lite.engine.options import Contribution
 from mergekit_lite.engine.supplies import Slot, slots_of
 from mergekit_lite.errors import DataError, Interrupted, Problem
@@ -19,7 +21,7 @@ from mergekit_lite.kernels.steps import row_scratch
 from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BLOCK, work_shape
 from mergekit_lite.plan.estimate import LEAST_TILE
-from mergekit_lite.plan.types import Job
+from mergekit_lite.plan.types import Job, Read
 
 Write = Callable[[NDArray[np.uint8], int], None]
 """Takes the bytes of a tile and their offset in the output tensor."""
@@ -120,7 +122,7 @@ class Row:
         problems = [
             Problem(
                 f"{self.bad[i]:,} of {self.size:,} entries are NaN or infinite",
-                where=f"{slot.read.source}: {slot.read.name or self.job.name}",
+                where=f"{_culprit(slot)}: {slot.read.name or self.job.name}",
                 hint="the input is broken: fetch or train it again, leave this tensor to the "
                 "base by a rule, or pass --allow-nonfinite",
             )
@@ -157,12 +159,27 @@ def contributions_of(
     """Return each expert's part in one row; in weight space no delta is measured."""
     parts = {}
     for slot, square in zip(slots[1:], squares[1:], strict=True):
-        if slot.read.source in ("", "base"):
-            continue
-        matched = int(not slot.read.zero)
-        parts[slot.read.source] = (
-            Contribution(matched)
-            if weight_space
-            else Contribution(matched, matched, int(square != 0.0), square)
-        )
+        for read, own in _apart(slot, square):
+            if read.source in ("", "base"):
+                continue
+            matched = int(not read.zero)
+            parts[read.source] = (
+                Contribution(matched)
+                if weight_space
+                else Contribution(matched, matched, int(own != 0.0), own)
+            )
     return parts
+
+
+def _culprit(slot: Slot) -> str:
+    """Return whose input is not finite; of adapters that are added up, those that are not."""
+    broken = slot.supply.broken if isinstance(slot.supply, Joined) else ()
+    return ", ".join(broken) or slot.read.source
+
+
+def _apart(slot: Slot, square: float) -> Iterator[tuple[Read, float]]:
+    """Yield the experts of a slot, each with the sum of squares of its own delta."""
+    if isinstance(slot.read, JoinedRead) and isinstance(slot.supply, Joined):
+        yield from zip((part for part, _ in slot.read.parts), slot.supply.squares, strict=True)
+    else:
+        yield slot.read, square

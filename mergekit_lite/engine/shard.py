@@ -13,6 +13,7 @@ from mergekit_lite.checkpoint.writer import ShardWriter
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.following import FollowingHash
 from mergekit_lite.engine.inputs import Readers, TilePool
+from mergekit_lite.engine.joined import joined
 from mergekit_lite.engine.known import Known
 from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
 from mergekit_lite.kernels import enabled
@@ -168,6 +169,7 @@ class Worker:
             shard.wrote(job.start + offset, part.nbytes)
 
         before = self.readers.traffic.read_here()
+        job = joined(job)
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         row = row or self._torch(job, write)
         return shard.row_done(row.contributions(), self.readers.traffic.read_here() - before)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
 from mergekit_lite.checkpoint.coded.tiles import Decoder, decoder
-from mergekit_lite.engine.adapted import adapter_supply
+from mergekit_lite.engine.adapted import adapter_supply, joined_supply
+from mergekit_lite.engine.joined import JoinedRead
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.types import Job, Read
 
@@ -84,6 +85,8 @@ class Dequantised:
 
 def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
     """Return what supplies an input of a row, None for one that is as the base or not there."""
+    if isinstance(read, JoinedRead):
+        return joined_supply(read, readers)
     if read.zero or not (read.name or read.lora):
         return None
     if read.lora is not None:
@@ -101,6 +104,8 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
 
 def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
     """Return `dtype` (empty for none) and `is_delta` of what `supply_of` will give."""
+    if isinstance(read, JoinedRead):
+        return "F32", True
     if read.zero or not (read.name or read.lora):
         return "", True
     if read.lora is not None:
