@@ -39,7 +39,10 @@ def joined(job: Job) -> Job:
         if len(plain) < len(job.reads) or total == 0:
             return job
         weights = [weight / total for weight in weights]
-    parts, reads, left = [], [], []
+    parts: list[tuple[Read, float]] = []
+    reads: list[Read] = []
+    left: list[float] = []
+    at = 0
     for read, weight in zip(job.reads, weights, strict=True):
         if read.lora is None or not read.lora.is_plain:
             reads.append(read)
