@@ -53,7 +53,8 @@ test-browser: $(READY)
 
 $(PEER)/.ready:
 	$(PYTHON) -m venv $(PEER)
-	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check mergekit==0.1.5
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt mergekit==0.1.5 networkx PyYAML
 	@touch $@
 
 test-peer: $(READY) $(PEER_READY)

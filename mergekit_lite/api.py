@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mergekit_lite.engine.options import Report
     from mergekit_lite.plan.types import Plan
     from mergekit_lite.recipe import Recipe
+    from mergekit_lite.recipe.importing import Imported
     from mergekit_lite.sources import Model
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
@@ -46,6 +47,24 @@ def load(recipe: Source, set: Sequence[str] = (), *, models: bool = False) -> Re
         from mergekit_lite.recipe import draft
 
         raise with_models(error, draft(source, set)) from None
+
+
+def import_recipe(recipe: str | os.PathLike[str], folder: str | os.PathLike[str] = ".") -> Imported:
+    """Return a mergekit recipe as the text of one in this package's language.
+
+    Args:
+        recipe: path of the file.
+        folder: where the text will stand, from which its paths are spelt.
+
+    Returns:
+        Its `text`, and `notes` on what was left out or is understood otherwise.
+
+    Raises:
+        RecipeError: all problems of the recipe, or it is no recipe of mergekit's.
+    """
+    from mergekit_lite.recipe.importing import import_recipe as convert
+
+    return convert(Path(recipe), Path(folder))
 
 
 def plan(recipe: Recipe | Source) -> Plan:

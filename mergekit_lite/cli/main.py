@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "diff": "Compare two checkpoints, layer by layer.",
     "report": "Show how the experts of a recipe differ and where they disagree.",
     "convert": "Turn a checkpoint of PyTorch pickles into safetensors.",
+    "import": "Convert a mergekit recipe.",
     "schema": "Print the JSON schema of recipes.",
     "zoo": "Small real models and experts for first steps.",
 }
@@ -38,7 +40,9 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"mergekit_lite.cli.{cmd_name}")
+        # `import` is a word of Python, so its module is `import_`.
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"mergekit_lite.cli.{name}")
         command: click.Command = module.command
         return command
 

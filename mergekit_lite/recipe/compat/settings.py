@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.marks import Node, Problems, kind_of
+from mergekit_lite.recipe.text import number
 
 _FORM = "write `- {filter: self_attn, value: 0.5}` entries, the last one without a filter"
 
@@ -84,4 +85,5 @@ def unquoted(node: Node) -> Node:
     """Return a value as mergekit reads it, where a number in quotes is a number."""
     if isinstance(node.value, list):
         return node.with_value([unquoted(item) for item in node.value])
-    return replace(node, quoted=False)
+    found = number(node.value) if isinstance(node.value, str) else None
+    return replace(node, value=node.value if found is None else found, quoted=False)
