@@ -223,7 +223,8 @@ class Worker:
     def torch_row(self, job: Job) -> TorchRow:
         """Return a row's chain in torch, with all whole-model answers that are known."""
         from mergekit_lite.engine.row import Row
-        from mergekit_lite.engine.torch_row import TorchRow, calibration_of
+        from mergekit_lite.engine.statistic_files import calibration_of
+        from mergekit_lite.engine.torch_row import TorchRow
 
         lane = self.lane
         specs = [registry()[step.op] for step in job.steps]

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergekit_lite.checkpoint import FileReader, read_checkpoint, role_of
-from mergekit_lite.engine.inputs import as_float32
+from mergekit_lite.checkpoint import role_of
 from mergekit_lite.engine.lanes import Lane
 from mergekit_lite.engine.row import Row, Write
 from mergekit_lite.engine.torch_statistics import find_statistics
-from mergekit_lite.errors import DataError, Interrupted
+from mergekit_lite.errors import Interrupted
 from mergekit_lite.ops import OpSpec, get
 from mergekit_lite.ops._chain import (
     Beside,
@@ -38,7 +36,6 @@ from mergekit_lite.ops._chain import (
 )
 from mergekit_lite.ops._place import Place
 from mergekit_lite.ops._statistics import Answer
-from mergekit_lite.plan.types import Job
 
 DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -93,7 +90,7 @@ class TorchRow:
         layers: layers of the model.
         known: answers of whole-model statistics by (position, expert), and then by which of the
             op's statistics they are.
-        calibration: tensors of calibration files by position of the step.
+        calibration: tensors of statistic files by position of the step; a list for a combine.
     """
 
     def __init__(
@@ -104,7 +101,7 @@ class TorchRow:
         seed: int,
         layers: int,
         known: Mapping[tuple[int, str], Mapping[int, Answer]],
-        calibration: Mapping[int, Tensor],
+        calibration: Mapping[int, Any],
     ) -> None:
         self.row, self.lane = row, lane
         job = row.job
@@ -137,7 +134,7 @@ class TorchRow:
         self,
         at: int,
         known: Mapping[tuple[int, str], Mapping[int, Answer]],
-        calibration: Mapping[int, Tensor],
+        calibration: Mapping[int, Any],
     ) -> Link:
         step = self.row.job.steps[at]
         spec = get(step.op)
@@ -251,12 +248,14 @@ class TorchRow:
 
     def _part(self, link: Link, tile: Tile, value: Tensor) -> Any:
         """Return what of a calibration tensor belongs to a tile."""
-        if link.calibration is None:
-            return None
-        whole = link.calibration.to(self.lane.device)
-        if self.whole or whole.numel() != self.row.size:
-            return whole
-        return whole.flatten()[tile.first : tile.first + value.numel()].reshape(value.shape)
+        if not isinstance(link.calibration, list):
+            return self._cut(link.calibration, tile, value)
+        return [self._cut(each, tile, value) for each in link.calibration]
+
+    def _cut(self, whole: Tensor | None, tile: Tile, value: Tensor) -> Tensor | None:
+        if whole is not None and not self.whole and whole.numel() == self.row.size:
+            whole = whole.flatten()[tile.first : tile.first + value.numel()].reshape(value.shape)
+        return whole.to(self.lane.device) if whole is not None else None
 
     def merged(self, tile: Tile, posts: int | None = None) -> Tensor:
         """Return the combine's result after the first `posts` posts (all of them if None)."""
@@ -305,31 +304,3 @@ class TorchRow:
         with self.lane.working():
             self.row.bad[:] = self.bad.tolist()
         self.row.check_finite(allow)
-
-
-def calibration_of(job: Job, folder: Path) -> dict[int, Tensor]:
-    """Return the calibration tensors of a row by position of the step that asks.
-
-    An op with calibration has a parameter `file`: a safetensors file with a tensor of the same
-    name as the output tensor.
-
-    Args:
-        job: the row.
-        folder: where relative paths start from.
-
-    Raises:
-        DataError: the file has no such tensor.
-    """
-    found = {}
-    for at, step in enumerate(job.steps):
-        if not get(step.op).calibration:
-            continue
-        path = folder / str(step.params["file"])
-        info = read_checkpoint(path).tensors.get(job.name)
-        if info is None:
-            raise DataError(f"`{path.name}` has no statistic for `{job.name}`", where=step.op)
-        raw = np.empty(info.nbytes, np.uint8)
-        with FileReader(path if path.is_file() else path / info.file) as reader:
-            reader.read_into(raw, info.start)
-        found[at] = torch.from_numpy(as_float32(raw, info.dtype).reshape(info.shape))
-    return found

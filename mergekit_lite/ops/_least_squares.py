@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 _LEAST = 1e-13
 
 
-def solve_right(numerator: Tensor, lower: Tensor, ridge: float) -> Tensor:
+def solve_right(
+    numerator: Tensor, lower: Tensor, ridge: float, *, unseen: float = TAIL**2
+) -> Tensor:
     """Return `numerator @ inverse(gram + ridge * I)` in fp64.
 
     Args:
@@ -21,23 +23,23 @@ def solve_right(numerator: Tensor, lower: Tensor, ridge: float) -> Tensor:
         ridge: added to the diagonal; raised to 1e-13 of the mean diagonal, below which fp64 could
             not tell the matrix from a singular one. 0 takes the pseudo-inverse, through
             eigenvectors: the smallest solution.
+        unseen: for the pseudo-inverse: eigenvalues below this part of the largest count as zero.
     """
     import torch
 
     if ridge == 0:
-        return _pseudo(numerator, lower)
+        return _pseudo(numerator, lower, unseen)
     diagonal = lower.diagonal()
     diagonal += max(ridge, _LEAST * float(diagonal.mean()))
     factor = torch.linalg.cholesky(lower)
     return torch.cholesky_solve(numerator.T, factor).T
 
 
-def _pseudo(numerator: Tensor, lower: Tensor) -> Tensor:
+def _pseudo(numerator: Tensor, lower: Tensor, unseen: float) -> Tensor:
     import torch
 
     values, vectors = torch.linalg.eigh(lower)
-    # Values are squares: those below the tail's square are rounding.
-    kept = values > TAIL**2 * values[-1]
+    kept = values > unseen * values[-1]
     vectors = vectors[:, kept]
     solution: Tensor = (numerator @ vectors / values[kept]) @ vectors.T
     return solution

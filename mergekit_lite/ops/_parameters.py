@@ -57,6 +57,7 @@ class Vector:
     layers: int = 1
     tolerance: float = 1e-5
     source: str = ""
+    calibration: list[Any] | None = None  # one statistic for each delta
 
 
 @dataclass(frozen=True)

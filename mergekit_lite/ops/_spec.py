@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from mergekit_lite.errors import nearest
+from mergekit_lite.ops._calibration import Wanted
 from mergekit_lite.ops._parameters import Doc, ExpertName, Parameter, Range, Vector
 
 if TYPE_CHECKING:
@@ -75,7 +76,13 @@ class OpSpec:
     reads_all: bool = False  # a combine that names an expert and reads the others too
     # (parameters, answers of its whole-model statistics) -> what merge_report.json says of them
     reports: Callable[[Mapping[str, Any], tuple[Any, ...]], Mapping[str, Any]] | None = None
-    calibration: bool = False
+    calibration: bool = False  # reads statistic files, named by its parameter `file`
+    # (parameters, shape) -> what it wants of a tensor's statistic; not set: any shape will do
+    statistic: Callable[[Mapping[str, Any], Sequence[int]], Wanted | None] | None = None
+    # (parameters, inputs) -> what stands in for it where no file has a tensor's statistic
+    without: Callable[[Mapping[str, Any], int], StandIn] | None = None
+    # whether statistics are divided by the norm of their file as a whole
+    unit_norm: Callable[[Mapping[str, Any]], bool] | None = None
     compat: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # mode -> other defaults
     reach_of: Callable[[Mapping[str, Any]], Reach] | None = None
     shaped: Callable[[Mapping[str, Any], Sequence[int]], Mapping[str, Any]] | None = None
@@ -168,9 +175,11 @@ class OpSpec:
                     hint = nearest(name, self.parameters)
                     found.append(f"`{self.name}` has no parameter `{name}`; {hint}".rstrip("; "))
                 continue
-            wrong = self.parameters[name].problem(value)
-            if wrong:
-                found.append(f"`{self.name}.{name}` {wrong}")
+            parameter = self.parameters[name]
+            by_expert = parameter.per_expert and isinstance(value, Mapping)
+            for each in value.values() if by_expert else (value,):
+                if wrong := parameter.problem(each):
+                    found.append(f"`{self.name}.{name}` {wrong}")
         for name, parameter in self.parameters.items():
             if parameter.required and name not in params:
                 found.append(f"`{self.name}` needs `{name}`: {parameter.doc}")

@@ -108,7 +108,7 @@ def merge_tensors(
         layer: index of the layer that the tensor is in, of `layers`, for ops that ask.
         layers: number of layers of the model.
         role: part that the tensor plays, such as `embedding`, for ops that ask.
-        calibration: handed to ops that ask for it.
+        calibration: for ops that read statistic files, what these hold: one tensor for each delta.
         params: the op's parameters; `lambda_` and `from_` stand for `lambda` and `from`. Those of
             transforms may be maps by expert, with a `default`.
 
@@ -127,6 +127,8 @@ def merge_tensors(
     _require_shapes(op, deltas, base)
     place = Place(name=name, size=first.numel(), layer=layer, layers=layers, role=role)
     given = {key.rstrip("_"): value for key, value in params.items()}
+    if calibration is not None and get(op).calibration:
+        given["file"] = ""  # the statistics are in hand
     steps = _expand_for_each(op, given, place, list(deltas), seed)
     middle = split(steps)[1]
     if weights is not None and "weights" not in steps[middle].params:

@@ -162,6 +162,7 @@ def _rows(recipe: Recipe, found: Mapping[str, View], frame: Frame, findings: Fin
     jobs = [job for target in frame.targets if (job := rows.row(target)) is not None]
     check_rules(rows.rules, frame.layers, findings, [target.name for target in frame.targets])
     check_used(recipe, found, findings)
+    rows.statistics.check_used()
     return jobs
 
 

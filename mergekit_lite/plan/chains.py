@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops import registry
+from mergekit_lite.ops._calibration import files_of
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Target
 from mergekit_lite.plan.rules import Decision
@@ -78,11 +79,12 @@ class Chains:
         hint = ""
         for op, params in steps:
             # Looked for now, because a run would miss it only when it gets to this row.
-            if (
-                self._ops[op].calibration
-                and not (self.recipe.folder / str(params["file"])).exists()
-            ):
-                problems.append(f"{op}.file: there is no `{params['file']}`")
+            if not self._ops[op].calibration:
+                continue
+            for file in dict.fromkeys(files_of(params, list(self.recipe.experts)).values()):
+                if (self.recipe.folder / file).exists():
+                    continue
+                problems.append(f"{op}.file: there is no `{file}`")
                 hint = "relative paths start from the recipe's folder"
         for problem in problems:
             self.findings.problem(problem, decision.where, hint)

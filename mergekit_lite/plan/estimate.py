@@ -201,9 +201,12 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
         return 0
     factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
     factors += sum(read.held for read in (*job.reads, *([job.base] if job.base else [])))
-    if not any(_is_whole(specs[step.op], step) for step in job.steps):
-        return factors
     entries, inputs = prod(job.shape), len(job.reads)
+    if not any(_is_whole(specs[step.op], step) for step in job.steps):
+        # Statistics are held whole, whatever the tile.
+        asked = [step for step in job.steps if specs[step.op].calibration]
+        held = sum(specs[s.op].workspace_bytes(s.params, job.shape, inputs) for s in asked)
+        return factors + (TORCH_BYTES + held if held else 0)
     # As stored, in fp32 with the base, the result, and what becomes of it on the way to its bytes.
     stored = _read_bytes(job) + 4 * entries * sum(1 for read in job.reads if read.lora)
     work = max(specs[s.op].workspace_bytes(s.params, job.shape, inputs) for s in job.steps)

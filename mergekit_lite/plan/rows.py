@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mergekit_lite.checkpoint import FLOAT_DTYPES
@@ -15,6 +16,7 @@ from mergekit_lite.plan.layout import output_dtype
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.rules import Decision, Rules
 from mergekit_lite.plan.shortcuts import least_inputs, same_as, wanted
+from mergekit_lite.plan.statistic_files import StatisticFiles
 from mergekit_lite.plan.types import Job, Read, Step
 from mergekit_lite.recipe.cascade import Chain
 from mergekit_lite.recipe.schema import Recipe
@@ -41,6 +43,7 @@ class Rows:
         self.findings = findings
         self.rules = Rules(recipe)
         self.chains = Chains(recipe, layers, findings)
+        self.statistics = StatisticFiles(recipe, findings)
         self._ops = registry()
 
     def row(self, target: Target) -> Job | None:
@@ -154,7 +157,7 @@ class Rows:
         same = same_as(spec, chain.params, reads, weights)
         if same is not None:
             return self._copy(target, same, decision, f"`{spec.name}` gives back {same.source}")
-        step = self._combine(spec, chain, weights, target)
+        step = self._combine(spec, chain, weights, target, names, decision)
         return self._computed(target, reads, [step], decision)
 
     def _merge_deltas(
@@ -172,26 +175,44 @@ class Rows:
         weights = [chain.weights.get(name, 1.0) for name in names]
         # A zero delta stays zero under every transform, and still counts in the combine.
         steps = [
-            Step(op, self._ops[op].params_for(params, target.info.shape), expert=read.source)
+            replace(step, expert=read.source)
             for read in reads
             if not read.zero
             for op, params in chain.transforms.get(read.source, ())
+            if (step := self._step(op, params, target, [read.source], decision)) is not None
         ]
-        steps.append(self._combine(spec, chain, weights, target))
-        posts = (self._step(op, params, target, len(reads)) for op, params in chain.posts)
+        steps.append(self._combine(spec, chain, weights, target, names, decision))
+        posts = (self._step(op, params, target, names, decision) for op, params in chain.posts)
         steps += [post for post in posts if post is not None]
         return self._computed(target, reads, steps, decision, base=base)
 
     def _combine(
-        self, spec: OpSpec, chain: Chain, weights: Sequence[float], target: Target
+        self,
+        spec: OpSpec,
+        chain: Chain,
+        weights: Sequence[float],
+        target: Target,
+        names: Sequence[str],
+        decision: Decision,
     ) -> Step:
-        step = self._step(spec.name, chain.params, target, len(weights)) or _IDENTITY
+        step = self._step(spec.name, chain.params, target, names, decision) or _IDENTITY
         return Step(step.op, {**step.params, "weights": list(weights)})
 
-    def _step(self, op: str, params: Mapping[str, Any], target: Target, inputs: int) -> Step | None:
+    def _step(
+        self,
+        op: str,
+        params: Mapping[str, Any],
+        target: Target,
+        names: Sequence[str],
+        decision: Decision,
+    ) -> Step | None:
         """Return a step for a tensor, or what stands in for it there; None for nothing."""
         spec, shape = self._ops[op], target.info.shape
-        other = spec.stand_in(params, shape, target.role, inputs)
+        other = spec.stand_in(params, shape, target.role, len(names))
+        if other is None and spec.calibration:
+            has = self.statistics.has(spec, params, target.info, names, decision.where)
+            if not has and spec.without is not None:
+                other = spec.without(params, len(names))
         if other is None:
             return Step(op, spec.params_for(params, shape))
         op, params = other
