@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 _UNSEEN = 1e-6
-"""Eigenvalues of fp32 Grams below this part of the largest are rounding: no input was seen there."""
+"""Eigenvalues of fp32 Grams below this part of the largest are rounding: nothing was seen there."""
 
 
 def check(params: Mapping[str, Any]) -> list[str]:
