@@ -15,6 +15,7 @@ from mergekit_lite.errors import DataError
 if TYPE_CHECKING:
     from mergekit_lite.checkpoint.reader import Reader
     from mergekit_lite.engine.supplies import Slot
+    from mergekit_lite.plan.row_maps import RowMap
     from mergekit_lite.sources import Model
 
 SLOT_ALIGNMENT = 4096
@@ -56,8 +57,11 @@ class Traffic:
 class Readers:
     """Every weight file of a plan's models, opened once and shared by all workers."""
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    def __init__(
+        self, models: Mapping[str, Model], row_maps: Mapping[str, RowMap] | None = None
+    ) -> None:
         self._models = models
+        self.row_maps = row_maps or {}
         self._open: dict[tuple[str, str], Reader] = {}
         self._lock = threading.Lock()
         self.traffic = Traffic()

@@ -150,7 +150,7 @@ class _Crew:
     ) -> None:
         self.plan, self.folder, self.options, self.emit = plan, folder, options, emit
         self.stop = threading.Event()
-        self.readers = Readers(models)
+        self.readers = Readers(models, plan.row_maps)
         self.known = load_known(folder)
         self.tile = tile_for(plan, options)
         self.keep = keep_for(plan, options)

@@ -7,7 +7,7 @@ class here (or in a file of its own), an entry in `supply_of` and its form in `f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Protocol
@@ -20,9 +20,10 @@ from mergekit_lite.checkpoint.coded.tiles import Decoder, decoder
 from mergekit_lite.engine.adapted import adapter_supply, joined_supply
 from mergekit_lite.engine.joined import JoinedRead
 from mergekit_lite.errors import DataError
-from mergekit_lite.plan.types import Job, Read
+from mergekit_lite.plan.types import Gather, Job, Read
 
 if TYPE_CHECKING:
+    from mergekit_lite.engine.gathered import Gathered
     from mergekit_lite.engine.inputs import Readers
     from mergekit_lite.sources import Model
 
@@ -89,6 +90,8 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
         return joined_supply(read, readers)
     if read.zero or not (read.name or read.lora):
         return None
+    if read.gather is not None:
+        return _gathered(read.gather, job, readers)
     if read.lora is not None:
         return adapter_supply(read, job, readers, lambda stored: supply_of(stored, job, readers))
     info = readers.info(read.source, read.name)
@@ -110,10 +113,31 @@ def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
         return "", True
     if read.lora is not None:
         return "F32", read.lora.is_delta
+    if read.gather is not None:
+        return read.gather.dtype, Stored.is_delta
     info = models[read.source].header.tensors[read.name]
     if info.coded is not None:
         return Dequantised.dtype, Dequantised.is_delta
     return info.dtype, Stored.is_delta
+
+
+def _gathered(gather: Gather, job: Job, readers: Readers) -> Gathered:
+    """Return an input made of rows of the parts, each of which is supplied as its read says."""
+    from mergekit_lite.engine.gathered import Gathered
+
+    row_map = readers.row_maps[gather.map]
+    base = job.base
+    if base is not None and base.gather is not None:
+        # What an adapter adds to is the base as it is stored.
+        base = base.gather.parts[0]
+    parts = []
+    for part, rows in zip(gather.parts, row_map.stored, strict=True):
+        stored = replace(job, shape=(rows, *job.shape[1:]), base=base)
+        supply = supply_of(part, stored, readers)
+        if supply is None:
+            raise DataError("nothing to gather rows from", where=f"{part.source}: {job.name}")
+        parts.append(supply)
+    return Gathered(parts, row_map, prod(job.shape[1:]), gather.dtype)
 
 
 @dataclass

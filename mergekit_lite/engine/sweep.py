@@ -121,7 +121,7 @@ class _Sweep:
     ) -> None:
         self.plan, self.options, self.known = plan, options, known
         self.stop = threading.Event()
-        self.readers = Readers(models)
+        self.readers = Readers(models, plan.row_maps)
         self.tile = tile_for(plan, options)
         self.gate = MemoryGate(plan, options)
         self.local = threading.local()

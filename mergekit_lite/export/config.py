@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lite.errors import DataError
+from mergekit_lite.plan.configs import NESTED
 from mergekit_lite.plan.types import Plan
 
 CONFIG_FILE = "config.json"
@@ -51,16 +52,16 @@ def parse_config(data: bytes, name: str) -> dict[str, Any]:
 def edit_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `config` with `changes` set where the model keeps those entries.
 
-    An entry that the nested `text_config` of a multimodal model holds is set there too; one that
-    neither level holds is added at the top.
+    An entry that the nested config of a multimodal model's language part holds is set there too;
+    one that no level holds is added at the top.
     """
     edited = dict(config)
-    nested = config.get("text_config")
-    for key, value in changes.items():
-        in_text = isinstance(nested, Mapping) and key in nested
-        if in_text:
-            edited["text_config"] = {**edited["text_config"], key: value}
-        if key in config or not in_text:
+    # A nested config that is given whole comes before single entries of it.
+    for key, value in sorted(changes.items(), key=lambda pair: not isinstance(pair[1], Mapping)):
+        inside = [p for p in NESTED if isinstance(config.get(p), Mapping) and key in config[p]]
+        for part in inside:
+            edited[part] = {**edited[part], key: value}
+        if key in config or not inside:
             edited[key] = value
     return edited
 

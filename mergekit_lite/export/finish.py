@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from mergekit_lite.engine.journal import JOURNAL, Journal
 from mergekit_lite.errors import DataError, Problem, RecipeError
 from mergekit_lite.export.card import write_card
-from mergekit_lite.export.companions import copy_companions
 from mergekit_lite.export.config import CONFIG_FILE, write_config
 from mergekit_lite.export.manifest import report_data, write_index, write_lock, write_report
 from mergekit_lite.export.target import partial_folder
+from mergekit_lite.export.tokenizer import write_companions
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import Plan
 
@@ -47,7 +47,7 @@ def finish(
     work = partial_folder(out)
     root = models["base"].root
     _keep_only(work, report.shards)
-    written = copy_companions(root, models["base"].companions, work)
+    written = write_companions(plan, models, work)
     if write_config(plan, root, work):
         written.append(CONFIG_FILE)
     write_card(plan, models, report, work)

@@ -43,7 +43,7 @@ def assemble(
     """
     base = found[BASE]
     if stack is None:
-        return plain_frame(base.tensors.values()), {}
+        return plain_frame(base.base.values()), {}
     stacks = _stacks(found, stack, findings, recipe.at("slices"))
     frame = Assembler(recipe, found, stacks, findings).frame()
     if findings.all_problems():

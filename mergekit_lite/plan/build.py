@@ -12,12 +12,14 @@ from mergekit_lite.plan.check import check_base, check_expert, check_quantised, 
 from mergekit_lite.plan.configs import ties_head
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame
+from mergekit_lite.plan.heads import TIED, settle_head
 from mergekit_lite.plan.inputs import View, check_repeats, placed, plan_inputs, views
 from mergekit_lite.plan.layout import config_changes, config_without, lay_out, main_dtype, sign
 from mergekit_lite.plan.naming import name_experts
 from mergekit_lite.plan.rows import Rows
 from mergekit_lite.plan.rules import check_rules
 from mergekit_lite.plan.types import Job, Plan
+from mergekit_lite.plan.vocabulary import Vocabulary, settle
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.sources import Kind, Model, resolve
 
@@ -87,11 +89,13 @@ def _build(
     findings = Findings(warnings=list(recipe.notes))
     jobs: list[Job] = []
     frame, config = Frame((), 0), dict[str, Any]()
+    vocabulary = Vocabulary()
     found = _check_inputs(recipe, models, findings)
     if found:
         base = found["base"]
         stack = base.stack if recipe.slices else None
         if not base.settled and (stack is not None or not recipe.slices):
+            vocabulary = settle(recipe, found, findings)
             frame, config = assemble(recipe, found, stack, findings)
             jobs = _rows(recipe, found, frame, findings)
         if not errors and not findings.all_problems():
@@ -100,7 +104,8 @@ def _build(
         errors = [*errors, RecipeError(problems)]
     if errors:
         raise _joined(errors)
-    return _plan(recipe, found, jobs, frame, config, findings)
+    config = {**config, **(found["base"].changes)}
+    return _plan(recipe, found, jobs, frame, config, vocabulary, findings)
 
 
 def _resolve_all(recipe: Recipe) -> tuple[dict[str, Model], list[MergekitLiteError]]:
@@ -148,6 +153,7 @@ def _check_inputs(
     base.settled = bool(base.model.unreadable) or not base.tensors
     if not base.settled:
         name_experts(recipe, found, findings)
+        base.changes.update(settle_head(recipe, found, findings))
     if recipe.slices and not base.settled:
         base.stack = set_layers_aside(recipe, found, findings)
     for name, view in found.items():
@@ -174,8 +180,9 @@ def _check_output(recipe: Recipe, base: View, jobs: list[Job], findings: Finding
             "narrow the rules that say `drop`",
         )
     written = {job.name for job in jobs}
-    dropped = [name for name in base.tensors if name not in written and role_of(name) == "head"]
-    if dropped and ties_head(base.model.config) is False:
+    dropped = [name for name in base.base if name not in written and role_of(name) == "head"]
+    ties = base.changes.get(TIED, ties_head(base.model.config))
+    if dropped and ties is False:
         findings.warn(
             f"`{dropped[0]}` is dropped, but the config says that the head is not tied to the"
             " embedding: loaders will make up a head",
@@ -189,6 +196,7 @@ def _plan(
     jobs: list[Job],
     frame: Frame,
     config: Mapping[str, Any],
+    vocabulary: Vocabulary,
     findings: Findings,
 ) -> Plan:
     dtype = main_dtype(jobs)
@@ -204,10 +212,12 @@ def _plan(
             dtype=dtype,
             warnings=findings.all_warnings(),
             recipe=recipe.plain(),
-            config={**config, **config_changes(known and {**known, **config}, dtype)},
+            config={**config_changes(known and {**known, **config}, dtype), **config},
             config_without=config_without(known),
             compat=recipe.compat,
             folder=str(recipe.folder.absolute()),
             layer_map=frame.layer_map,
+            row_maps=vocabulary.row_maps,
+            tokenizer=vocabulary.tokenizer,
         )
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from mergekit_lite.checkpoint import layer_count, role_of
+from mergekit_lite.checkpoint import layer_count
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.adapters import check_adapter
 from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.heads import check_heads
 from mergekit_lite.plan.inputs import View, extra_names
 from mergekit_lite.plan.names import few, plural
 from mergekit_lite.plan.rules import layer_span
@@ -71,7 +72,7 @@ def _check_checkpoint(
     if view.settled:
         return
     _check_settings(view, base, findings, where)
-    _check_heads(recipe, view, base, missing, extra, findings, where)
+    check_heads(recipe, view, base, missing, extra, findings, where)
     _check_extra(recipe, view, findings, where)
 
 
@@ -122,58 +123,6 @@ def _check_settings(view: View, base: View, findings: Findings, where: str) -> N
             " the result is configured like the base",
             where,
         )
-
-
-def _check_heads(
-    recipe: Recipe,
-    view: View,
-    base: View,
-    missing: Sequence[str],
-    extra: Sequence[str],
-    findings: Findings,
-    where: str,
-) -> None:
-    """Settle a head that only one of base and expert has, the other's being tied."""
-    for head in (name for name in missing if role_of(name) == "head"):
-        twin = _embedding_like(view.base[head].shape, view)
-        # A config without the key ties by default, and one that said no would have a head.
-        if twin is not None and configs.ties_head(view.model.config) is not False:
-            view.renamed[head] = twin
-            findings.warn(
-                f"expert `{view.name}` ties its head to its embedding: `{twin}` stands for"
-                f" `{head}`",
-                where,
-            )
-    for head in (name for name in extra if role_of(name) == "head"):
-        if recipe.extra == "drop" or configs.ties_head(base.model.config) is False:
-            continue
-        # A head of classes has no row for each token, and is never tied.
-        if _embedding_like(view.tensors[head].shape, view) is None:
-            continue
-        view.left_out.add(head)
-        if configs.ties_head(view.model.config):
-            findings.warn(
-                f"expert `{view.name}` stores `{head}` but ties it to its embedding; it is left"
-                " out, as in the base",
-                where,
-            )
-        else:
-            findings.problem(
-                f"expert `{view.name}` has a head of its own (`{head}`), the base ties its head"
-                " to its embedding",
-                where,
-                "use an untied base, or write `extra: drop` to leave the expert's head out",
-            )
-
-
-def _embedding_like(shape: tuple[int, ...], view: View) -> str | None:
-    """Return the expert's token embedding, if it has the shape of the head it may be tied to."""
-    found = [
-        name
-        for name, info in view.tensors.items()
-        if role_of(name) == "embedding" and info.shape == shape
-    ]
-    return found[0] if len(found) == 1 else None
 
 
 def _check_extra(recipe: Recipe, view: View, findings: Findings, where: str) -> None:

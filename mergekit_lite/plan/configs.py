@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo, role_of
 
 Config = Mapping[str, Any] | None
 
@@ -21,14 +24,20 @@ _BEHAVIOUR = (
 )  # fmt: skip
 """Keys that change what equal weights compute."""
 
-_NESTED = ("text_config", "llm_config", "language_config")
+_NOT_TOKENS = re.compile(r"pos|patch|token_type|wpe|vision|visual|audio|image", re.IGNORECASE)
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\."
+)
+
+NESTED = ("text_config", "llm_config", "language_config")
+"""Where the config of a multimodal model keeps that of its language model."""
 
 
 def levels(config: Config) -> dict[str, Mapping[str, Any]]:
     """Return a config and its language model's parts, by key; that of the whole is empty."""
     if not config:
         return {}
-    parts = {key: config[key] for key in _NESTED if isinstance(config.get(key), Mapping)}
+    parts = {key: config[key] for key in NESTED if isinstance(config.get(key), Mapping)}
     return {"": config, **parts}
 
 
@@ -38,7 +47,7 @@ def value(config: Config, key: str) -> Any:
         return None
     if key in config:
         return config[key]
-    for part in _NESTED:
+    for part in NESTED:
         nested = config.get(part)
         if isinstance(nested, Mapping) and key in nested:
             return nested[key]
@@ -48,7 +57,7 @@ def value(config: Config, key: str) -> Any:
 def has(config: Config, key: str) -> bool:
     """Return whether a config, or its language model's part, has the key."""
     return bool(config) and (
-        key in (config or {}) or any(key in ((config or {}).get(part) or {}) for part in _NESTED)
+        key in (config or {}) or any(key in ((config or {}).get(part) or {}) for part in NESTED)
     )
 
 
@@ -90,3 +99,26 @@ def ties_head(config: Config) -> bool | None:
     """
     found = value(config, "tie_word_embeddings")
     return found if isinstance(found, bool) else None
+
+
+def token_tensors(tensors: Mapping[str, TensorInfo], config: Config) -> tuple[tuple[str, ...], int]:
+    """Return the tensors that have a row for each token, and how many rows they have.
+
+    They are the embedding of tokens, the head and its bias, by their names; no tensors and 0 where
+    there is no such embedding.
+    """
+    found = {
+        name: info.shape[0]
+        for name, info in tensors.items()
+        if info.shape
+        and info.dtype in FLOAT_DTYPES
+        and role_of(name) in ("embedding", "head")
+        and not _NOT_TOKENS.search(name)
+    }
+    embeddings = [name for name in found if role_of(name) == "embedding"]
+    named = value(config, "vocab_size")
+    sure = [name for name in embeddings if found[name] == named or _EMBEDDING.search(name)]
+    if not sure:
+        return (), 0
+    rows = found[sure[0]]
+    return tuple(name for name in found if found[name] == rows), rows

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.errors import Problem, ResourceError
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._statistics import Order
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.sweeps import ModelSweep, sweeps_of
-from mergekit_lite.plan.types import Job, Plan, Step
+from mergekit_lite.plan.types import Job, Plan, Read, Step
 
 PROCESS_BYTES = 112_000_000
 """Resident memory of the interpreter with numpy, llvmlite and compiled kernels.
@@ -42,6 +43,9 @@ KEPT_BYTES = 48 << 20
 """Inputs of a row of at most this size are read once, however often the row is swept."""
 ROW_BYTES = 600
 """Resident memory of a plan for each read and each step of each row."""
+
+RUN_BYTES = 250
+"""That of a run of rows in a map between vocabularies."""
 
 # Measured on one core of a two-core x86-64 machine with files in the page cache, a 551 M
 # parameter bf16 base and three experts (docs/benchmarks.md); an expectation, not a promise.
@@ -111,6 +115,9 @@ def estimate(
     read_bytes += sum(sweep.read_bytes for sweep in sweeps)
     write_bytes = sum(shard.nbytes for shard in plan.shards)
     table = ROW_BYTES * sum(1 + len(job.reads) + len(job.steps) for job in plan.jobs)
+    table += RUN_BYTES * sum(
+        len(found.runs) + len(found.shared) for found in plan.row_maps.values()
+    )
     resident = max((whole_bytes(job, specs) for job in plan.jobs), default=0)
     ranked = max((_rank_bytes(job, specs) for job in plan.jobs), default=0)
     kept = max((_kept_bytes(job, specs) for job in plan.jobs), default=0)
@@ -266,8 +273,15 @@ def _kept_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
         return 0
     entries = prod(job.shape)
     reads = [*job.reads, *([job.base] if job.base else [])]
-    total = sum(4 * entries if r.lora or r.quantised else r.nbytes for r in reads if not r.zero)
+    total = sum(_held(read, entries) for read in reads if not read.zero)
     return total if total <= KEPT_BYTES else 0
+
+
+def _held(read: Read, entries: int) -> int:
+    """Return the bytes that an input takes in memory as a whole."""
+    if read.gather is not None:
+        return entries * DTYPE_BYTES[read.gather.dtype]
+    return 4 * entries if read.lora or read.quantised else read.nbytes
 
 
 def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:

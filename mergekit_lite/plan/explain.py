@@ -114,6 +114,9 @@ def _lora_parts(lora: LoraFactors) -> dict[str, str]:
 def _places(read: Read, part: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
     if read.zero:
         return [{"source": read.source, "part": part, "zero": True}]
+    if read.gather is not None:
+        gathered = f"{part}, rows gathered" if part != "input" else "rows gathered"
+        return [place for of in read.gather.parts for place in _places(of, gathered, models)]
     model = models[read.source]
     folder = model.root if model.root.is_dir() else model.root.parent
     return [

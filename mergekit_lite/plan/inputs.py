@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo, role_of
+from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo
 from mergekit_lite.checkpoint.lora_place import on_base
 from mergekit_lite.errors import Problem
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.names import Prefix
-from mergekit_lite.plan.types import Input, Read
+from mergekit_lite.plan.types import Gather, Input, Read
 from mergekit_lite.recipe.renames import in_scope
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.sources import Model
@@ -24,6 +25,32 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "()"
 
 
+RowCheck = Callable[[str, str], bool]
+"""Takes a tensor's name and its shapes in words; notes what is wrong with an expert's rows for
+tokens and returns whether they may be merged with the base's as they stand."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """How an input shows the rows of the result's vocabulary.
+
+    Attributes:
+        key: of its map in `Plan.row_maps`.
+        delta_key: of the map of an adapter's differences.
+        rows: of the result.
+        names: tensors that have a row for each token.
+        others: inputs that lend it rows, in the order of the map's further parts.
+        averages: the map makes rows of several.
+    """
+
+    key: str
+    delta_key: str
+    rows: int
+    names: frozenset[str]
+    others: tuple[View, ...]
+    averages: bool
+
+
 @dataclass
 class View:
     """One input of a merge, seen through the base's names.
@@ -31,7 +58,8 @@ class View:
     Attributes:
         name: key into `Plan.inputs`.
         model: the resolved source.
-        base: tensors of the output in which it may have a part: the base's, or of its slices.
+        base: tensors of the output in which it may have a part, in the shapes that the result has:
+            the base's, or of its slices.
         is_base: the input is the base itself, under whatever name.
         settled: a problem of the whole model has been noted, so tensors are not checked one by one.
         renamed: base name -> the expert's tensor that stands for it (the embedding of a tied head).
@@ -46,6 +74,9 @@ class View:
         stack: of the base, the stack of layers from which slices choose.
         used: rows that read it.
         weighted: rows in which the weight that the recipe gives it counts.
+        mapped: how its rows become the result's, where its vocabulary is another.
+        changes: entries that the result's config.json changes (of the base only).
+        check_rows: asked whether its rows for tokens fit the base's, where no rule says how.
     """
 
     name: str
@@ -64,6 +95,9 @@ class View:
     stack: str | None = None
     used: int = 0
     weighted: int = 0
+    mapped: Mapped | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    check_rows: RowCheck | None = None
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -80,6 +114,13 @@ class View:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape it has for a tensor, None where it has nothing to say."""
+        stored = self.stored_shape(name)
+        if stored is None or self.mapped is None or name not in self.mapped.names:
+            return stored
+        return (self.mapped.rows, *stored[1:])
+
+    def stored_shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape as it is stored, whatever vocabulary the result has."""
         name = self.own(name)
         if self.model.adapter is not None:
             adapter = self.model.adapter
@@ -104,6 +145,24 @@ class View:
 
     def read(self, name: str) -> Read:
         """Return how a base tensor is read from it; a tensor that it may lack is `zero`."""
+        own = self.stored_read(name)
+        if own.zero or self.mapped is None or name not in self.mapped.names:
+            return own
+        return self._gathered(own, name, self.mapped)
+
+    def _gathered(self, own: Read, name: str, mapped: Mapped) -> Read:
+        if own.lora is not None and own.lora.is_delta:
+            gather = Gather(mapped.delta_key, (own,), "F32")
+            return replace(own, gather=gather)
+        parts = (own, *(other.stored_read(name) for other in mapped.others))
+        dtypes = {other.dtype(name) for other in (self, *mapped.others)}
+        computed = mapped.averages or any(part.lora or part.quantised for part in parts)
+        dtype = "F32" if computed or len(dtypes) > 1 else dtypes.pop() or "F32"
+        nbytes = sum(part.nbytes for part in parts)
+        return replace(own, gather=Gather(mapped.key, parts, dtype), nbytes=nbytes)
+
+    def stored_read(self, name: str) -> Read:
+        """Return how the stored tensor is read, whatever vocabulary the result has."""
         if self.is_base and self.name != "base":
             return Read(self.name, name, zero=True)
         name = self.own(name)
@@ -176,7 +235,12 @@ def check_tensor(view: View, info: TensorInfo, recipe: Recipe, findings: Finding
     shape = view.shape(info.name)
     if shape is None:
         return _may_lack(view, info, recipe, findings)
-    if shape != info.shape:
+    fits = shape == info.shape
+    if view.check_rows is not None and (fits or shape[1:] == info.shape[1:]):
+        shapes = "" if fits else f" {shape_text(shape)} (base {shape_text(info.shape)})"
+        if not view.check_rows(info.name, shapes):
+            return False
+    if not fits:
         _wrong_shape(view, info, shape, recipe, findings)
         return False
     dtype = view.dtype(info.name)
@@ -223,26 +287,13 @@ def _about_missing(view: View) -> str:
 def _wrong_shape(
     view: View, info: TensorInfo, shape: tuple[int, ...], recipe: Recipe, findings: Findings
 ) -> None:
-    rows = role_of(info.name) in ("embedding", "head") and shape[1:] == info.shape[1:]
-    where = recipe.at("experts", view.name)
-    odd = f"`{info.name}` {shape_text(shape)} (base {shape_text(info.shape)})"
-    if rows:
-        findings.problem_with(
-            odd,
-            f"expert `{view.name}` has another vocabulary than the base",
-            where,
-            "this version merges equal rows only, and cannot tell padding from real tokens;"
-            " `{match: {role: embedding}, take: base}` and the same for `role: head` keep the"
-            " base's rows",
-        )
-    else:
-        sizes = f" ({view.sizes})" if view.sizes else ""
-        findings.problem_with(
-            odd,
-            f"expert `{view.name}` has other shapes than the base{sizes}",
-            where,
-            "only models of one architecture and size can be merged",
-        )
+    sizes = f" ({view.sizes})" if view.sizes else ""
+    findings.problem_with(
+        f"`{info.name}` {shape_text(shape)} (base {shape_text(info.shape)})",
+        f"expert `{view.name}` has other shapes than the base{sizes}",
+        recipe.at("experts", view.name),
+        "only models of one architecture and size can be merged",
+    )
 
 
 def plan_inputs(recipe: Recipe, found: Mapping[str, View]) -> dict[str, Input]:

@@ -96,7 +96,8 @@ def digest_of(plan: Plan, question: Question, table: Mapping[str, Answer]) -> st
     """
     rows = [_row(plan, question, number, at) for number, at in question.uses]
     read = [one for row in rows for one in (*row["reads"], row["base"]) if one is not None]
-    names = sorted({one.source for one in read})
+    parts = [part for one in read if one.gather is not None for part in one.gather.parts]
+    names = sorted({one.source for one in (*read, *parts)})
     files = _identities(plan, names)
     upstream = {key for number, _ in question.uses for key in before(plan, question, number)}
     if files is None or not upstream <= table.keys():

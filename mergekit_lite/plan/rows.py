@@ -261,12 +261,13 @@ class Rows:
         return self.found["base"].read(target.name) if read.zero else read
 
     def _copy(self, target: Target, read: Read, decision: Decision, why: str) -> Job:
-        """Return a row that moves bytes, or one that only casts where the dtype changes."""
+        """Return a row that moves bytes, or one that only casts or gathers rows."""
         info, layer = target.info, target.layer
         stored = self.found[read.source].dtype(info.name)
         reason = f"{decision}; {why}" if why else str(decision)
         dtype = output_dtype(info.dtype, self.recipe.output.dtype)
-        if read.lora is None and not read.quantised and stored == dtype:
+        computed = read.lora or read.quantised or read.gather
+        if not computed and stored == dtype:
             return Job(
                 info.name, dtype, info.shape, 0, 0, "copy", (read,), layer=layer, rule=reason
             )

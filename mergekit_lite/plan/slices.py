@@ -48,12 +48,14 @@ class Assembler:
         base = self.stacks[BASE]
         targets: list[Target] = []
         done = False
-        for info in self.found[BASE].tensors.values():
+        stored, shown = self.found[BASE].tensors, self.found[BASE].base
+        for info in stored.values():
             if layer_of(info.name) is None or stack_of(info.name) != base.name:
-                targets.append(plain_target(info))
+                targets += [plain_target(shown[info.name])] if info.name in shown else []
             elif not done:
                 done = True
                 targets += self._layers()
+        targets += [plain_target(info) for name, info in shown.items() if name not in stored]
         if not self.floors and not self.findings.all_problems():
             self.findings.problem("the slices hold no layers", self.recipe.at("slices"))
         for name, view in self.found.items():

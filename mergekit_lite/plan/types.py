@@ -9,6 +9,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mergekit_lite.checkpoint import LoraFactors
+from mergekit_lite.plan.row_maps import RowMap
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Makes an input of rows of stored tensors, because its vocabulary is not the output's.
+
+    Attributes:
+        map: key into `Plan.row_maps`.
+        parts: the stored tensors that the map speaks of, the input's own first.
+        dtype: of the entries in memory.
+    """
+
+    map: str
+    parts: tuple[Read, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +39,7 @@ class Read:
         nbytes: bytes this input has on disk (of both factors for an adapter's delta).
         quantised: it is stored as codes, and decoded tile by tile.
         held: bytes that stay in memory while its tiles are decoded.
+        gather: how its rows are found, where they are not those of the stored tensor.
     """
 
     source: str
@@ -32,6 +49,7 @@ class Read:
     nbytes: int = 0
     quantised: bool = False
     held: int = 0
+    gather: Gather | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +150,8 @@ class Plan:
         compat: `none` or `mergekit`.
         folder: where relative references of the recipe start from.
         layer_map: of a recipe with slices, where each layer of the output comes from.
+        row_maps: how inputs of another vocabulary are gathered, by `Gather.map`.
+        tokenizer: how the output's tokenizer files are made, where they are not just the base's.
     """
 
     inputs: Mapping[str, Input]
@@ -147,6 +167,8 @@ class Plan:
     compat: str = "none"
     folder: str = "."
     layer_map: tuple[Mapping[str, Any], ...] = ()
+    row_maps: Mapping[str, RowMap] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the plan as JSON text with stable key order."""
@@ -160,10 +182,13 @@ class Plan:
         def read(value: dict[str, Any] | None) -> Read | None:
             if value is None:
                 return None
-            lora = value["lora"]
+            lora, gather = value["lora"], value["gather"]
             if lora:
                 lora = LoraFactors(**{**lora, "rows": tuple(lora["rows"])})
-            return Read(**{**value, "lora": lora})
+            if gather is not None:
+                parts = tuple(r for r in map(read, gather["parts"]) if r)
+                gather = Gather(gather["map"], parts, gather["dtype"])
+            return Read(**{**value, "lora": lora, "gather": gather})
 
         def job(value: dict[str, Any]) -> Job:
             return Job(
@@ -188,6 +213,7 @@ class Plan:
             warnings=tuple(raw.pop("warnings")),
             layer_map=tuple(raw.pop("layer_map")),
             config_without=tuple(raw.pop("config_without")),
+            row_maps={key: RowMap.from_plain(v) for key, v in raw.pop("row_maps").items()},
             **raw,
         )
 
@@ -211,6 +237,7 @@ class Plan:
             "seed": self.seed,
             "layers": self.layers,
             "compat": self.compat,
+            "row_maps": self.row_maps,
         }
         return hashlib.sha256(_json(content).encode()).hexdigest()
 

@@ -122,6 +122,9 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
     expert["additionalProperties"] = {
         "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Expert"}],
     }
+    tokens = definitions["Tokenizer"]["properties"]["tokens"]
+    rule = tokens["additionalProperties"]
+    tokens["additionalProperties"] = {"anyOf": [{"type": "string"}, rule]}
     definitions["Expert"]["oneOf"] = [{"required": ["model"]}, {"required": ["lora"]}]
     weight = definitions["Expert"]["properties"]["weight"]
     weight.pop("anyOf")

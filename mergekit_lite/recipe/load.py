@@ -209,6 +209,7 @@ _EXAMPLES = {
     "experts": "write `experts: {NAME: {model: ...}}`",
     "output": "write `output: {dtype: bfloat16}`",
     "tokenizer": "write `tokenizer: {source: base}`",
+    "chat_template": "write `chat_template: base`",
     "allow_missing": "write `allow_missing: ['*.bias']`",
     "rules": "write `rules: [{match: '*.mlp.*', take: base}]`",
 }

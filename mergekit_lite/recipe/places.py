@@ -13,8 +13,6 @@ NOT_YET = {
     "expect": "bounds on quality",
     "output.quantize": "quantised output",
     "output.push": "uploading the result",
-    "tokenizer.tokens": "per-token rules",
-    "tokenizer.pad_to_multiple_of": "padding the vocabulary",
 }
 """Keys of the recipe language that this version refuses, and what they are for."""
 

@@ -20,6 +20,8 @@ _SECTIONS = (
     ("Match", schema.Match),
     ("Output", schema.Output),
     ("Tokenizer", schema.Tokenizer),
+    ("Token", schema.TokenRule),
+    ("Token source", schema.TokenSource),
 )
 
 
@@ -77,6 +79,8 @@ def _one(option: Schema) -> str:
 
 def _default(field: Schema) -> str:
     default: Any = field.get("default")
+    if isinstance(default, dict):
+        default = {key: value for key, value in default.items() if value not in (None, {})}
     return "" if default is None or default in ([], {}) else f"`{show(default)}`"
 
 

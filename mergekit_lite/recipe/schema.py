@@ -213,11 +213,39 @@ class Rule(_Model):
 ACTIONS = ("take", "drop", "steps", "set")
 
 
-class Tokenizer(_Model):
-    """Whose tokenizer goes with the result."""
+class TokenSource(_Model):
+    """A row to take for a token."""
 
-    source: Literal["base"] = "base"
-    """`base`: copied from the base unchanged."""
+    model: str | None = None
+    """`base` or an expert's name."""
+    token: str | None = None
+    """The token of that model whose row is taken; by default the token of the same name."""
+    token_id: Annotated[int, Field(ge=0)] | None = None
+    """The number of the row, in place of `token`."""
+    kind: Literal["zero", "model_token"] | None = None
+    """`zero`: a row of zeros; `model_token`: the row that the other keys name."""
+
+
+class TokenRule(_Model):
+    """Where the rows of one token come from."""
+
+    source: str | TokenSource | None = None
+    """`base`, an expert's name, `zero`, or `{model, token}` or `{model, token_id}`: the row of
+    every model that lacks the token."""
+    force: bool = False
+    """Use the source for the models that have the token, too: the result's row is the source's."""
+
+
+class Tokenizer(_Model):
+    """Whose tokenizer goes with the result, and where rows of single tokens come from."""
+
+    source: str | None = None
+    """`base`: the base's; `union`: the base's with the tokens that experts have and it lacks;
+    an expert's name: that expert's, with its ids. Rows are matched by token."""
+    tokens: Mapping[str, TokenRule] = {}
+    """Token -> where its row comes from; a token that the tokenizer lacks is added to it."""
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
+    """The number of rows is raised to a multiple of this; new rows are the mean of the others."""
 
 
 Dtype = Literal["base", "bfloat16", "float16", "float32"]
@@ -259,8 +287,19 @@ class Recipe(_Model):
     """The layers of the output from bottom to top, where they are not those of the base."""
     rules: tuple[Rule, ...] = ()
     """Exceptions from the chain, in order; a rule that matches no tensor is an error."""
+    vocab: Literal["base_rows", "common_rows", "union"] | None = None
+    """What to do where the vocabularies of base and experts differ. `base_rows`: the base's rows,
+    an expert counts where it has the token; `common_rows`: only rows of tokens that all models
+    have are merged, the others are the base's; `union`: also rows for tokens that the base
+    lacks. Without it, differing vocabularies are an error."""
     tokenizer: Tokenizer = Tokenizer()
     """Whose tokenizer goes with the result."""
+    chat_template: str | None = None
+    """Whose chat template goes with the result: `base`, an expert's name, `auto` (what most inputs
+    have), or the template itself."""
+    head: Literal["tie", "untie"] | None = None
+    """Whether the result's head is its embedding (`tie`) or weights of its own (`untie`), where
+    base and experts differ; by default as in the base."""
     output: Output = Output()
     """How the result is stored."""
     seed: Annotated[int, Field(ge=0), BeforeValidator(_whole)] = 0

@@ -18,10 +18,11 @@ from mergekit_lite.recipe.order import Checker
 from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
 from mergekit_lite.recipe.renames import renamer
 from mergekit_lite.recipe.rules import RuleReader
-from mergekit_lite.recipe.schema import Expert, Output, Tokenizer
+from mergekit_lite.recipe.schema import Expert, Output
 from mergekit_lite.recipe.slices import SliceReader
 from mergekit_lite.recipe.steps import BASE, Chains, StepNode
 from mergekit_lite.recipe.text import number
+from mergekit_lite.recipe.tokens import TokenizerReader
 from mergekit_lite.recipe.values import WEIGHT
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -68,12 +69,13 @@ class Shaper:
             reader = RuleReader(self, [*(steps or ()), *own, *stacked])
             data["rules"] = reader.read(entries["rules"].items())
         self._seed(entries.get("seed"))
-        for key, model in (("output", Output), ("tokenizer", Tokenizer)):
-            if isinstance(data.get(key), dict):
-                inner = self.known(entries[key], keys_of(model), key)
-                data[key] = {name: node.plain() for name, node in inner.items()}
-        if "tokenizer" in entries and not self._tokenizer(entries["tokenizer"]):
-            del data["tokenizer"]
+        if isinstance(data.get("output"), dict):
+            inner = self.known(entries["output"], keys_of(Output), "output")
+            data["output"] = {name: node.plain() for name, node in inner.items()}
+        tokens = TokenizerReader(self.known, tuple(self.experts), self.problems)
+        if "tokenizer" in data:
+            data["tokenizer"] = tokens.read(entries["tokenizer"])
+        tokens.check(*(entries.get(key) for key in ("vocab", "tokenizer", "chat_template")))
         return data
 
     def known(self, node: Node, keys: list[str], owner: str) -> dict[str, Node]:
@@ -191,11 +193,3 @@ class Shaper:
                 continue
             rules[pattern] = to.value
         return rules
-
-    def _tokenizer(self, node: Node) -> bool:
-        source = node.get("source")
-        if source is None or source.value == "base":
-            return True
-        what = f"`tokenizer: {{source: {show(source.value)}}}` is not supported by this version"
-        self.problems.add(what, source.mark, "`base` is: its tokenizer is copied unchanged")
-        return False

@@ -64,7 +64,7 @@ def measure(
     jobs = [_with_transforms(job, chains.get(job.name)) for job in bare.jobs]
     whole = replace(bare, jobs=tuple(jobs))
     known = answers_of(whole, models, Options(threads=threads))
-    readers = Readers(models)
+    readers = Readers(models, whole.row_maps)
     local = threading.local()
 
     def one(job: Job) -> tuple[Group, Sums]:

@@ -69,7 +69,7 @@ def test_defaults(read: Read) -> None:
     recipe = read(SMALL)
     assert (recipe.output.dtype, recipe.output.shard_size) == ("base", 5_000_000_000)
     assert (recipe.seed, recipe.compat, recipe.extra) == (0, "none", "error")
-    assert (recipe.rules, recipe.allow_missing, recipe.tokenizer.source) == ((), (), "base")
+    assert (recipe.rules, recipe.allow_missing, recipe.tokenizer.source) == ((), (), None)
 
 
 def test_places(read: Read) -> None:
@@ -189,8 +189,6 @@ def test_all_problems_at_once_in_reading_order(refused: Refused) -> None:
             "5GB (5 x 10^9 bytes), 5GiB",
         ),
         ("output: {shard_size: 0}", "4:22", "`0` is not a size in bytes", "500MB"),
-        ("tokenizer: {source: union}", "4:21", "{source: union}` is not supported", "`base`"),
-        ("tokenizer: {tokens: {}}", "4:13", "`tokenizer.tokens` (per-token rules) is not", ""),
         ("tokenizer: base", "4:12", "`tokenizer` must be a mapping", "{source: base}"),
     ],
 )

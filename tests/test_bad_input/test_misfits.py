@@ -65,13 +65,22 @@ def test_other_sizes(world: World, sizes: dict[str, int], says: str) -> None:
 def test_another_vocabulary(world: World) -> None:
     _other(world, vocab=80)
     said = world.refused(2, "recipe.yaml:3:9", "another vocabulary", "80x32 (base 64x32)")
-    assert "take: base" in said
+    for rule in ("base_rows", "common_rows", "union"):
+        assert f"`vocab: {rule}`" in said
 
 
-def test_the_rules_named_for_another_vocabulary_work(world: World) -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "rules: [{match: {role: embedding}, take: base}]",
+        "vocab: base_rows",
+        "vocab: common_rows",
+        "vocab: union",
+    ],
+)
+def test_the_rules_named_for_another_vocabulary_work(world: World, rule: str) -> None:
     _other(world, vocab=80)
-    rules = "rules: [{match: {role: embedding}, take: base}]\n"
-    result = world.run(LINEAR + rules)
+    result = world.run(f"{LINEAR}{rule}\n")
     assert result.exit_code == 0, result.stderr
 
 
