@@ -36,6 +36,7 @@ class Transform:
         kind, factor, numbers: as the kernels take them.
         ranks: whose cuts it waits for.
         keep_ties: its cuts keep every tied entry.
+        strict: its cuts keep no tied entry.
         of_model: its cut comes from the sweep over the whole model.
         l1_density: density of a drop whose factor waits for sums of magnitudes.
         width: entries of a row, if it works on rows.
@@ -46,6 +47,7 @@ class Transform:
     numbers: list[int] = field(default_factory=list)
     ranks: tuple[int, ...] = ()
     keep_ties: bool = False
+    strict: bool = False
     of_model: bool = False
     l1_density: float | None = None
     width: int = 0
@@ -59,6 +61,7 @@ class Program:
         kinds, floats, ints: transforms by (expert, position); ints hold up to 6 numbers each.
         wanted: (expert, position) -> ranks whose cuts must be found before it can run.
         keep_ties: (expert, position) of cuts that keep every tied entry.
+        strict: (expert, position) of cuts that keep no tied entry.
         of_model: (expert, position) of cuts that come from the sweep over the whole model.
         by_l1: (expert, position) -> density of drops whose factor must be found first.
         combine, weights, divisor, options: the combine and its parameters.
@@ -80,6 +83,7 @@ class Program:
     width: int = 0
     wanted: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     keep_ties: set[tuple[int, int]] = field(default_factory=set)
+    strict: set[tuple[int, int]] = field(default_factory=set)
     of_model: set[tuple[int, int]] = field(default_factory=set)
     by_l1: dict[tuple[int, int], float] = field(default_factory=dict)
     gram: Callable[[Sums], Sequence[float]] | None = None
@@ -108,9 +112,11 @@ class Program:
     def set_cuts(self, expert: int, position: int, cuts: Sequence[Cut]) -> None:
         """Enter the cuts that transform `position` of an expert asked for."""
         every = (expert, position) in self.keep_ties
+        none = (expert, position) in self.strict
         numbers = []
         for cut in cuts:
-            numbers += [threshold_bits(cut), EVERY if every and cut.until else cut.until]
+            until = EVERY if every and cut.until else cut.until
+            numbers += [threshold_bits(cut), 0 if none else until]
         self.ints[expert, position, : len(numbers)] = numbers
         self.wanted.pop((expert, position), None)
         self.of_model.discard((expert, position))
@@ -158,7 +164,7 @@ def _transform(
         if params["rescale"] == "l1" and density < 1:
             return Transform(DARE, numbers=numbers, l1_density=density)
         return Transform(DARE, rescale_factor(density, params["rescale"], None), numbers)
-    if spec.name not in ("magnitude", "breadcrumbs") or not isinstance(spec.needs, Order):
+    if spec.name not in ("magnitude", "breadcrumbs", "graft") or not isinstance(spec.needs, Order):
         return None
     if density >= 1 and params.get("count") is None:
         return Transform(IDENTITY)
@@ -166,12 +172,13 @@ def _transform(
         width = job.shape[-1] if job.shape else 1
         top, last = band(density, float(params["gamma"]), width)
         return Transform(ROW_BAND, numbers=[top, last - top], width=width)
-    kind = CUT if spec.name == "magnitude" else BAND
+    kind = BAND if spec.name == "breadcrumbs" else CUT
     ranks = () if spec.needs.of_model(params) else spec.needs.ranks(params, size)
     return Transform(
         kind,
         ranks=tuple(ranks),
         keep_ties=spec.needs.keeps_ties(params),
+        strict=spec.name == "graft",
         of_model=spec.needs.of_model(params),
     )
 
@@ -238,6 +245,8 @@ def _assemble(
                 program.wanted[e, t] = step.ranks
             if step.keep_ties:
                 program.keep_ties.add((e, t))
+            if step.strict:
+                program.strict.add((e, t))
             if step.of_model:
                 program.of_model.add((e, t))
             if step.l1_density is not None:

@@ -36,6 +36,15 @@ CHAINS = {
     "consensus over signed weights": [Step("sign_consensus", {**WEIGHTS, "divisor": "signed"})],
     "ties": [*each("magnitude", {"density": 0.2}), MEAN, Step("scale", {"lambda": 1.3})],
     "ties with ties kept": [*each("magnitude", {"density": 0.3, "tie_mode": "threshold"}), MEAN],
+    "ties as the authors trim": [
+        *each("magnitude", {"density": 0.3, "tie_mode": "official"}),
+        MEAN,
+    ],
+    "trim to a count": [*each("magnitude", {"count": 100}), MEAN],
+    "grafts": [
+        *each("graft", {"density": 0.05, "scope": "tensor"}),
+        Step("task_arithmetic", WEIGHTS),
+    ],
     "ties, norms too": [*each("magnitude", {"density": 0.4, "density_1d": None}), MEAN],
     "dare": [*each("dare", {"density": 0.3}), Step("task_arithmetic", WEIGHTS)],
     "dare, not rescaled": [*each("dare", {"density": 0.3, "rescale": "none"}), MEAN],
