@@ -17,6 +17,7 @@ from mergekit_lite.kernels.chain import Kind, kernel_for
 from mergekit_lite.kernels.chain_ranks import Ranked, sample_for, scan_for
 from mergekit_lite.kernels.chain_sums import kept_for
 from mergekit_lite.kernels.codec import CODES
+from mergekit_lite.kernels.combine import WEIGHTED_SUM
 from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
 from mergekit_lite.kernels.steps import DARE
@@ -47,7 +48,7 @@ def merge_kind(job: Job, program: Program, codes: Sequence[int], deltas: Sequenc
         aggregate=aggregate,
         zero_plus=bool(zero_plus),
         signed=bool(signed),
-        divided=bool(program.divisor != 0),
+        divided=program.combine == WEIGHTED_SUM and bool(program.divisor != 0),
         posts=len(program.posts),
         out_code=CODES[job.dtype],
     )

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.kernels.combine import MAX, MEAN, SUM, VOTE, WEIGHTED_SUM
+from mergekit_lite.kernels.combine import (
+    ACTIVE_MEAN,
+    CLAIMED,
+    CLIPPED,
+    FARTHEST,
+    MAX,
+    MEAN,
+    SUM,
+    VOTE,
+    WEIGHTED_SUM,
+)
 from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._arithmetic import total_weight
@@ -26,6 +36,13 @@ from mergekit_lite.ops.transform.dare import rescale_factor
 from mergekit_lite.plan.types import Job, Step
 
 _AGGREGATES = {"mean": MEAN, "sum": SUM, "max": MAX}
+_LIMITS = {
+    "magmax": (FARTHEST, "", ""),
+    "ram": (ACTIVE_MEAN, "epsilon", ""),
+    "consensus": (CLAIMED, "mask_lambda", "at_least"),
+    "nearswap": (CLIPPED, "t", ""),
+}
+"""Op -> its combine, the parameter that is its limit, and the one that is a number of experts."""
 
 
 @dataclass
@@ -64,7 +81,8 @@ class Program:
         strict: (expert, position) of cuts that keep no tied entry.
         of_model: (expert, position) of cuts that come from the sweep over the whole model.
         by_l1: (expert, position) -> density of drops whose factor must be found first.
-        combine, weights, divisor, options: the combine and its parameters.
+        combine, weights, divisor, options: the combine and its parameters; `divisor` is the limit
+            of those that have one.
         posts: factors of the posts, in order.
         weight_space: whether experts enter as whole weights.
         width: entries of a row when a step works on rows, else 0.
@@ -211,6 +229,11 @@ def _assemble(
             params["zero_sign"] == "plus",
             params["divisor"] == "signed",
         )
+    elif combine.op in _LIMITS:
+        kind, limit, least = _LIMITS[combine.op]
+        divisor = np.float32(params[limit] if limit else 0.0)
+        options[1] = params[least] if least else 0
+        posts = [float(params.get("lambda", 1.0)), *posts]
     elif combine.op in ("take", "passthrough"):
         weights = np.array([params.get("scale", 1.0)], np.float32)
     elif spec.blend is not None and isinstance(spec.needs, Totals) and spec.needs.wanted(params):

@@ -18,7 +18,7 @@ import numpy as np
 from mergekit_lite.kernels import entry
 from mergekit_lite.kernels._jit import Inlined, Kernel, inlined
 from mergekit_lite.kernels.codec import LARGEST, WIDTHS, non_finite_stored
-from mergekit_lite.kernels.combine import MAX, MEAN, VOTE
+from mergekit_lite.kernels.combine import ACTIVE_MEAN, CLAIMED, CLIPPED, FARTHEST, MAX, MEAN, VOTE
 from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY
 
 MOST_INPUTS: Final = 12
@@ -45,7 +45,8 @@ class Kind:
         weight_space: whether experts enter as whole weights.
         kinds: transforms of every expert.
         combine: a kind of combine.
-        by_count, aggregate, zero_plus, signed: options of a vote.
+        by_count, aggregate, zero_plus, signed: options of a vote; `aggregate` is also how many must
+            claim an entry.
         divided: whether a weighted sum is divided.
         posts: how many factors follow.
         out_code: storage code of the output.
@@ -145,7 +146,7 @@ def source(kind: Kind) -> str:
         for t, step in enumerate(kind.kinds[e - 1]):
             transform(str(e), f"{e - 1}, {t}", t, step, before, lines)
         before.append(f"w{e} = weights[{e - 1}]")
-    lines += _vote(kind, experts) if kind.combine == VOTE else _weighted(kind, experts)
+    lines += _COMBINES.get(kind.combine, _weighted)(kind, experts)
     for k in range(kind.posts):
         before.append(f"post{k} = posts[{k}]")
         lines.append(f"y = y * post{k}")
@@ -257,3 +258,34 @@ def _vote(kind: Kind, experts: range) -> list[str]:
         mass = " + ".join(f"({part.format(e=e)} if k{e} else ZERO)" for e in experts)
         lines += [f"m = {mass}", "y = mean(y, m)"]
     return lines
+
+
+def _largest(kind: Kind, experts: range) -> list[str]:
+    return ["y = w1 * x1"] + [f"y = later(y, w{e} * x{e})" for e in experts[1:]]
+
+
+def _active_mean(kind: Kind, experts: range) -> list[str]:
+    lines = [f"k{e} = abs(x{e}) > divisor" for e in experts]
+    total = " + ".join(f"(x{e} if k{e} else ZERO)" for e in experts)
+    active = " + ".join(f"(ONE if k{e} else ZERO)" for e in experts)
+    return [*lines, f"y = (ZERO + {total}) / max({active}, ONE)"]
+
+
+def _claimed(kind: Kind, experts: range) -> list[str]:
+    lines = [f"p{e} = w{e} * x{e}" for e in experts]
+    lines.append("s = " + " + ".join(f"p{e}" for e in experts))
+    claims = " + ".join(f"claim(p{e}, s, divisor)" for e in experts)
+    return [*lines, f"y = s if {claims} >= np.float32({kind.aggregate}) else ZERO"]
+
+
+def _clipped(kind: Kind, experts: range) -> list[str]:
+    return ["y = clip(x1, divisor)"]
+
+
+_COMBINES: Final[dict[int, Callable[[Kind, range], list[str]]]] = {
+    VOTE: _vote,
+    FARTHEST: _largest,
+    ACTIVE_MEAN: _active_mean,
+    CLAIMED: _claimed,
+    CLIPPED: _clipped,
+}

@@ -11,6 +11,10 @@ from mergekit_lite.kernels._jit import inlined
 
 WEIGHTED_SUM: Final = 0
 VOTE: Final = 1
+FARTHEST: Final = 2
+ACTIVE_MEAN: Final = 3
+CLAIMED: Final = 4
+CLIPPED: Final = 5
 
 MEAN: Final = 0
 SUM: Final = 1
@@ -100,3 +104,81 @@ def vote(
             m = mass[j]
             mean = out[j] / (m if m != _ZERO else np.float32(1.0))
             out[j] = mean if m != _ZERO else _ZERO
+
+
+@inlined
+def largest(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    weights: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Write, of every entry, the weighted input of largest magnitude, the last of equal ones."""
+    first, w = x[0], weights[0]
+    for j in range(n):
+        out[j] = w * first[j]
+    for e in range(1, experts):
+        row, w = x[e], weights[e]
+        for j in range(n):
+            p = w * row[j]
+            out[j] = p if abs(p) >= abs(out[j]) else out[j]
+
+
+@inlined
+def active_mean(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    limit: np.float32,
+    out: NDArray[np.float32],
+    active: NDArray[np.float32],
+) -> None:
+    """Write the mean of the inputs whose magnitude is above `limit`, 0 where none is."""
+    one = np.float32(1.0)
+    for j in range(n):
+        out[j] = _ZERO
+        active[j] = _ZERO
+    for e in range(experts):
+        row = x[e]
+        for j in range(n):
+            counts = abs(row[j]) > limit
+            out[j] = out[j] + (row[j] if counts else _ZERO)
+            active[j] = active[j] + (one if counts else _ZERO)
+    for j in range(n):
+        out[j] = out[j] / max(active[j], one)
+
+
+@inlined
+def claimed(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    weights: NDArray[np.float32],
+    limit: np.float32,
+    at_least: int,
+    out: NDArray[np.float32],
+    claims: NDArray[np.float32],
+) -> None:
+    """Write the weighted sum where at least so many inputs outweigh `limit` times the others."""
+    weighted_sum(x, experts, n, weights, _ZERO, out)
+    for j in range(n):
+        claims[j] = _ZERO
+    for e in range(experts):
+        row, w = x[e], weights[e]
+        for j in range(n):
+            p = w * row[j]
+            mine = abs(p) > abs(np.float32(out[j] - p)) * limit
+            claims[j] = claims[j] + (np.float32(1.0) if mine else _ZERO)
+    enough = np.float32(at_least)
+    for j in range(n):
+        out[j] = out[j] if claims[j] >= enough else _ZERO
+
+
+@inlined
+def clipped(x: NDArray[np.float32], n: int, limit: np.float32, out: NDArray[np.float32]) -> None:
+    """Write the first input, cut off at -limit and limit."""
+    first = x[0]
+    for j in range(n):
+        high = limit if first[j] > limit else first[j]
+        out[j] = -limit if high < -limit else high

@@ -153,6 +153,25 @@ def larger(best: np.float32, p: np.float32, agrees: bool) -> np.float32:
 
 
 @inlined
+def later(best: np.float32, p: np.float32) -> np.float32:
+    """Return the one of larger magnitude, the second of equal ones."""
+    return p if abs(p) >= abs(best) else best
+
+
+@inlined
+def claim(p: np.float32, total: np.float32, limit: np.float32) -> np.float32:
+    """Return 1 where a part of a total outweighs `limit` times the rest, else 0."""
+    return ONE if abs(p) > abs(np.float32(total - p)) * limit else ZERO
+
+
+@inlined
+def clip(x: np.float32, limit: np.float32) -> np.float32:
+    """Return an entry cut off at -limit and limit."""
+    high = limit if x > limit else x
+    return np.float32(-limit) if high < -limit else high
+
+
+@inlined
 def mean(total: np.float32, mass: np.float32) -> np.float32:
     """Return total / mass, and 0 where no input agrees."""
     quotient = np.float32(total / (mass if mass != ZERO else ONE))

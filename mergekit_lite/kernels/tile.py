@@ -9,7 +9,19 @@ from numpy.typing import NDArray
 
 from mergekit_lite.kernels._jit import inlined, kernel, reported
 from mergekit_lite.kernels.codec import decode, encode
-from mergekit_lite.kernels.combine import VOTE, vote, weighted_sum
+from mergekit_lite.kernels.combine import (
+    ACTIVE_MEAN,
+    CLAIMED,
+    CLIPPED,
+    FARTHEST,
+    VOTE,
+    active_mean,
+    claimed,
+    clipped,
+    largest,
+    vote,
+    weighted_sum,
+)
 from mergekit_lite.kernels.steps import (
     BAND,
     CUT,
@@ -180,6 +192,14 @@ def merge_tile(
                 x, experts, n, weights, options[0] != 0, options[1], options[2] != 0,
                 options[3] != 0, merged, ballot, mass,
             )  # fmt: skip
+        elif combine == FARTHEST:
+            largest(x, experts, n, weights, merged)
+        elif combine == ACTIVE_MEAN:
+            active_mean(x, experts, n, divisor, merged, mass)
+        elif combine == CLAIMED:
+            claimed(x, experts, n, weights, divisor, options[1], merged, mass)
+        elif combine == CLIPPED:
+            clipped(x, n, divisor, merged)
         else:
             weighted_sum(x, experts, n, weights, divisor, merged)
         for k in range(posts.shape[0]):

@@ -72,6 +72,11 @@ CHAINS = {
         *each("magnitude", {"density": 0.5}),
         MEAN,
     ],
+    "largest": [Step("magmax", {**WEIGHTS, "lambda": 0.5})],
+    "largest of trimmed": [*each("magnitude", {"density": 0.2}), Step("magmax", WEIGHTS)],
+    "active": [Step("ram", {"epsilon": 1e-3}), Step("scale", {"lambda": 0.7})],
+    "claimed": [Step("consensus", {**WEIGHTS, "mask_lambda": 0.6, "lambda": 0.3})],
+    "claimed by one": [Step("consensus", {**WEIGHTS, "at_least": 1})],
     "multislerp": [Step("multislerp", WEIGHTS)],
     "karcher": [Step("karcher", {"weights": [1.0, 2.0, 0.5], "space": "delta"})],
     "model stock": [Step("model_stock", {"clamp_t": False}), Step("scale", {"lambda": 0.7})],
@@ -165,6 +170,15 @@ def test_means_on_the_sphere_of_whole_weights(tmp_path: Path, op: str) -> None:
     models = save_models(tmp_path, SHAPES, experts=["a", "b"], scale=1.0)
     step = Step(op, {"weights": [0.5, 2.0], "space": "weight"})
     plan = plan_for(models, [step], needs_base=False)
+    assert compile_job(plan.jobs[0], plan.seed) is not None
+    run(plan, models, tmp_path / "out")
+    assert same_bytes(output(tmp_path / "out"), expected(plan, models))
+
+
+@pytest.mark.parametrize("t", [0.0, 0.01, 1.0])
+def test_one_model_by_small_steps(tmp_path: Path, t: float) -> None:
+    models = save_models(tmp_path, SHAPES, experts=["a"])
+    plan = plan_for(models, [Step("nearswap", {"t": t})])
     assert compile_job(plan.jobs[0], plan.seed) is not None
     run(plan, models, tmp_path / "out")
     assert same_bytes(output(tmp_path / "out"), expected(plan, models))

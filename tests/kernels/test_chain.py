@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from mergekit_lite.kernels import warm
 from mergekit_lite.kernels.chain import MOST_INPUTS, PIECE, Kind, kernel_for
 from mergekit_lite.kernels.codec import BF16, F16, F32, F64, WIDTHS
-from mergekit_lite.kernels.combine import MAX, MEAN, SUM, VOTE, WEIGHTED_SUM
+from mergekit_lite.kernels.combine import (
+    ACTIVE_MEAN,
+    CLAIMED,
+    CLIPPED,
+    FARTHEST,
+    MAX,
+    MEAN,
+    SUM,
+    VOTE,
+    WEIGHTED_SUM,
+)
 from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND
 from mergekit_lite.kernels.tile import BLOCK, merge_tile
 from tests.kernels.arrays import Floats
@@ -61,6 +71,10 @@ KINDS = {
     "weights, a delta, one absent": kind(
         (BF16, F32, NO, BF16), deltas=(True, True, False), weight_space=True, out_code=F32
     ),
+    "largest": kind((BF16, F32, NO, F16), combine=FARTHEST, posts=1),
+    "active": kind(B3, kinds=((CUT,),) * 2, combine=ACTIVE_MEAN),
+    "claimed": kind((F32, BF16, F16, NO), combine=CLAIMED, aggregate=2, posts=1),
+    "clipped": kind((BF16, F32), combine=CLIPPED, out_code=F32),
     "one cut": kind((NO, F32), deltas=(True,), kinds=((CUT,),), out_code=F32),
     "nothing but the base": kind((F32, NO), out_code=BF16),
     "no base": kind((NO, BF16, F32), deltas=(True, False), out_code=BF16),
@@ -130,7 +144,8 @@ def case(of: Kind, data: str, generator: np.random.Generator) -> Case:
     tile = inputs(generator, data, of.codes, of.deltas)
     floats, ints = numbers(generator, of.kinds, tile)
     weights = generator.choice([1.0, 0.5, -0.25, 1.5, 0.0, 0.1], len(of.kinds))
-    divisor = np.float32(generator.choice([0.75, 3.0]) if of.divided else 0)
+    limited = of.combine in (ACTIVE_MEAN, CLAIMED, CLIPPED)
+    divisor = np.float32(generator.choice([0.75, 3.0]) if of.divided or limited else 0)
     posts = generator.choice([1.3, 0.0, -0.5, 1.0], of.posts)
     return Case(
         of, tile, floats, ints, weights.astype(np.float32), divisor, posts.astype(np.float32)

@@ -8,7 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_lite.kernels.combine import MAX, MEAN, SUM, vote, weighted_sum
+from mergekit_lite.kernels.combine import (
+    MAX,
+    MEAN,
+    SUM,
+    active_mean,
+    claimed,
+    clipped,
+    largest,
+    vote,
+    weighted_sum,
+)
 from mergekit_lite.ops import get
 from mergekit_lite.ops._arithmetic import negligible, total_weight
 from tests.kernels.arrays import AWKWARD, Floats, same
@@ -70,6 +80,26 @@ def test_vote_is_sign_consensus(
     wanted = by_op("sign_consensus", x, weights, **how)
     # Which zero a vote without a winner gives is of no account: a zero delta leaves the base.
     assert same(out + np.float32(0), wanted + 0.0)
+
+
+@CALM
+@given(experts(), st.sampled_from([0.0, 0.5, 1e-5, 3.0]), st.integers(1, 3))
+def test_the_other_combines_are_their_ops(
+    given_: tuple[Floats, list[float]], limit: float, least: int
+) -> None:
+    x, weights = given_
+    experts_, n, given_weights = len(x), x.shape[1], np.array(weights, np.float32)
+    out, scratch = np.full(n, 9, np.float32), np.full(n, 9, np.float32)
+    one = [torch.from_numpy(row.copy()) for row in x]
+    largest(x, experts_, n, given_weights, out)
+    assert same(out, by_op("magmax", x, weights))
+    active_mean(x, experts_, n, np.float32(limit), out, scratch)
+    assert same(out, get("ram").function(one, epsilon=limit))
+    claimed(x, experts_, n, given_weights, np.float32(limit), least, out, scratch)
+    wanted = by_op("consensus", x, weights, mask_lambda=limit, at_least=least)
+    assert same(out, wanted)
+    clipped(x, n, np.float32(limit), out)
+    assert same(out, get("nearswap").function(one[:1], t=limit))
 
 
 def test_products_are_rounded_before_they_are_added() -> None:

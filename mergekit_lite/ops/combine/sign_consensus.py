@@ -42,7 +42,7 @@ def norms_of(sums: Sums | None) -> list[float]:
 
 
 def elected_sign(shares: Sequence[Tensor], elect: str, norms: Sequence[float] = ()) -> Tensor:
-    """Return the winning sign of each entry: -1, 0 or 1."""
+    """Return the winning sign of each entry: -1, 0 or 1; NaN, as of inf - inf, elects nobody."""
     import torch
 
     if elect.startswith("norm"):
@@ -58,13 +58,14 @@ def elected_sign(shares: Sequence[Tensor], elect: str, norms: Sequence[float] = 
     votes = shares[0].sign() if elect == "count" else shares[0].clone()
     for share in shares[1:]:
         votes += share.sign() if elect == "count" else share
-    return votes.sign()
+    return torch.where(votes.isnan(), votes, votes.sign())
 
 
 def broken_ties(sign: Tensor, zero_sign: str, majority: float) -> Tensor:
-    """Return the signs with a vote of exactly zero decided."""
+    """Return the signs with a vote of exactly zero decided, and 0 for one that is NaN."""
     instead = 1.0 if zero_sign == "plus" else float((majority > 0) - (majority < 0))
-    return sign if zero_sign == "none" else sign.masked_fill(sign == 0, instead)
+    decided = sign if zero_sign == "none" else sign.masked_fill(sign == 0, instead)
+    return decided.nan_to_num(nan=0.0)
 
 
 @combine(
