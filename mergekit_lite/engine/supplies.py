@@ -19,6 +19,7 @@ from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
 from mergekit_lite.checkpoint.coded.tiles import Decoder, decoder
 from mergekit_lite.engine.adapted import adapter_supply, joined_supply
 from mergekit_lite.engine.joined import JoinedRead
+from mergekit_lite.engine.pieced import pieced, pieced_dtype
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.types import Gather, Job, Read
 
@@ -94,12 +95,18 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
         return _gathered(read.gather, job, readers)
     if read.lora is not None:
         return adapter_supply(read, job, readers, lambda stored: supply_of(stored, job, readers))
+    if read.pieces:
+        return pieced(read, lambda name: _of_tensor(readers.info(read.source, name), read, readers))
     info = readers.info(read.source, read.name)
     if prod(info.shape) != prod(job.shape):
         raise DataError(
             f"`{info.name}` has shape {list(info.shape)}, the plan says {list(job.shape)}",
             where=read.source,
         )
+    return _of_tensor(info, read, readers)
+
+
+def _of_tensor(info: TensorInfo, read: Read, readers: Readers) -> Supply:
     if info.coded is not None:
         return Dequantised(decoder(info, partial(readers.read, read.source)))
     return Stored(readers, read.source, info)
@@ -115,10 +122,14 @@ def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
         return "F32", read.lora.is_delta
     if read.gather is not None:
         return read.gather.dtype, Stored.is_delta
-    info = models[read.source].header.tensors[read.name]
-    if info.coded is not None:
-        return Dequantised.dtype, Dequantised.is_delta
-    return info.dtype, Stored.is_delta
+    tensors = models[read.source].header.tensors
+    names = dict.fromkeys(piece.name for piece in read.pieces) or [read.name]
+    dtypes = [_dtype_of(tensors[name]) for name in names]
+    return pieced_dtype(dtypes), Stored.is_delta
+
+
+def _dtype_of(info: TensorInfo) -> str:
+    return info.dtype if info.coded is None else Dequantised.dtype
 
 
 def _gathered(gather: Gather, job: Job, readers: Readers) -> Gathered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from mergekit_lite.checkpoint import LoraFactors, TensorInfo, layer_of, role_of
 from mergekit_lite.errors import RecipeError, nearest
 from mergekit_lite.plan.build import models as resolve_models
 from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.rules import Rules, describe, describe_match
 from mergekit_lite.plan.types import Job, Plan, Read, Step
 from mergekit_lite.recipe.schema import Recipe
@@ -139,6 +141,10 @@ def _stored(read: Read, part: str, model: Model) -> list[tuple[str, TensorInfo]]
     tensors = model.header.tensors
     if read.lora is not None:
         parts = _lora_parts(read.lora)
+        return [(label, tensors[name]) for name, label in parts.items()]
+    if read.pieces:
+        counts = Counter(piece.name for piece in read.pieces)
+        parts = {n: f"{part}, in {plural(count, 'piece')}" for n, count in counts.items()}
         return [(label, tensors[name]) for name, label in parts.items()]
     info = tensors[read.name]
     if info.coded is None:

@@ -70,6 +70,7 @@ class View:
         scope: patterns of the tensors in which it has a part; all where there are none.
         named: the recipe renames its tensors.
         prefixes: changes of prefix by which its names were matched.
+        pieced: how tensors are read that it stores in another layout.
         spare: its tensors in layers from which slices choose.
         stack: of the base, the stack of layers from which slices choose.
         used: rows that read it.
@@ -91,6 +92,7 @@ class View:
     scope: tuple[str, ...] = ()
     named: bool = False
     prefixes: list[Prefix] = field(default_factory=list)
+    pieced: dict[str, Read] = field(default_factory=dict)
     spare: set[str] = field(default_factory=set)
     stack: str | None = None
     used: int = 0
@@ -177,6 +179,8 @@ class View:
         if stored not in self.tensors:
             return Read(self.name, "", zero=True)
         info = self.tensors[stored]
+        if stored in self.pieced:
+            return self.pieced[stored]
         coded = info.coded
         return Read(
             self.name,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from mergekit_lite.checkpoint import layer_of
+from mergekit_lite.plan.expert_layout import match_expert_layout
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.plan.names import Prefix, few, plural, prefixes_between
@@ -38,6 +39,7 @@ def name_experts(recipe: Recipe, found: Mapping[str, View], findings: Findings) 
         if not view.is_base:
             _rename(recipe, view, findings)
             _map_prefixes(view, base, findings, recipe.at("experts", name))
+            match_expert_layout(view, base, findings, recipe.at("experts", name))
         if view.scope:
             _narrow(view, findings, recipe.at("experts", name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,9 @@ from mergekit_lite.plan.statistic_files import StatisticFiles
 from mergekit_lite.plan.types import Job, Read, Step
 from mergekit_lite.recipe.cascade import Chain
 from mergekit_lite.recipe.schema import Recipe
+
+_EXPERTS = re.compile(r"experts?\b|_moe\b", re.IGNORECASE)
+"""What names of a routed model hold, whose modules called `gate` are routers."""
 
 _IDENTITY = Step("passthrough", {"source": None, "scale": 1.0, "weights": [1.0]})
 """What a row does that only changes the dtype, or only forms an adapter's weight."""
@@ -44,6 +48,7 @@ class Rows:
         self.rules = Rules(recipe)
         self.chains = Chains(recipe, layers, findings)
         self.statistics = StatisticFiles(recipe, findings)
+        self.routed = any(_EXPERTS.search(name) for name in found["base"].tensors)
         self._ops = registry()
 
     def row(self, target: Target) -> Job | None:
@@ -63,7 +68,32 @@ class Rows:
         names = spec.reads({**chain.params, "weights": chain.weights}, experts)
         if spec.structural:  # `drop`, as the only op of a chain
             return None
+        if self._keeps_router(target, spec, names, decision):
+            donor = self._whole(self.found["base" if target.has("base") else target.donor], target)
+            self.findings.warn_of(
+                f"`{target.name}`",
+                "routers are not merged but the base's; `routers: merge` merges them",
+            )
+            return self._copy(target, donor, decision, "a router")
         return self._merge(target, spec, chain, names, decision)
+
+    def _keeps_router(
+        self, target: Target, spec: OpSpec, names: Sequence[str], decision: Decision
+    ) -> bool:
+        """Return whether a routed model's router stays as it is: no rule speaks of it.
+
+        What a router learnt belongs to its own experts; a mean of two fits neither. The router of
+        a model that is taken alone comes along, and so does what an adapter learnt of it.
+        """
+        keeps = self.recipe.routers or ("merge" if self.recipe.compat == "mergekit" else "base")
+        matches = [self.recipe.rules[index].match for index in decision.matched]
+        named = any(match.name is not None or match.role == "router" for match in matches)
+        if target.role != "router" or not self.routed or keeps == "merge" or named:
+            return False
+        alone = spec.space == "weight" and len(names) == 1
+        views = [view for view in map(self.found.get, names) if view is not None]
+        adapted = any(v.model.adapter is not None and v.covers(target.name) for v in views)
+        return not alone and not adapted
 
     def _take(self, target: Target, source: str, decision: Decision) -> Job | None:
         view, info = self.found.get(source), target.info
@@ -266,7 +296,7 @@ class Rows:
         stored = self.found[read.source].dtype(info.name)
         reason = f"{decision}; {why}" if why else str(decision)
         dtype = output_dtype(info.dtype, self.recipe.output.dtype)
-        computed = read.lora or read.quantised or read.gather
+        computed = read.lora or read.quantised or read.gather or read.pieces
         if not computed and stored == dtype:
             return Job(
                 info.name, dtype, info.shape, 0, 0, "copy", (read,), layer=layer, rule=reason

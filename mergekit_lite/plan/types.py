@@ -28,6 +28,15 @@ class Gather:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of entries of a stored tensor: `count` of them from entry `first` on."""
+
+    name: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """One input of a row: a whole stored tensor, or the factors of an adapter's delta.
 
@@ -40,6 +49,8 @@ class Read:
         quantised: it is stored as codes, and decoded tile by tile.
         held: bytes that stay in memory while its tiles are decoded.
         gather: how its rows are found, where they are not those of the stored tensor.
+        pieces: the runs of stored entries that it is made of, where it is no stored tensor;
+            `name` is then that of the first.
     """
 
     source: str
@@ -50,6 +61,7 @@ class Read:
     quantised: bool = False
     held: int = 0
     gather: Gather | None = None
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +200,8 @@ class Plan:
             if gather is not None:
                 parts = tuple(r for r in map(read, gather["parts"]) if r)
                 gather = Gather(gather["map"], parts, gather["dtype"])
-            return Read(**{**value, "lora": lora, "gather": gather})
+            pieces = tuple(Piece(**piece) for piece in value["pieces"])
+            return Read(**{**value, "lora": lora, "gather": gather, "pieces": pieces})
 
         def job(value: dict[str, Any]) -> Job:
             return Job(

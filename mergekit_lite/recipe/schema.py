@@ -310,6 +310,9 @@ class Recipe(_Model):
     """Name patterns of base tensors that an expert may lack; it then leaves them as in the base."""
     scope: Scope = ()
     """The `scope` of every expert that has none of its own."""
+    routers: Literal["base", "merge"] | None = None
+    """What becomes of routers where a chain merges: `base` keeps the base's, which is the default;
+    `merge` treats them like all else, as `compat: mergekit` does. A rule that names them wins."""
     extra: Literal["error", "drop"] = "error"
     """What to do with tensors of an expert that the base lacks."""
 
