@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.recipe.marks import Mark, Node
-from mergekit_lite.recipe.text import parse
+from mergekit_lite.recipe.text import only, parse_all
 
 _SOURCES = {"model", "lora"}
 
@@ -25,6 +25,16 @@ def read_file(path: Path, *, shown: str = "", where: str = "", order: int = 0) -
     Raises:
         RecipeError: there is no such file, it is not text or not one YAML document.
     """
+    name = shown or path.name
+    return only(read_documents(path, shown=name, where=where, order=order), name)
+
+
+def read_documents(path: Path, *, shown: str, where: str = "", order: int = 0) -> list[Node]:
+    """Read and parse every YAML document of a file; the arguments are those of `read_file`.
+
+    Raises:
+        RecipeError: there is no such file, or it is not YAML text.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -38,7 +48,7 @@ def read_file(path: Path, *, shown: str = "", where: str = "", order: int = 0) -
     except UnicodeDecodeError as error:
         what = f"`{path}` is not UTF-8 text (byte {error.start})"
         raise RecipeError(what, where, "a recipe is a YAML text file") from None
-    return parse(text, shown or path.name, order)
+    return parse_all(text, shown, order)
 
 
 def _neighbours(path: Path) -> str:

@@ -13,11 +13,12 @@ from pydantic_core import ErrorDetails
 from mergekit_lite.errors import RecipeError, nearest
 from mergekit_lite.ops import registry
 from mergekit_lite.recipe import compat
-from mergekit_lite.recipe.extends import Extender, read_file, spelt
+from mergekit_lite.recipe.extends import Extender, read_documents, spelt
 from mergekit_lite.recipe.marks import Mark, Node, Problems, from_plain, kind_of, show
 from mergekit_lite.recipe.override import apply_overrides
 from mergekit_lite.recipe.schema import BASE, Expert, Recipe, Slice
 from mergekit_lite.recipe.shape import Shaper
+from mergekit_lite.recipe.text import only
 from mergekit_lite.recipe.variables import substitute_variables
 
 
@@ -33,7 +34,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         RecipeError: with every problem, each with its line and column and what to do.
     """
     tree = read_tree(source, overrides, problems := Problems())
-    if tree.command != "ours" and tree.root.get("steps") is None:
+    if tree.command != "ours" and not tree.readable:
         problems.raise_if_any()  # it could not be read far enough to say more
     recipe = _validated(tree.root, problems, tree.name, tree.folder)
     recipe._places.update({path: str(node.mark) for path, node in tree.root.walk()})
@@ -109,6 +110,11 @@ class Tree:
     command: compat.Command = "ours"
     notes: tuple[compat.Note, ...] = ()
 
+    @property
+    def readable(self) -> bool:
+        """Whether it has a chain, and no part that this version refuses as a whole."""
+        return self.root.get("steps") is not None and self.root.get("stages") is None
+
 
 def read_tree(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str], problems: Problems
@@ -122,11 +128,15 @@ def read_tree(
     asked = Path()
     if isinstance(source, Mapping):
         name, folder = "recipe", Path.cwd()
-        root = from_plain(source, name)
+        documents = [from_plain(source, name)]
     else:
         asked, path = Path(source), Path(source).resolve()
         name, folder, chain = path.name, path.parent, (path,)
-        root = read_file(path, shown=spelt(path, asked))
+        documents = read_documents(path, shown=spelt(path, asked))
+    several = any(compat.command_of(document) == "merge" for document in documents[1:])
+    if several:
+        return _translated(documents, name, folder, overrides, problems)
+    root = only(documents, name if chain == () else spelt(chain[0], asked))
     if not isinstance(root.value, dict):
         what = "the recipe is empty" if root.value is None else _not_a_recipe(root)
         problems.add(what, root.mark, "it needs at least `base` and `steps`")
@@ -138,12 +148,32 @@ def read_tree(
         problems.raise_if_any()
     if command == "ours":
         return Tree(_laid_over(root, overrides, problems), name, folder)
-    theirs = [text for text in overrides if compat.is_theirs(text)]
-    root = _laid_over(root, theirs, problems)
+    return _translated([root], name, folder, overrides, problems)
+
+
+def _translated(
+    documents: Sequence[Node],
+    name: str,
+    folder: Path,
+    overrides: Sequence[str],
+    problems: Problems,
+) -> Tree:
+    """Return the tree of a mergekit recipe, or of a file of several."""
     notes = compat.Notes()
-    root = compat.Translator(root, folder, registry(), problems, notes).translate()
+    alone = len(documents) == 1
+    theirs = [text for text in overrides if alone and compat.is_theirs(text)]
+
+    def translate(root: Node, stages: frozenset[str]) -> Node:
+        root = _laid_over(root, theirs, problems)
+        return compat.Translator(root, folder, registry(), problems, notes, stages).translate()
+
+    root = (
+        translate(documents[0], frozenset())
+        if alone
+        else compat.several(documents, translate, problems)
+    )
     root = apply_overrides(root, [text for text in overrides if text not in theirs], problems)
-    return Tree(root, name, folder, command, notes.ordered())
+    return Tree(root, name, folder, "merge", notes.ordered())
 
 
 def _laid_over(root: Node, overrides: Sequence[str], problems: Problems) -> Node:

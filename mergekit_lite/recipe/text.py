@@ -65,6 +65,30 @@ def parse(text: str, name: str, order: int = 0) -> Node:
     Raises:
         RecipeError: broken YAML, several documents, repeated keys, foreign tags.
     """
+    return only(parse_all(text, name, order), name)
+
+
+def only(documents: list[Node], name: str) -> Node:
+    """Return the one document of a file.
+
+    Raises:
+        RecipeError: there are several, or none.
+    """
+    if len(documents) > 1:
+        hint = "a recipe is one document: remove the `---` or put each recipe in its own file"
+        what = f"{len(documents)} YAML documents in one file"
+        raise RecipeError(what, f"{name}:{documents[1].mark.line}", hint)
+    if not documents:
+        raise RecipeError("the recipe is empty", name, "it needs at least `base` and `steps`")
+    return documents[0]
+
+
+def parse_all(text: str, name: str, order: int = 0) -> list[Node]:
+    """Parse every document of a YAML text.
+
+    Raises:
+        RecipeError: broken YAML, repeated keys, foreign tags.
+    """
     try:
         documents = list(yaml.compose_all(text, _Loader))
     except yaml.MarkedYAMLError as error:
@@ -74,19 +98,14 @@ def parse(text: str, name: str, order: int = 0) -> Node:
         raise RecipeError(f"not a YAML text: {_one_line(error)}", name, hint) from None
     except RecursionError:
         raise RecipeError("nested too deep to be a recipe", name, _SHAPE) from None
-    if len(documents) > 1:
-        line = documents[1].start_mark.line + 1
-        hint = "a recipe is one document: remove the `---` or put each recipe in its own file"
-        raise RecipeError(f"{len(documents)} YAML documents in one file", f"{name}:{line}", hint)
-    if not documents:
-        raise RecipeError("the recipe is empty", name, "it needs at least `base` and `steps`")
     problems = Problems()
+    builder = _Builder(name, order, problems)
     try:
-        root = _Builder(name, order, problems).build(documents[0], None, ())
+        roots = [builder.build(document, None, ()) for document in documents]
     except RecursionError:
         raise RecipeError("nested too deep to be a recipe", name, _SHAPE) from None
     problems.raise_if_any()
-    return root
+    return roots
 
 
 def _one_line(error: Exception) -> str:

@@ -105,9 +105,8 @@ models:
   - {model: code, parameters: {weight: 0.5, density: 0.5}}
 dtype: bfloat16
 """
-    said = world.refused(2, "this is a mergekit recipe", "did you mean `dare_ties`?", text=text)
-    assert "steps" in said
-    assert "model: math" in said
+    said = world.refused(2, "recipe.yaml:1:15", "did you mean `dare_ties`?", text=text)
+    assert "unknown merge method `dare-ties`" in said
 
 
 def test_recipe_that_assembles_experts(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mergekit_lite.recipe.compat.notes import Note, Notes
 from mergekit_lite.recipe.compat.recognise import Command, command_of, refuse
+from mergekit_lite.recipe.compat.several import several
 from mergekit_lite.recipe.compat.translate import Translator, is_theirs
 
-__all__ = ["Command", "Note", "Notes", "Translator", "command_of", "is_theirs", "refuse"]
+__all__ = ["Command", "Note", "Notes", "Translator", "command_of", "is_theirs", "refuse", "several"]
