@@ -201,11 +201,13 @@ def _tiled_equals_whole(spec: OpSpec, way: Vector) -> None:
     place = placed(stage, Place(name="t", size=42, layer=way.layer, layers=way.layers), seed=3)
     names = [chr(97 + number) for number in range(len(deltas))]
     behind = deltas if spec.kind == "post" and "deltas" in spec.specials else []
-    values = [deltas[0], *behind] if behind else deltas
+    # What files hold of a tensor is cut with it; the deltas will do for that too.
+    measured = deltas if spec.calibration else []
+    values = [deltas[0], *behind] if behind else [*deltas, *measured]
     answer = statistic(spec, params, values, place)
 
     def apply(parts: list[Tensor], at: Place) -> Tensor:
-        beside = Beside(deltas=parts, names=names)
+        beside = Beside(parts if measured else None, deltas=parts, names=names)
         if spec.kind == "combine":
             return apply_combine(stage, parts, at, answer, beside)
         return apply_transform(stage, parts[0], at, answer, beside)

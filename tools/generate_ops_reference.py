@@ -134,7 +134,9 @@ def facts(spec: OpSpec) -> list[str]:
         works = "Works on whole weights." if spec.space == "weight" else "Works on deltas."
         found.append("`space` says what it works on." if "space" in spec.parameters else works)
     if spec.needs is not None:
-        found.append("May take a first sweep over the inputs, for a statistic.")
+        whole = any(needs.whole or needs.scope for needs in spec.statistics)
+        what = "the whole model" if whole else "the inputs"
+        found.append(f"May take a first sweep over {what}, for a statistic.")
     if spec.random:
         found.append("Draws random numbers, by seed, expert, tensor name and entry.")
     if spec.commutative:

@@ -88,7 +88,7 @@ class OrderTally:
             )
             for ranking in self._each
         )
-        return every if self.needs.each else every[0]
+        return every if self.needs.each or not every else every[0]
 
 
 class _RankedRow:

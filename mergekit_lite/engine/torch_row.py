@@ -155,7 +155,7 @@ class TorchRow:
                     values = partial(self._one_transformed, expert=e, steps=position)
                     asking.append(Asking(links[id(link)], link, values))
             found.append(asking)
-        found.append([Asking(middle, self.combine, self._all_transformed)])
+        found.append([Asking(middle, self.combine, self._combine_input)])
         for position, (at, link) in enumerate(zip(after, self.after, strict=True)):
             values = partial(self._post_input, link=link, posts=position)
             found.append([Asking(at, link, values)])
@@ -166,6 +166,12 @@ class TorchRow:
 
     def _all_transformed(self, tile: Tile) -> list[Tensor]:
         return [self.transformed(tile, e) for e in range(len(self.names))]
+
+    def _combine_input(self, tile: Tile) -> list[Tensor]:
+        """Return a combine's inputs, and what its statistic files hold of them."""
+        inputs = self._all_transformed(tile)
+        part = self._part(self.combine, tile, inputs[0])
+        return [*inputs, *(part if isinstance(part, list) else [])]
 
     def _post_input(self, tile: Tile, link: Link, posts: int) -> list[Tensor]:
         """Return a post's input, and the raw deltas behind it where the op asks for them."""

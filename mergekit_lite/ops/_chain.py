@@ -92,8 +92,9 @@ def statistic(
     A statistic of the whole model is here that of a model of this one tensor.
 
     Args:
-        values: the op's input (one delta for a transform, all inputs of a combine, the merged
-            delta of a post and then, where the op asks for `deltas`, those).
+        values: the op's input (one delta for a transform, all inputs of a combine and then what
+            its statistic files hold of them, the merged delta of a post and then, where the op
+            asks for `deltas`, those).
         place: of the tensor.
     """
     found: tuple[Answer, ...] = ()
@@ -250,7 +251,8 @@ class Run:
         if at in self.known:
             answer = self.known[at]
         else:
-            answer = statistic(spec, stage.params, inputs, place)
+            measured = self.calibration if spec.calibration and spec.kind == "combine" else None
+            answer = statistic(spec, stage.params, [*inputs, *(measured or ())], place)
         if spec.kind == "combine":
             return apply_combine(stage, inputs, place, answer, beside)
         return apply_transform(stage, inputs[0], place, answer, beside)

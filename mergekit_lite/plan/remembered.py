@@ -22,6 +22,7 @@ from mergekit_lite.folders import cache_folder
 from mergekit_lite.ops import _statistics as statistics_module
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._answers import from_data, to_data
+from mergekit_lite.ops._calibration import files_of
 from mergekit_lite.ops._statistics import Answer
 from mergekit_lite.plan.digests import replace_text
 from mergekit_lite.plan.questions import Question, before, full_params, relevant
@@ -99,8 +100,9 @@ def digest_of(plan: Plan, question: Question, table: Mapping[str, Answer]) -> st
     parts = [part for one in read if one.gather is not None for part in one.gather.parts]
     names = sorted({one.source for one in (*read, *parts)})
     files = _identities(plan, names)
+    measured = _statistic_files(plan, question)
     upstream = {key for number, _ in question.uses for key in before(plan, question, number)}
-    if files is None or not upstream <= table.keys():
+    if files is None or measured is None or not upstream <= table.keys():
         return None
     specs = registry()
     ops = {step["op"] for row in rows for step in row["steps"]} | {question.op}
@@ -109,6 +111,7 @@ def digest_of(plan: Plan, question: Question, table: Mapping[str, Answer]) -> st
         "question": question.key,
         "rows": rows,
         "files": files,
+        "measured": measured,
         "upstream": {key: to_data(table[key]) for key in sorted(upstream)},
         "seed": plan.seed if draws else None,
         "source": {op: _source_of(specs[op].function.__module__) for op in sorted(ops)},
@@ -163,15 +166,34 @@ def _identities(plan: Plan, names: list[str]) -> dict[str, list[list[Any]]] | No
         root = Path(source.root)
         stamps: list[list[Any]] = []
         for file in sorted(source.files):
-            path = Path(os.path.realpath(root if root.is_file() else root / file))
             try:
-                status = path.stat()
+                stamps.append(_stamp(root if root.is_file() else root / file))
             except OSError:
                 return None
-            changed = [status.st_size, status.st_mtime_ns, status.st_ino]
-            stamps.append([str(path), *changed])
         found[name] = [[source.kind], *stamps]
     return found
+
+
+def _statistic_files(plan: Plan, question: Question) -> list[list[Any]] | None:
+    """Return which statistic files the steps up to the one that asks read, None if one is gone."""
+    specs = registry()
+    paths = set()
+    for number, at in question.uses:
+        job = plan.jobs[number]
+        names = [read.source for read in job.reads]
+        for step in (*_upstream(job, question, at), job.steps[at]):
+            if specs[step.op].calibration:
+                paths |= set(files_of(step.params, names).values())
+    try:
+        return [_stamp(Path(plan.folder) / path) for path in sorted(paths)]
+    except OSError:
+        return None
+
+
+def _stamp(path: Path) -> list[Any]:
+    real = Path(os.path.realpath(path))
+    status = real.stat()
+    return [str(real), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 @cache

@@ -158,7 +158,7 @@ class Rows:
             view is not None and check_tensor(view, target.info, self.recipe, self.findings)
             for view in map(self.found.get, names)
         ]
-        if not all(fit) or not self._enough(spec, names, decision):
+        if not all(fit) or not self._enough(spec, names, chain.params, decision):
             return None
         counts = "weights" in spec.specials and not chain.weighs_itself
         for name in names:
@@ -251,7 +251,30 @@ class Rows:
         spec = self._ops[op]
         return Step(op, spec.params_for({**spec.defaults(), **params}, shape))
 
-    def _enough(self, spec: OpSpec, names: Sequence[str], decision: Decision) -> bool:
+    def _reads_named(
+        self,
+        spec: OpSpec,
+        names: Sequence[str],
+        params: Mapping[str, Any],
+        decision: Decision,
+    ) -> bool:
+        """Refuse the name of an expert that is not among the inputs."""
+        for name, parameter in spec.parameters.items():
+            if parameter.expert_name and params.get(name) not in (*names, "base"):
+                what = f"`{spec.name}.{name}` is `{params.get(name)}`, which is not read here"
+                self.findings.problem(what, decision.where, f"its inputs are {', '.join(names)}")
+                return False
+        return True
+
+    def _enough(
+        self,
+        spec: OpSpec,
+        names: Sequence[str],
+        params: Mapping[str, Any],
+        decision: Decision,
+    ) -> bool:
+        if spec.reads_all and not self._reads_named(spec, names, params, decision):
+            return False
         least, most = spec.experts
         if spec.choosers:
             least, most = 1, 1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from mergekit_lite.checkpoint import layer_of
 from mergekit_lite.engine.known import load_known, told
 from mergekit_lite.ops import merge_tensors
 from mergekit_lite.plan.types import Plan, Step
@@ -32,10 +34,6 @@ def no_memory_of_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def in_layers(plan: Plan, layers: int) -> Plan:
     """Return a plan whose rows know their layers."""
-    from dataclasses import replace
-
-    from mergekit_lite.checkpoint import layer_of
-
     jobs = tuple(replace(job, layer=layer_of(job.name)) for job in plan.jobs)
     return replace(plan, jobs=jobs, layers=layers)
 
@@ -162,8 +160,6 @@ def test_a_split_by_conflict_says_which_layers_it_has_kept(tmp_path: Path) -> No
     code = dict(tensors["code"])
     for name, sign in (("model.layers.0.w", 1.0), ("model.layers.2.w", -1.0)):
         code[name] = tensors["base"][name] + sign * (tensors["math"][name] - tensors["base"][name])
-    from safetensors.torch import save_file
-
     save_file(code, path)
     step = Step("mediator_split", {"keep": "math", "density": 1.0})
     plan = in_layers(plan_for(models, [step], dtype="F32"), 3)
@@ -180,6 +176,50 @@ def test_a_split_by_conflict_says_which_layers_it_has_kept(tmp_path: Path) -> No
         got["model.embed"], (tensors["math"]["model.embed"] + code["model.embed"]) / 2
     )
     assert told(plan, load_known(tmp_path / "out")) == dict(report.found)
+
+
+def test_gradients_say_where_experts_disturb_one_another(tmp_path: Path) -> None:
+    models = save_models(tmp_path, SHAPES, dtype=torch.float32, experts=["math", "code"])
+    tensors = stored(models)
+    generator = torch.Generator().manual_seed(3)
+    gradients = {
+        expert: {n: torch.rand(t.shape, generator=generator) for n, t in tensors["base"].items()}
+        for expert in ("math", "code")
+    }
+    for expert, own in gradients.items():
+        save_file(own, tmp_path / f"{expert}-gradients.safetensors")
+    files = {expert: f"{expert}-gradients.safetensors" for expert in gradients}
+    step = Step("tatr_gradient", {"file": files, "quantile": 0.9})
+    plan = replace(plan_for(models, [step], dtype="F32"), folder=str(tmp_path))
+    run(plan, models, tmp_path / "out")
+    names = list(tensors["base"])
+    disturbed = torch.cat(
+        [
+            (
+                gradients["math"][n] * (tensors["code"][n] - tensors["base"][n]).abs()
+                + gradients["code"][n] * (tensors["math"][n] - tensors["base"][n]).abs()
+            ).flatten()
+            for n in names
+        ]
+    )
+    limit = disturbed.double().quantile(0.9)
+    got = output(tmp_path / "out")
+    total = torch.cat(
+        [
+            sum((tensors[e][n] - tensors["base"][n]) for e in gradients).flatten()  # type: ignore[attr-defined]
+            for n in names
+        ]
+    )
+    base = torch.cat([tensors["base"][n].flatten() for n in names])
+    merged = torch.cat([got[n].flatten() for n in names])
+    expected = base + torch.where(disturbed.double() >= limit, 0.0, total)
+    torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
+    # Other gradients are another question.
+    save_file(gradients["code"], tmp_path / "math-gradients.safetensors")
+    run(plan, models, tmp_path / "again")
+    assert not torch.equal(
+        torch.cat([output(tmp_path / "again")[n].flatten() for n in names]), merged
+    )
 
 
 def test_ops_that_ask_for_nothing_say_nothing(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def _vector(expect: list[float], source: str, **params: Any) -> Vector:
         _vector([1.5, -4, 1.5, 0], "a single layer has the median conflict: an average"),
         _vector([-1, -5, 2, -0.5], "two of four entries conflict: above 0.4", threshold=0.4),
         _vector([1.5, -4, 1.5, 0], "not above 0.5", threshold=0.5),
+        _vector([0, 0, 0, 0], "conflicts are left to the base", threshold=0.4, keep="base"),
         _vector(
             [1.5, -4, 1.5, 0],
             "the two largest entries of each: 4 and -3; -5 and 2: none conflict",
@@ -125,8 +126,14 @@ def mediator_split(
     they are the expert's that `keep` names. `merge_report.json` says which layers those are. All
     that is in no layer is averaged.
 
+    `keep: base` leaves those layers as they are in the base.
+
     Order of operations: an average is (w0*x0 + w1*x1 + ...) / (w0 + w1 + ...) in fp32, in order.
     """
+    import torch
+
     if is_routed(place.layer, found, threshold):
+        if keep == "base":
+            return torch.zeros_like(inputs[0], dtype=torch.float32)
         return inputs[list(names).index(keep)].float()
     return divide(weighted_sum(inputs, weights), total_weight(weights))
