@@ -212,8 +212,8 @@ def joined_supply(read: JoinedRead, readers: Readers) -> Joined:
     """Return the one product that several adapters are to a row."""
     lefts, rights, squares, broken = [], [], [], []
     for part, weight in read.parts:
-        left, right, scale = _factors_of(part, readers)
-        squares.append(_sum_of_squares(left, right, scale))
+        left, right, scale = factors_of(part, readers)
+        squares.append(sum_of_squares(left, right, scale))
         if not (np.isfinite(left).all() and np.isfinite(right).all()):
             broken.append(part.source)
         lefts.append(left * (np.float32(weight) * scale))
@@ -224,22 +224,30 @@ def joined_supply(read: JoinedRead, readers: Readers) -> Joined:
     )
 
 
-def _sum_of_squares(left: Floats, right: Floats, scale: np.float32) -> float:
+def sum_of_squares(left: Floats, right: Floats, scale: np.float32) -> float:
     """Return the sum of squares of `scale * left @ right` from the factors alone."""
     tall = left.T.astype(np.float64) @ left
     wide = right.astype(np.float64) @ right.T
     return float((tall * wide).sum()) * float(scale) ** 2
 
 
-def _factors_of(read: Read, readers: Readers) -> tuple[Floats, Floats, np.float32]:
-    """Return the plain factors of an adapter, as the stored weight lies, and their scale."""
+def factors_of(
+    read: Read, readers: Readers, *, stored: bool = True
+) -> tuple[Floats, Floats, np.float32]:
+    """Return the plain factors of an adapter as matrices, and their scale.
+
+    Args:
+        read: the adapter's part in a row.
+        readers: open weight files.
+        stored: turned as the base's weight is stored; else B (out x rank) and A (rank x in).
+    """
     factors = read.lora
     if factors is None or not factors.a:
         raise DataError(f"`{read.name}` of `{read.source}` is not a low-rank delta")
     a = readers.tensor(read.source, factors.a)
     b = readers.tensor(read.source, factors.b)
     a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
-    left, right = (a.T, b.T) if factors.transpose else (b, a)
+    left, right = (a.T, b.T) if factors.transpose and stored else (b, a)
     return left, right, np.float32(factors.scale)
 
 
@@ -265,7 +273,7 @@ def _entries(supply: Supply | None) -> Callable[[int, int], Floats]:
 
 def _low_rank(read: Read, factors: LoraFactors, readers: Readers) -> LowRank:
     if factors.a:
-        return _product(*_factors_of(read, readers))
+        return _product(*factors_of(read, readers))
     bias = readers.tensor(read.source, factors.b).reshape(1, -1)
     return _product(np.ones((1, 1), np.float32), bias, np.float32(factors.scale))
 

@@ -25,9 +25,10 @@ def joined(job: Job) -> Job:
 
     Rows whose steps look at experts one by one stay as they are.
     """
-    if job.kind != "merge" or not job.steps or job.steps[0].op != "task_arithmetic":
+    is_sum = bool(job.steps) and job.steps[0].op == "task_arithmetic"
+    if job.kind != "merge" or job.fusion is not None or not is_sum:
         return job
-    plain = [read for read in job.reads if read.lora is not None and read.lora.is_plain]
+    plain = [read for read in job.reads if _is_plain(read)]
     if len(plain) < 2:
         return job
     combine = job.steps[0]
@@ -44,7 +45,7 @@ def joined(job: Job) -> Job:
     left: list[float] = []
     at = 0
     for read, weight in zip(job.reads, weights, strict=True):
-        if read.lora is None or not read.lora.is_plain:
+        if not _is_plain(read):
             reads.append(read)
             left.append(weight)
             continue
@@ -65,3 +66,7 @@ def _side_by_side(parts: list[tuple[Read, float]]) -> JoinedRead:
         nbytes=sum(read.nbytes for read, _ in parts),
         parts=tuple(parts),
     )
+
+
+def _is_plain(read: Read) -> bool:
+    return read.lora is not None and read.lora.is_plain and read.gather is None

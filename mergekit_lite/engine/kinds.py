@@ -93,7 +93,8 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
     always: dict[Kernel, None] = {}  # in order
     for job in plan.jobs:
         job = joined(job)
-        program = compile_job(job, plan.seed) if job.kind == "merge" else None
+        is_fused = job.kind == "merge" and job.fusion is None
+        program = compile_job(job, plan.seed) if is_fused else None
         if program is None:
             continue
         codes, deltas = stored(job, models)

@@ -169,10 +169,27 @@ class Worker:
             shard.wrote(job.start + offset, part.nbytes)
 
         before = self.readers.traffic.read_here()
+        if job.fusion is not None:
+            part, given = self._factor(job)
+            write(part, 0)
+            return shard.row_done(given, self.readers.traffic.read_here() - before)
         job = joined(job)
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         row = row or self._torch(job, write)
         return shard.row_done(row.contributions(), self.readers.traffic.read_here() - before)
+
+    def _factor(self, job: Job) -> tuple[NDArray[np.uint8], dict[str, Contribution]]:
+        """Return one factor of an adapter in place of a model."""
+        from mergekit_lite.engine.fuse import fused
+
+        return fused(
+            job,
+            self.readers,
+            self.lane,
+            seed=self.plan.seed,
+            layers=self.plan.layers,
+            allow_nonfinite=self.options.allow_nonfinite,
+        )
 
     def _copy(self, job: Job, shard: OpenShard) -> bool:
         read = job.reads[0]

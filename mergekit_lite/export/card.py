@@ -88,8 +88,8 @@ def matter(plan: Plan, parents: Sequence[Parent]) -> dict[str, Any]:
     if repositories := list(dict.fromkeys(name for p in parents for name in p.lineage)):
         known["base_model"] = repositories
     # The Hub infers `merge` only from two ids or more, so it is said.
-    known["base_model_relation"] = "merge"
-    known["library_name"] = "transformers"
+    known["base_model_relation"] = "adapter" if plan.adapter else "merge"
+    known["library_name"] = "peft" if plan.adapter else "transformers"
     for key in ("pipeline_tag", "language"):
         stated = [p.facts[key] for p in parents if p.facts.get(key)]
         if stated and all(value == stated[0] for value in stated):
@@ -211,18 +211,33 @@ def _methods(plan: Plan) -> str:
 
 def _use(plan: Plan, title: str, *, text_model: bool) -> str:
     load = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{title}", dtype="auto")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{title}")\n'
-        if text_model
-        else "from safetensors.torch import load_file\n\n"
-        f'tensors = load_file("{title}/{plan.shards[0].file}")\n'
+        adapter_use(plan, title)
+        if plan.adapter
+        else (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{title}", dtype="auto")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{title}")\n'
+            if text_model
+            else "from safetensors.torch import load_file\n\n"
+            f'tensors = load_file("{title}/{plan.shards[0].file}")\n'
+        )
     )
     return (
         f"## Use\n\n```python\n{load}```\n\n"
         "`recipe.lock.yaml` pins the inputs and the sha256 of every file but this card; "
         f"`mergekit-lite verify {title}` rechecks them, and `merge_report.json` says what each "
         "input contributed."
+    )
+
+
+def adapter_use(plan: Plan, title: str) -> str:
+    """Return how an adapter is loaded on its base."""
+    base = plan.adapter["base_model_name_or_path"]
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
+        f'model = PeftModel.from_pretrained(base, "{title}")\n'
     )
 
 

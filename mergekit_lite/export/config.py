@@ -12,6 +12,7 @@ from mergekit_lite.plan.configs import NESTED
 from mergekit_lite.plan.types import Plan
 
 CONFIG_FILE = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """The current spelling and the one of transformers 4; loaders read both."""
 
@@ -32,6 +33,13 @@ def write_config(plan: Plan, root: Path, folder: Path) -> bool:
     text = json.dumps(edited, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG_FILE).write_bytes(original if edited == config else text.encode())
     return True
+
+
+def write_adapter_config(plan: Plan, folder: Path) -> str:
+    """Write the `adapter_config.json` of an output that is an adapter; return the file's name."""
+    text = json.dumps(dict(plan.adapter), indent=2, ensure_ascii=False) + "\n"
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    return ADAPTER_CONFIG
 
 
 def parse_config(data: bytes, name: str) -> dict[str, Any]:

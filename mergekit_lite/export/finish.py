@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mergekit_lite.engine.journal import JOURNAL, Journal
 from mergekit_lite.errors import DataError, Problem, RecipeError
 from mergekit_lite.export.card import write_card
-from mergekit_lite.export.config import CONFIG_FILE, write_config
+from mergekit_lite.export.config import CONFIG_FILE, write_adapter_config, write_config
 from mergekit_lite.export.manifest import report_data, write_index, write_lock, write_report
 from mergekit_lite.export.target import partial_folder
 from mergekit_lite.export.tokenizer import write_companions
@@ -47,9 +47,12 @@ def finish(
     work = partial_folder(out)
     root = models["base"].root
     _keep_only(work, report.shards)
-    written = write_companions(plan, models, work)
-    if write_config(plan, root, work):
-        written.append(CONFIG_FILE)
+    if plan.adapter:
+        written = [write_adapter_config(plan, work)]
+    else:
+        written = write_companions(plan, models, work)
+        if write_config(plan, root, work):
+            written.append(CONFIG_FILE)
     write_card(plan, models, report, work)
     outputs = {file: digest for file, (_, digest) in report.shards.items()}
     outputs |= {file: file_sha256(work / file) for file in written}

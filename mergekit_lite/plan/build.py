@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mergekit_lite.checkpoint import role_of
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, SourceError
+from mergekit_lite.plan.adapter_rows import WEIGHT_FILE, AdapterRows
 from mergekit_lite.plan.assembly import assemble, set_layers_aside
 from mergekit_lite.plan.check import check_base, check_expert, check_quantised, check_used
 from mergekit_lite.plan.configs import ties_head
@@ -14,7 +16,14 @@ from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame
 from mergekit_lite.plan.heads import TIED, settle_head
 from mergekit_lite.plan.inputs import View, check_repeats, placed, plan_inputs, views
-from mergekit_lite.plan.layout import config_changes, config_without, lay_out, main_dtype, sign
+from mergekit_lite.plan.layout import (
+    config_changes,
+    config_without,
+    lay_out,
+    main_dtype,
+    one_file,
+    sign,
+)
 from mergekit_lite.plan.naming import name_experts
 from mergekit_lite.plan.rows import Rows
 from mergekit_lite.plan.rules import check_rules
@@ -88,7 +97,7 @@ def _build(
     """Build a plan; `errors` are those of models that could not be had."""
     findings = Findings(warnings=list(recipe.notes))
     jobs: list[Job] = []
-    frame, config = Frame((), 0), dict[str, Any]()
+    frame, config, adapter = Frame((), 0), dict[str, Any](), dict[str, Any]()
     vocabulary = Vocabulary()
     found = _check_inputs(recipe, models, findings)
     if found:
@@ -100,12 +109,15 @@ def _build(
             jobs = _rows(recipe, found, frame, findings)
         if not errors and not findings.all_problems():
             _check_output(recipe, found["base"], jobs, findings)
+        if recipe.output.lora is not None:
+            rows = AdapterRows(recipe, found, findings)
+            jobs, adapter = rows.rows(jobs), rows.config()
     if problems := findings.all_problems():
         errors = [*errors, RecipeError(problems)]
     if errors:
         raise _joined(errors)
     config = {**config, **(found["base"].changes)}
-    return _plan(recipe, found, jobs, frame, config, vocabulary, findings)
+    return _plan(recipe, found, jobs, frame, config, vocabulary, adapter, findings)
 
 
 def _resolve_all(recipe: Recipe) -> tuple[dict[str, Model], list[MergekitLiteError]]:
@@ -197,11 +209,14 @@ def _plan(
     frame: Frame,
     config: Mapping[str, Any],
     vocabulary: Vocabulary,
+    adapter: Mapping[str, Any],
     findings: Findings,
 ) -> Plan:
     dtype = main_dtype(jobs)
     known = found["base"].model.config
-    placed_jobs, shards = lay_out(jobs, recipe.output.shard_size)
+    placed_jobs, shards = lay_out(jobs, one_file(jobs) if adapter else recipe.output.shard_size)
+    if adapter:
+        shards = tuple(replace(shard, file=WEIGHT_FILE) for shard in shards)
     return sign(
         Plan(
             inputs=plan_inputs(recipe, found),
@@ -219,5 +234,6 @@ def _plan(
             layer_map=frame.layer_map,
             row_maps=vocabulary.row_maps,
             tokenizer=vocabulary.tokenizer,
+            adapter=adapter,
         )
     )

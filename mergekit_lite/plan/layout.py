@@ -99,6 +99,11 @@ def split(sizes: Sequence[int], limit: int) -> list[list[int]]:
     return shards
 
 
+def one_file(jobs: Iterable[Job]) -> int:
+    """Return a shard size that keeps all rows in one file."""
+    return sum(map(job_bytes, jobs)) + 1
+
+
 def lay_out(jobs: Sequence[Job], shard_size: int) -> tuple[tuple[Job, ...], tuple[Shard, ...]]:
     """Give every row its shard and offset, and every shard its name and (unsigned) header.
 

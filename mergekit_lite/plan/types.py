@@ -80,6 +80,25 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Fusion:
+    """What a row of an adapter is: one factor of a weight's merged delta.
+
+    Attributes:
+        method: how factors are merged: `cat`, `svd`, `core_space`, `knots`, `linear` or `mean`.
+        part: `A` (rank x in) or `B` (out x rank).
+        rank: of the result.
+        weight: the base's tensor that it changes.
+        shape: of that tensor.
+    """
+
+    method: str
+    part: str
+    rank: int
+    weight: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One output tensor: what is read, what is done to it and where it goes.
 
@@ -93,6 +112,7 @@ class Job:
         steps: transforms (by expert), then one combine, then posts.
         layer: index of the tensor's layer, None outside the layers.
         rule: where the winning decision stands in the recipe (`recipe.yaml:12:5`), and why.
+        fusion: of a row of an adapter, which factor it is; `steps` then work in a small space.
     """
 
     name: str
@@ -106,6 +126,7 @@ class Job:
     steps: tuple[Step, ...] = ()
     layer: int | None = None
     rule: str = ""
+    fusion: Fusion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +185,7 @@ class Plan:
         layer_map: of a recipe with slices, where each layer of the output comes from.
         row_maps: how inputs of another vocabulary are gathered, by `Gather.map`.
         tokenizer: how the output's tokenizer files are made, where they are not just the base's.
+        adapter: `adapter_config.json` of an output that is an adapter; empty for a model.
     """
 
     inputs: Mapping[str, Input]
@@ -181,6 +203,7 @@ class Plan:
     layer_map: tuple[Mapping[str, Any], ...] = ()
     row_maps: Mapping[str, RowMap] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the plan as JSON text with stable key order."""
@@ -203,6 +226,9 @@ class Plan:
             pieces = tuple(Piece(**piece) for piece in value["pieces"])
             return Read(**{**value, "lora": lora, "gather": gather, "pieces": pieces})
 
+        def fusion(value: dict[str, Any] | None) -> Fusion | None:
+            return Fusion(**{**value, "shape": tuple(value["shape"])}) if value else None
+
         def job(value: dict[str, Any]) -> Job:
             return Job(
                 **{
@@ -211,6 +237,7 @@ class Plan:
                     "base": read(value["base"]),
                     "reads": tuple(r for r in map(read, value["reads"]) if r),
                     "steps": tuple(Step(**step) for step in value["steps"]),
+                    "fusion": fusion(value["fusion"]),
                 }
             )
 

@@ -110,12 +110,20 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
     root["anyOf"] = [
         {"required": ["base", "steps"]},
         {"required": ["base", "slices"]},
+        {"required": ["base", "output"]},
         {"required": ["extends"]},
     ]
     by_input = definitions["Slice"]["properties"]["layers"]
     ranges = by_input["additionalProperties"]
     definitions["Slice"]["properties"]["layers"] = {
         "anyOf": [*ranges["oneOf"], {**by_input, "minProperties": 1}]
+    }
+    definitions["LoraOutput"]["properties"]["inner"] = {
+        "description": "What is done in that space: an op, or a list of steps in place of `steps`.",
+        "anyOf": [
+            {"$ref": "#/$defs/RecipeStep"},
+            {"type": "array", "items": {"$ref": "#/$defs/RecipeStep"}, "minItems": 1},
+        ],
     }
     expert = properties["experts"]
     expert["propertyNames"] = {"not": {"enum": ["base", "default"]}}

@@ -80,6 +80,10 @@ def _whole(value: Any) -> Any:
     return int(found)
 
 
+def _whole_or_none(value: Any) -> Any:
+    return None if value is None else _whole(value)
+
+
 Weight = float | tuple[float, ...]
 """A number, or a gradient over depth: numbers interpolated from the first layer to the last."""
 
@@ -251,6 +255,17 @@ class Tokenizer(_Model):
 Dtype = Literal["base", "bfloat16", "float16", "float32"]
 
 
+class LoraOutput(_Model):
+    """An adapter in place of a model, made of adapters alone."""
+
+    method: Literal["cat", "svd", "core_space", "knots", "linear", "mean"] = "core_space"
+    """How factors are merged: `cat` adds deltas up exactly, `svd` in the best way at a rank, `mean`
+    is their mean, `core_space` and `knots` run any steps in the space that they span, `linear` adds
+    the factors themselves, with cross terms, as PEFT does."""
+    rank: Annotated[int | None, Field(ge=1), BeforeValidator(_whole_or_none)] = None
+    """Rank of the result; by default all ranks together, for `svd` the largest."""
+
+
 class Output(_Model):
     """How the result is stored."""
 
@@ -270,6 +285,8 @@ class Output(_Model):
     ] = 5_000_000_000
     """Largest shard, in bytes: `5GB`, `5GiB`, `500MB` or a number. A larger tensor has a shard of
     its own."""
+    lora: LoraOutput | None = None
+    """Write a PEFT adapter in place of a model; in float32 unless `dtype` names another."""
 
 
 class Recipe(_Model):

@@ -13,6 +13,7 @@ from typing import Any
 
 from mergekit_lite.errors import nearest
 from mergekit_lite.ops import OpSpec
+from mergekit_lite.recipe.lora_output import LoraReader
 from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
 from mergekit_lite.recipe.order import Checker
 from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
@@ -50,10 +51,12 @@ class Shaper:
         data = {key: node.plain() for key, node in entries.items() if node.value is not None}
         if "base" in entries:
             self._reference(entries["base"])
-        steps = self._steps(entries.get("steps"))
+        lora = LoraReader(self)
+        listed = lora.steps(entries)
+        steps = self._steps(listed)
         combine = None
-        if steps is not None and "steps" in entries:
-            combine = self.checker.chain(steps, entries["steps"].mark)
+        if steps is not None and listed is not None:
+            combine = self.checker.chain(steps, listed.mark)
         data["steps"] = [step.plain() for step in steps or ()]
         own: list[StepNode] = []
         if isinstance(data.get("experts"), dict):
@@ -72,6 +75,8 @@ class Shaper:
         if isinstance(data.get("output"), dict):
             inner = self.known(entries["output"], keys_of(Output), "output")
             data["output"] = {name: node.plain() for name, node in inner.items()}
+            if lora.node is not None:
+                data["output"]["lora"] = lora.read()
         tokens = TokenizerReader(self.known, tuple(self.experts), self.problems)
         if "tokenizer" in data:
             data["tokenizer"] = tokens.read(entries["tokenizer"])
@@ -115,6 +120,9 @@ class Shaper:
         slices = self.root.get("slices")
         if node is None and slices is not None and slices.items():
             return [StepNode("take", {"source": BASE}, self.root.mark, self.specs["take"], True)]
+        if node is None and LoraReader(self).node is not None:
+            spec = self.specs["task_arithmetic"]
+            return [StepNode(spec.name, {}, self.root.mark, spec, True)]
         if node is None or node.value is None:
             mark = node.key if node else self.root.mark
             self.problems.add(
