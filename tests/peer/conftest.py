@@ -104,11 +104,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def peer(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Peer:
-    """Run mergekit on every recipe: in fp32, in bf16, and in fp64 on what bf16 starts from."""
+def peer_python() -> str:
+    """Return the Python of an environment that has mergekit."""
     python = os.environ.get(PYTHON)
     assert python, f"set {PYTHON} to the Python of an environment with mergekit 0.1.5"
-    found = Peer(python, tmp_path_factory.mktemp("mergekit"))
+    return python
+
+
+@pytest.fixture(scope="session")
+def peer(
+    models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, peer_python: str
+) -> Peer:
+    """Run mergekit on every recipe: in fp32, in bf16, and in fp64 on what bf16 starts from."""
+    found = Peer(peer_python, tmp_path_factory.mktemp("mergekit"))
     jobs = []
     for name in recipes():
         text = (RECIPES / f"{name}.yml").read_text()
