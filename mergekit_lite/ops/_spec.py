@@ -88,6 +88,8 @@ class OpSpec:
     shaped: Callable[[Mapping[str, Any], Sequence[int]], Mapping[str, Any]] | None = None
     instead: Callable[[Mapping[str, Any], Sequence[int], str, int], StandIn | None] | None = None
     workspace: Callable[[Mapping[str, Any], Sequence[int], int], int] | None = None
+    # (parameters, shape, inputs) -> floating-point operations, where they are many for each entry
+    work: Callable[[Mapping[str, Any], Sequence[int], int], float] | None = None
     check: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
     blend: Blend | None = None  # the op is the sum of its inputs times what this returns
     aliases: tuple[str, ...] = ()  # other names that recipes and `ops show` understand

@@ -32,6 +32,9 @@ _OVERSAMPLED = 16
 _POWERS = 12
 _SETTLED = 1e-6
 
+Work = Callable[[Mapping[str, Any], Sequence[int], int], float]
+"""The floating-point operations of an op, by its parameters, the shape and its inputs."""
+
 Embeddings = Annotated[
     bool, Doc("treat embeddings and the head as matrices too; else they get the mean")
 ]
@@ -75,7 +78,20 @@ def workspace(params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> i
     if size is None:
         return 0
     short, long = min(size), max(size)
-    return 48 * short * short + 12 * short * long + 16 * short * min(COLUMNS, long)
+    return 64 * short * short + 16 * short * long + 16 * short * min(COLUMNS, long)
+
+
+def factorising(each: int, more: int = 0) -> Work:
+    """Return the `work` of a method with `each` factorisations an expert, and `more` beside."""
+
+    def work(params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> float:
+        size = matrix_shape(shape, bool(params.get("flatten_conv")))
+        if size is None:
+            return 0.0
+        short, long = min(size), max(size)
+        return float(each * inputs + more) * short * short * (3.0 * long + 7.0 * short)
+
+    return work
 
 
 def on_matrices(
@@ -211,6 +227,17 @@ def thin_svd(
     count = min(above(sizes, tail), most or matrix.shape[0])
     left, sizes = vectors[:, :count], sizes[:count]
     return Factors(left.float(), sizes, _opposite(matrix, left, sizes))
+
+
+def left_vectors(matrix: Tensor, place: Place) -> Tensor:
+    """Return the left singular vectors of `thin_svd`, without the cost of the right ones."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return thin_svd(matrix, place).left
+    found = _low_rank(matrix, place)
+    if found is not None:
+        return found.left[:, : above(found.sizes, TAIL)]
+    sizes, vectors = _spectrum(gram(matrix))
+    return vectors[:, : above(sizes, TAIL)].float()
 
 
 def above(sizes: Tensor, tail: float) -> int:

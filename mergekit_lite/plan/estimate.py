@@ -58,6 +58,7 @@ _STATISTIC_SECONDS = 1.0e-9  # for each entry and input in a sweep that counts o
 _ROW_SECONDS = 8.0e-9  # for each entry and input of an op that ranks every row
 _RANDOM_SECONDS = 1.0e-9  # for each entry and input that draws a mask
 _WHOLE_SECONDS = 8.0e-9  # for each entry and input of an op that must see whole tensors
+_OPERATION_SECONDS = 6.0e-11  # for each fp64 operation of a decomposition
 _LORA_SECONDS = 2.0e-9  # for each entry of a low-rank product, as the ranks are small
 
 
@@ -301,6 +302,9 @@ def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
             each += inputs * _ROW_SECONDS * (spec.reach_for(step.params) == "row")
             each += inputs * _RANDOM_SECONDS * spec.random
             each += inputs * _WHOLE_SECONDS * _is_whole(spec, step)
+            if spec.work is not None:
+                done = spec.work(step.params, job.shape, len(job.reads))
+                arithmetic += done * _OPERATION_SECONDS
         moved += (
             _passes(job, specs) * nbytes / _READ_BYTES_A_SECOND
             + job_bytes(job) / _WRITE_BYTES_A_SECOND

@@ -88,8 +88,21 @@ def test_the_estimate_counts_copies_and_factors(models: dict[str, str]) -> None:
     plan = api.plan(recipe(models, {"tsv_merge": {}}))
     job = next(job for job in plan.jobs if job.name == Q)
     copies = 6 * 4 * 32 * 32 + 3 * 2 * 32 * 32  # N + 4 in fp32, and three as stored in bf16
-    factors = 48 * 32 * 32 + 12 * 32 * 32 + 16 * 32 * 32
+    factors = 64 * 32 * 32 + 16 * 32 * 32 + 16 * 32 * 32
     assert whole_bytes(job, registry()) == TORCH_BYTES + copies + factors
+
+
+def test_the_estimated_time_counts_decompositions(models: dict[str, str]) -> None:
+    from dataclasses import replace
+
+    from mergekit_lite.plan.estimate import estimate
+
+    def seconds(op: str) -> float:
+        plan = api.plan(recipe(models, {op: {}}))
+        large = [replace(job, shape=(2048, 2048)) for job in plan.jobs if job.name == Q]
+        return estimate(replace(plan, jobs=tuple(large)), threads=1, refuse=False).seconds
+
+    assert seconds("tsv_merge") > seconds("iso_c") > seconds("task_arithmetic") + 2
 
 
 def test_nan_in_a_matrix_is_named(models: dict[str, str], tmp_path: Path) -> None:

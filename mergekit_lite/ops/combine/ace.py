@@ -35,7 +35,16 @@ def workspace(params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> i
     if size is None:
         return 0
     rows, columns = size
-    return 32 * columns * columns + 32 * rows * columns + 4 * inputs * rows * columns
+    return 56 * columns * columns + 56 * rows * columns + 4 * inputs * rows * columns
+
+
+def work(params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> float:
+    """Return the operations of the covariances and of the solution."""
+    size = matrix_shape(shape, bool(params.get("flatten_conv")))
+    if size is None:
+        return 0.0
+    rows, columns = size
+    return float(columns) ** 3 + (1.0 + inputs) * 2.0 * rows * columns * (columns + rows)
 
 
 def spread(tasks: Sequence[Tensor]) -> float:
@@ -110,6 +119,7 @@ def solved(found: Estimate, shared: float) -> Tensor:
     commutative=True,
     instead=mean_instead,
     workspace=workspace,
+    work=work,
     vectors=[
         Vector(
             [[[2, 0], [0, 0]]],

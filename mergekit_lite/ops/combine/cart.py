@@ -10,6 +10,7 @@ from mergekit_lite.ops._spec import Doc, Range, Vector, combine
 from mergekit_lite.ops._spectral import (
     Embeddings,
     FlattenConv,
+    factorising,
     is_treated,
     mean,
     mean_instead,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     commutative=True,
     instead=mean_instead,
     workspace=workspace,
+    work=factorising(1),
     vectors=[
         Vector(
             [[[4, 0], [0, 0]], [[0, 0], [0, 2]]],

@@ -11,6 +11,7 @@ from mergekit_lite.ops._spectral import (
     TAIL,
     Embeddings,
     FlattenConv,
+    factorising,
     is_treated,
     isometry,
     mean,
@@ -38,6 +39,7 @@ def total(matrices: Sequence[Tensor]) -> Tensor:
     commutative=True,
     instead=mean_instead,
     workspace=workspace,
+    work=factorising(0, 1),
     vectors=[
         Vector(
             [[[3, 0], [0, 1]], [[0, 0], [0, 4]]],

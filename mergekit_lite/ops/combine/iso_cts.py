@@ -12,6 +12,7 @@ from mergekit_lite.ops._spectral import (
     Embeddings,
     Factors,
     FlattenConv,
+    factorising,
     is_treated,
     joined,
     mean,
@@ -58,6 +59,7 @@ def directions(
     commutative=True,
     instead=mean_instead,
     workspace=workspace,
+    work=factorising(1, 3),
     vectors=[
         Vector(
             [[[3, 0], [0, 1]], [[0, 0], [0, 4]]],

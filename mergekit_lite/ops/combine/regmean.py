@@ -62,6 +62,15 @@ def workspace(params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> i
     return (4 * inputs + 40) * side * side + 24 * shape[0] * shape[1]
 
 
+def work(params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> float:
+    """Return the operations of the products with the Grams and of the solution."""
+    if len(shape) != 2:
+        return 0.0
+    side = statistic(params, shape).shape[0]
+    solving = 10.0 if params.get("solver") == "pinv" else 1.0
+    return solving * side**3 + 2.0 * (inputs + 1) * side * shape[0] * shape[1]
+
+
 def gains(inputs: Sequence[Tensor], weights: Sequence[float], energy: Sequence[Tensor]) -> Tensor:
     """Return the mean of gains, each dimension by the experts' energies there."""
     top = inputs[0].double() * 0
@@ -120,6 +129,7 @@ _TAUS = [[[4, 2], [0, 0]], [[0, 0], [4, 2]]]
     statistic=statistic,
     without=without,
     workspace=workspace,
+    work=work,
     vectors=[
         Vector(
             _TAUS,

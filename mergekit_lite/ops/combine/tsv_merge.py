@@ -10,6 +10,7 @@ from mergekit_lite.ops._spec import Doc, Range, Vector, combine
 from mergekit_lite.ops._spectral import (
     Embeddings,
     FlattenConv,
+    factorising,
     is_treated,
     joined,
     mean,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     commutative=True,
     instead=mean_instead,
     workspace=workspace,
+    work=factorising(1, 2),
     vectors=[
         Vector(
             [[[3, 0], [0, 1]], [[0, 0], [0, 4]]],

@@ -36,7 +36,21 @@ def workspace(params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> i
     rows, columns = size
     side = min(inputs * rows, columns)
     copies = inputs + (3 if params.get("closed_form") else 5)
-    return 4 * copies * rows * columns + 32 * side * side + 16 * rows * max(side, columns)
+    stack = 8 * inputs * rows * (rows + columns)
+    return 4 * copies * rows * columns + 64 * side * side + 16 * rows * max(side, columns) + stack
+
+
+def work(params: Mapping[str, Any], shape: Sequence[int], inputs: int) -> float:
+    """Return the operations of the Grams and of the solution, or of the steps."""
+    size = matrix_shape(shape, bool(params.get("flatten_conv")))
+    if size is None:
+        return 0.0
+    rows, columns = size
+    side = min(inputs * rows, columns)
+    found = 2.0 * side * side * max(inputs * rows, columns) + 2.0 * inputs * rows * rows * columns
+    if params.get("closed_form"):
+        return found + side**3 + 4.0 * rows * side * columns
+    return found + float(params.get("iters", 0)) * 2.0 * rows * columns * min(columns, 2 * side)
 
 
 def stacked(tasks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -89,6 +103,7 @@ def descended(tasks: Sequence[Tensor], iters: int, lr_rel: float) -> Tensor:
     commutative=True,
     instead=mean_instead,
     workspace=workspace,
+    work=work,
     vectors=[
         Vector(
             [[[2, 0], [0, 0]], [[0, 0], [0, 5]]],

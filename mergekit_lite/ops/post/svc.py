@@ -10,10 +10,11 @@ from mergekit_lite.ops._spec import Doc, Range, StandIn, Vector, post
 from mergekit_lite.ops._spectral import (
     Embeddings,
     FlattenConv,
+    factorising,
     is_treated,
+    left_vectors,
     nonzero,
     on_matrices,
-    thin_svd,
     workspace,
 )
 
@@ -55,6 +56,7 @@ def factors_of(
     reach="tensor",
     instead=nothing_instead,
     workspace=workspace,
+    work=factorising(1, 1),
     vectors=[
         Vector(
             [[[2, 1], [0, 3]], [[2, 1], [0, 3]], [[2, 1], [0, 3]]],
@@ -119,7 +121,7 @@ def svc(
         whole, tasks = matrices[0], nonzero(matrices[1:])
         if not whole.any() or not tasks:
             return whole
-        left = thin_svd(whole, place).left
+        left = left_vectors(whole, place)
         change = factors_of(whole, left, tasks, alpha).float() - 1.0
         return whole + (left * change) @ (left.T @ whole)
 
