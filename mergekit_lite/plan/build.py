@@ -11,6 +11,7 @@ from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeEr
 from mergekit_lite.plan.adapter_rows import WEIGHT_FILE, AdapterRows
 from mergekit_lite.plan.assembly import assemble, set_layers_aside
 from mergekit_lite.plan.check import check_base, check_expert, check_quantised, check_used
+from mergekit_lite.plan.classes import class_changes
 from mergekit_lite.plan.configs import ties_head
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame
@@ -181,6 +182,7 @@ def _rows(recipe: Recipe, found: Mapping[str, View], frame: Frame, findings: Fin
     check_rules(rows.rules, frame.layers, findings, [target.name for target in frame.targets])
     check_used(recipe, found, findings)
     rows.statistics.check_used()
+    found["base"].changes.update(class_changes(rows.heads, found, recipe, findings))
     return jobs
 
 
@@ -214,6 +216,7 @@ def _plan(
 ) -> Plan:
     dtype = main_dtype(jobs)
     known = found["base"].model.config
+    changes = {**config, **config_changes(known and {**known, **config}, dtype)}
     placed_jobs, shards = lay_out(jobs, one_file(jobs) if adapter else recipe.output.shard_size)
     if adapter:
         shards = tuple(replace(shard, file=WEIGHT_FILE) for shard in shards)
@@ -227,7 +230,8 @@ def _plan(
             dtype=dtype,
             warnings=findings.all_warnings(),
             recipe=recipe.plain(),
-            config={**config_changes(known and {**known, **config}, dtype), **config},
+            # Parts that are given whole go first, for single entries are laid over them.
+            config=dict(sorted(changes.items(), key=lambda item: not isinstance(item[1], Mapping))),
             config_without=config_without(known),
             compat=recipe.compat,
             folder=str(recipe.folder.absolute()),

@@ -57,7 +57,7 @@ def settle_head(recipe: Recipe, found: Mapping[str, View], findings: Findings) -
 
 def _show(found: Mapping[str, View], tensors: Mapping[str, TensorInfo]) -> None:
     for view in found.values():
-        view.base = tensors
+        view.base = {name: info for name, info in tensors.items() if view.in_scope(name)}
 
 
 def _head_of_experts(found: Mapping[str, View]) -> str | None:

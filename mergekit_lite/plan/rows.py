@@ -10,6 +10,7 @@ from typing import Any
 from mergekit_lite.checkpoint import FLOAT_DTYPES
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.plan.chains import Chains
+from mergekit_lite.plan.classes import is_class_head, same_classes
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Target
 from mergekit_lite.plan.inputs import View, check_tensor, shape_text
@@ -47,6 +48,7 @@ class Rows:
         self.findings = findings
         self.rules = Rules(recipe)
         self.chains = Chains(recipe, layers, findings)
+        self.heads: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.statistics = StatisticFiles(recipe, findings)
         self.routed = any(_EXPERTS.search(name) for name in found["base"].tensors)
         self._ops = registry()
@@ -99,6 +101,11 @@ class Rows:
         view, info = self.found.get(source), target.info
         if not self._have_layers(target, [source], decision):
             return None
+        if view is not None and is_class_head(target.name) and (shape := view.shape(target.name)):
+            self.heads[target.name] = source, shape
+            if shape[1:] == info.shape[1:]:
+                info = replace(info, shape=shape)
+                target = replace(target, info=info)
         if view is None or not check_tensor(view, info, self.recipe, self.findings):
             return None
         view.used += 1
@@ -155,7 +162,9 @@ class Rows:
         if not self._have_layers(target, [*base, *names], decision):
             return None
         fit = [
-            view is not None and check_tensor(view, target.info, self.recipe, self.findings)
+            view is not None
+            and same_classes(view, self.found["base"], target.info, self.recipe, self.findings)
+            and check_tensor(view, target.info, self.recipe, self.findings)
             for view in map(self.found.get, names)
         ]
         if not all(fit) or not self._enough(spec, names, chain.params, decision):
