@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 EXPERTS = ("a", "b", "c")
 Recipe = dict[str, Any]
+Agreement = Literal["bytes", "values", "random", "apart"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,17 @@ class Method:
         ours: our recipe for the merge the peer makes.
         own: our recipe with our own defaults, where they give another result.
         peer: the peer's recipe.
-        agreement: `bytes` copies; `values` equal but for rounding; `random` alike in statistics.
+        agreement: `bytes` copies; `values` equal but for rounding; `random` alike in statistics;
+            `apart` where the peer has a defect that we do not share (docs/mergekit-differences.md).
+        goal: what the project set out to reach, for the methods of the engine.
     """
 
     name: str
     inputs: tuple[str, ...]
     ours: Recipe
     peer: Recipe
-    agreement: Literal["bytes", "values", "random"]
-    goal: Goal
+    agreement: Agreement
+    goal: Goal | None = None
     own: Recipe | None = None
 
 
@@ -196,4 +199,44 @@ def methods(models: Path, layers: int, dtype: str) -> dict[str, Method]:
             Goal(8, 1.5),
         ),
     ]
+    found += [
+        Method(name, inputs, recipe, recipe, agreement)
+        for name, inputs, recipe, agreement in _as_the_peer_says(models, dtype)
+    ]
     return {method.name: method for method in found}
+
+
+def _as_the_peer_says(
+    models: Path, dtype: str
+) -> list[tuple[str, tuple[str, ...], Recipe, Agreement]]:
+    """Return the peer's other methods: its own recipe is given to both programs as it is."""
+    ones = dict.fromkeys(EXPERTS, 1.0)
+    every = ("base", *EXPERTS)
+
+    def each(method: str, **parameters: Any) -> Recipe:
+        return _peer(models, method, ones, dtype, **parameters)
+
+    def whole(method: str, names: tuple[str, ...], **parameters: Any) -> Recipe:
+        """Return a recipe whose parameters are of the merge, not of its inputs."""
+        recipe = _peer(models, method, None, dtype)
+        recipe["models"] = [{"model": str(models / name)} for name in names]
+        return recipe | ({"parameters": parameters} if parameters else {})
+
+    spheres = _peer(models, "nuslerp", ones, dtype)
+    spheres["models"] = spheres["models"][:2]
+    del spheres["base_model"]
+    return [
+        ("dare_linear", every, each("dare_linear", density=0.2), "random"),
+        ("breadcrumbs_ties", every, each("breadcrumbs_ties", density=0.9, gamma=0.01), "values"),
+        ("della", every, each("della", density=0.5, epsilon=0.1), "random"),
+        ("della_linear", every, each("della_linear", density=0.5, epsilon=0.1), "random"),
+        ("sce", every, whole("sce", EXPERTS, select_topk=0.5), "apart"),
+        ("ram", every, whole("ram", EXPERTS), "values"),
+        ("ramplus_tl", every, whole("ramplus_tl", EXPERTS), "values"),
+        ("model_stock", every, whole("model_stock", EXPERTS), "values"),
+        ("multislerp", EXPERTS, each("multislerp"), "values"),
+        ("karcher", EXPERTS, whole("karcher", EXPERTS), "values"),
+        ("nuslerp", ("a", "b"), spheres, "values"),
+        ("nearswap", ("base", "a"), whole("nearswap", ("a",), t=0.001), "values"),
+        ("arcee_fusion", ("base", "a"), whole("arcee_fusion", ("a",)), "apart"),
+    ]

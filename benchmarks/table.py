@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ class Rounds:
     """
 
     name: str
-    goal: Goal
+    goal: Goal | None
     read_bytes: int
     write_bytes: int
     floors: list[Floor] = field(default_factory=list)
@@ -54,7 +55,7 @@ class Rounds:
             "again": wall(self.again),
             "over_floor": mine["median"] / self.floor,
             "over_floor_with_sync": mine["median"] / self.floor_with_sync,
-            "goal": asdict(self.goal),
+            "goal": asdict(self.goal) if self.goal else None,
         }
         if self.own:
             found["own_defaults"] = wall(self.own)
@@ -109,7 +110,7 @@ HEAD = (
 
 def row(found: Mapping[str, Any]) -> list[str]:
     """Return one line of the table; a `!` marks a goal that was missed."""
-    goal = found["goal"]
+    goal = found["goal"] or {"faster": 0.0, "floor": math.inf}
     faster = f"{found['faster']:.1f}x" if "faster" in found else "-"
     if "faster" in found and found["faster"] < goal["faster"]:
         faster += f" ! {goal['faster']:g}x"
