@@ -37,7 +37,9 @@ def example_recipe(spec: OpSpec) -> str:
 
 def _count(spec: OpSpec, params: Mapping[str, Any]) -> int:
     named = len([value for value in params.values() if value in EXPERTS])
-    return named or min(spec.experts[1] or len(EXPERTS), len(EXPERTS))
+    if named:
+        return max(named, spec.experts[0])
+    return min(spec.experts[1] or len(EXPERTS), len(EXPERTS))
 
 
 def _chain(spec: OpSpec, params: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -55,7 +57,10 @@ def example_params(spec: OpSpec) -> dict[str, Any]:
         if parameter.expert_name:
             params[parameter.name] = next(experts)
         elif parameter.required:
-            params[parameter.name] = worked.get(parameter.name, _value(parameter))
+            value = worked.get(parameter.name, _value(parameter))
+            if isinstance(value, Mapping):  # by expert, of which vectors have `a`, `b`, ...
+                value = {name: f"{name}.safetensors" for name in EXPERTS[: spec.experts[1]]}
+            params[parameter.name] = value
     return params
 
 

@@ -34,8 +34,8 @@ def test_a_sound_one_merges(world: World, adapter: Path) -> None:
     ("changes", "says"),
     [
         ({"peft_type": "IA3"}, ("type IA3", "LORA only")),
-        ({"use_dora": True}, ("use_dora", "not supported")),
-        ({"bias": "all"}, ("trains biases", "`bias: all`")),
+        ({"use_qalora": True}, ("QALoRA", "use_qalora", "not supported")),
+        ({"kasa_config": {"beta": 1}}, ("KaSA", "kasa_config", "not supported")),
         ({"init_lora_weights": "pissa"}, ("pissa", "changes the base")),
     ],
 )
@@ -79,7 +79,7 @@ def test_weights_that_are_cut_short(world: World, adapter: Path) -> None:
 def test_weights_that_are_absent_or_pickled(world: World, adapter: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     file.rename(adapter / "adapter_model.bin")
-    world.refused(2, "adapter_model.bin", "can run code", "save it again", text=RECIPE)
+    world.refused(2, "adapter_model.bin", "can run code", "mergekit-lite convert", text=RECIPE)
     (adapter / "adapter_model.bin").unlink()
     world.refused(5, "has no adapter_model.safetensors", "fetch", text=RECIPE)
 
