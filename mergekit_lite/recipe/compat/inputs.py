@@ -31,13 +31,16 @@ class Models:
         """Return the models of a recipe: the first is the base where none is named."""
         return cls(base or bare(first))
 
-    def name(self, reference: Reference) -> str:
-        """Return the name of a model, which is given one when it is met first."""
+    def find(self, reference: Reference) -> str | None:
+        """Return the name of a model, None for one that was not met."""
         if reference.same(self.base):
             return BASE
-        for name, known in self.experts.items():
-            if known.same(reference):
-                return name
+        return next((name for name, it in self.experts.items() if it.same(reference)), None)
+
+    def name(self, reference: Reference) -> str:
+        """Return the name of a model, which is given one when it is met first."""
+        if known := self.find(reference):
+            return known
         name = name_for(reference, [*self.experts, *self.stages])
         self.experts[name] = reference
         return name

@@ -18,6 +18,7 @@ from mergekit_lite.recipe.compat.reader import GroupReader, Part
 from mergekit_lite.recipe.compat.references import Reference, References
 from mergekit_lite.recipe.compat.stack import stack
 from mergekit_lite.recipe.compat.steps import WEIGHT, rules_of, steps_of
+from mergekit_lite.recipe.compat.vocabulary import VocabularyReader
 from mergekit_lite.recipe.marks import Mark, Node, Problems, show
 from mergekit_lite.recipe.places import NOT_YET
 
@@ -91,7 +92,9 @@ class Translator:
         parts = reader.parts(shape, entries[shape], [entries.get("parameters")])
         if reader.models is None or not any(part.groups for part in parts):
             return self._joined({}, output)
-        return self._joined(self._recipe(method, parts, settler, reader.models), output)
+        recipe = self._recipe(method, parts, settler, reader.models)
+        words = VocabularyReader(self.references, reader.models, self.problems).read(entries)
+        return self._joined({**recipe, **words}, output)
 
     def _entries(self) -> dict[str, Node]:
         """Return mergekit's keys with a value; unknown ones are noted."""
