@@ -12,6 +12,7 @@ from typing import Any
 
 from mergekit_lite.engine.options import ShardDone
 from mergekit_lite.errors import RecipeError
+from mergekit_lite.plan.statistic_files import statistic_files
 from mergekit_lite.plan.types import Plan
 
 JOURNAL = "journal.jsonl"
@@ -111,7 +112,7 @@ class Journal:
 
 
 def identities(plan: Plan) -> dict[str, list[int]]:
-    """Return [size, time of the last change in ns] of every input file that lies on a disk."""
+    """Return [size, time of the last change in ns] of every file read that lies on a disk."""
     found = {}
     for name, source in plan.inputs.items():
         root = Path(source.root)
@@ -120,6 +121,10 @@ def identities(plan: Plan) -> dict[str, list[int]]:
             if path.is_file():
                 status = path.stat()
                 found[f"{name}/{file}"] = [status.st_size, status.st_mtime_ns]
+    for name, path in statistic_files(plan).items():
+        if path.is_file():
+            status = path.stat()
+            found[name] = [status.st_size, status.st_mtime_ns]
     return found
 
 

@@ -192,7 +192,9 @@ def _inputs(lock: Mapping[str, Any], relative_to: Path, progress: Progress | Non
         for file, facts in source["files"].items():
             problem = _input(model, file, facts, progress)
             problems += [Problem(problem, f"input {name}: {file}")] if problem else []
-    return problems
+    statistics: Mapping[str, Mapping[str, Any]] = lock.get("statistics") or {}
+    found = {name: (relative_to / name, facts) for name, facts in statistics.items()}
+    return problems + check_files(found, progress)
 
 
 def _elsewhere(reference: str, relative_to: Path) -> str:

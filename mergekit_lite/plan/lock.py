@@ -17,9 +17,11 @@ from mergekit_lite.plan.digests import (
     Reading,
     changed_size,
     digests_of,
+    file_sha256,
     reading_file,
     reading_model,
 )
+from mergekit_lite.plan.statistic_files import statistic_files
 from mergekit_lite.plan.types import Input, Plan
 
 if TYPE_CHECKING:
@@ -114,7 +116,17 @@ def lock_inputs(plan: Plan, digests: Mapping[str, Mapping[str, str]]) -> dict[st
             }
             for name, source in plan.inputs.items()
         },
+        **_statistics(plan),
     }
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    """Return size and sha256 of every statistic file; nothing where there are none."""
+    facts = {
+        name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for name, path in statistic_files(plan).items()
+    }
+    return {"statistics": facts} if facts else {}
 
 
 def lock_outputs(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mergekit_lite.checkpoint import FLOAT_DTYPES, Header, TensorInfo, read_checkpoint
 from mergekit_lite.errors import DataError, RecipeError, SourceError
-from mergekit_lite.ops import OpSpec
+from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._calibration import Wanted, files_of
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import shape_text
 from mergekit_lite.plan.names import few
+from mergekit_lite.plan.types import Plan
 from mergekit_lite.recipe.schema import Recipe
 
 
@@ -142,3 +144,20 @@ class StatisticFiles:
                     self._places[path],
                     "tensors of a statistic file are named like the output's",
                 )
+
+
+def statistic_files(plan: Plan) -> dict[str, Path]:
+    """Return every statistic file that a plan's steps read: as the recipe names it -> path."""
+    specs = registry()
+    named = set()
+    for job in plan.jobs:
+        for step in job.steps:
+            if specs[step.op].calibration:
+                names = [step.expert] if step.expert else [read.source for read in job.reads]
+                named |= set(files_of(step.params, names).values())
+    found: dict[str, Path] = {}
+    for name in sorted(named):
+        path = Path(plan.folder) / name
+        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        found |= {f"{name}/{file.name}": file for file in inside} or {name: path}
+    return found

@@ -190,3 +190,28 @@ def test_negative_weights_are_refused(models: Path) -> None:
     wanted["experts"]["math"]["weight"] = -1.0
     with pytest.raises(RecipeError, match="weights must not be negative"):
         api.plan(wanted)
+
+
+def test_the_lock_pins_statistics_and_verify_rechecks_them(models: Path) -> None:
+    from mergekit_lite.export.verify import verify
+    from mergekit_lite.plan.lock import LOCK_FILE, read_lock
+
+    write_grams(models)
+    api.run(recipe(models, {"regmean": {}}), models / "out")
+    pinned = read_lock(models / "out" / LOCK_FILE)["statistics"]
+    assert sorted(Path(name).name for name in pinned) == sorted(FILES.values())
+    assert verify(models / "out", inputs=True) == []
+    write_fishers(models)
+    assert len(verify(models / "out", inputs=True)) == 2
+
+
+def test_an_interrupted_run_is_not_resumed_with_other_statistics(models: Path) -> None:
+    from mergekit_lite.engine.journal import identities
+
+    write_grams(models)
+    plan = api.plan(recipe(models, {"regmean": {}}))
+    before = identities(plan)
+    write_fishers(models)
+    after = identities(plan)
+    changed = [name for name in before if before[name] != after[name]]
+    assert sorted(Path(name).name for name in changed) == sorted(FILES.values())
