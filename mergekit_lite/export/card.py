@@ -95,7 +95,8 @@ def matter(plan: Plan, parents: Sequence[Parent]) -> dict[str, Any]:
         if stated and all(value == stated[0] for value in stated):
             known[key] = stated[0]
     known |= _license(parents)
-    known["tags"] = list(dict.fromkeys(["merge", "mergekit-lite", *methods(plan)]))
+    imported = ["mergekit"] if plan.compat == "mergekit" else []
+    known["tags"] = list(dict.fromkeys(["merge", "mergekit-lite", *imported, *methods(plan)]))
     return known
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from mergekit_lite.errors import RecipeError
@@ -89,10 +90,9 @@ def test_chat_templates(translated: Translated) -> None:
 
 
 def test_chatml_reads_as_chatml(translated: Translated) -> None:
-    jinja = pytest.importorskip("jinja2")
     template = translated("chat_template: chatml\n")["chat_template"]
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\n"}]
-    text = jinja.Template(template).render(messages=turns, add_generation_prompt=True)
+    text = jinja2.Template(template).render(messages=turns, add_generation_prompt=True)
     assert text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello\n<|im_end|>\n"
         "<|im_start|>assistant\n"
