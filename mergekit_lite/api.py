@@ -127,13 +127,15 @@ def open_inputs(plan: Plan) -> dict[str, Model]:
     Raises:
         SourceError, RecipeError, DataError: one of them has gone, or is not what it was.
     """
+    from mergekit_lite.plan.stages import reopened
     from mergekit_lite.sources import resolve
 
     folder = Path(plan.folder)
-    return {
-        name: resolve(source.reference, relative_to=folder, kind=source.kind)
-        for name, source in plan.inputs.items()
-    }
+    return reopened(
+        plan,
+        plan.stages,
+        lambda source: resolve(source.reference, relative_to=folder, kind=source.kind),
+    )
 
 
 def _ignore(event: Event) -> None:

@@ -4,6 +4,7 @@ from mergekit_lite.checkpoint._types import (
     DTYPE_BYTES,
     FLOAT_DTYPES,
     Coded,
+    Computed,
     Header,
     TensorInfo,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "FLOAT_DTYPES",
     "Adapter",
     "Coded",
+    "Computed",
     "FileReader",
     "Header",
     "LoraFactors",

@@ -30,6 +30,7 @@ class TensorInfo:
         start: byte offset of the first entry, from the start of that file.
         coded: how its numbers are stored, where they are codes of a quantised checkpoint; `file`
             and `start` are then those of the codes.
+        computed: how it is made, where it is on no disk but the result of a stage.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TensorInfo:
     file: str
     start: int
     coded: Coded | None = None
+    computed: Computed | None = None
 
     @property
     def size(self) -> int:
@@ -49,7 +51,43 @@ class TensorInfo:
         """Bytes that it takes on disk."""
         if self.coded is not None:
             return sum(part.nbytes for part in self.coded.parts)
+        if self.computed is not None:
+            return self.computed.nbytes
         return self.size * DTYPE_BYTES[self.dtype]
+
+    @property
+    def loaded(self) -> str:
+        """Dtype of its entries in memory."""
+        if self.computed is not None:
+            return self.computed.dtype
+        return "F32" if self.coded is not None else self.dtype
+
+    @property
+    def is_made(self) -> bool:
+        """Whether its entries are made while they are read, so that no bytes can be copied."""
+        return self.coded is not None or self.computed is not None
+
+    @property
+    def held(self) -> int:
+        """Bytes that stay in memory while its tiles are made."""
+        if self.computed is not None:
+            return self.computed.held
+        return self.coded.held if self.coded is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A tensor that a stage computes while it is read.
+
+    Attributes:
+        dtype: in which its entries are handed over: F32, or what the stage rounds to.
+        nbytes: bytes that are read to make it.
+        held: bytes of memory that making it tile by tile takes.
+    """
+
+    dtype: str
+    nbytes: int
+    held: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,8 @@ def show(
         for warning in plan.warnings:
             note(f"warning: {warning}")
         parts = [inputs_text(plan), chains_text(plan, full=expand), cost_text(plan, cost)]
+        if plan.stages:
+            parts.insert(1, stages_text(plan, full=expand))
         click.echo("\n\n".join(parts))
         if expand:
             click.echo(f"\n{rows_text(plan)}")
@@ -96,14 +98,33 @@ def inputs_text(plan: Plan) -> str:
         (
             name,
             source.reference,
-            source.quantization or source.kind,
+            "stage" if source.stage else source.quantization or source.kind,
             source.revision[:12],
             plural(source.matched, "tensor"),
-            bytes_text(sum(source.files.values())),
+            "" if source.stage else bytes_text(sum(source.files.values())),
         )
-        for name, source in plan.inputs.items()
+        for name, source in {**plan.inputs, **plan.leaves}.items()
     ]
     return table(("input", "model", "kind", "revision", "matched", "size"), rows, "llllrr")
+
+
+def stages_text(plan: Plan, *, full: bool) -> str:
+    """Return the table of stages: what each does, and whether it is written on the way."""
+    from mergekit_lite.plan.stages import size_of
+
+    rows = []
+    for name, stage in plan.stages.items():
+        how = "streams through, no disk"
+        if name in plan.written:
+            how = f"written first, {bytes_text(size_of(stage))} of disk: {plan.written[name]}"
+        chains = Counter(chain_text(job, full=full) for job in stage.jobs)
+        rows += [
+            (name if first else "", how if first else "", f"{count}", chain)
+            for first, (chain, count) in zip(
+                [True] + [False] * len(chains), chains.most_common(), strict=False
+            )
+        ]
+    return table(("stage", "how", "tensors", "what is done"), rows, "llrl")
 
 
 def chains_text(plan: Plan, *, full: bool) -> str:

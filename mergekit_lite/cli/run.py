@@ -115,11 +115,16 @@ def base_of(recipe: Recipe) -> str:
 
     What leads to no file from the recipe's folder is no path, and the same from everywhere.
     """
+    from mergekit_lite.plan.stages import is_stage
+    from mergekit_lite.recipe.stages import SIGN
     from mergekit_lite.sources.local import local_path
 
-    path = local_path(recipe.base, recipe.folder)
+    base = recipe.base
+    while is_stage(base):
+        base = recipe.stages[base.removeprefix(SIGN)].base
+    path = local_path(base, recipe.folder)
     if not path.exists():
-        return recipe.base
+        return base
     here = Path.cwd()
     # A link's own name is kept: names in a download cache are hashes.
     target = path.resolve() if path.is_dir() else path.parent.resolve() / path.name

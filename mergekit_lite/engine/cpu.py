@@ -22,11 +22,16 @@ def merge_row(
     row: Row, program: Program, write: Write, stop: threading.Event, *, allow_nonfinite: bool
 ) -> None:
     """Find the statistics that the program waits for, then compute and write every tile."""
+    prepare(row, program, stop, allow_nonfinite=allow_nonfinite)
+    merge_tiles(row, program, write, stop)
+    row.check_finite(allow_nonfinite)
+
+
+def prepare(row: Row, program: Program, stop: threading.Event, *, allow_nonfinite: bool) -> None:
+    """Find all that the program waits for, so that any tile of the row can be computed."""
     find_statistics(row, program, stop)
     if program.gram is not None:
         set_gram(program, gram_of(row, stop))
-    row.check_finite(allow_nonfinite)
-    merge_tiles(row, program, write, stop)
     row.check_finite(allow_nonfinite)
 
 
@@ -45,13 +50,13 @@ def merge_tiles(row: Row, program: Program, write: Write, stop: threading.Event)
     """Compute the row's tiles with all statistics resolved, handing each to `write`."""
     width = DTYPE_BYTES[row.job.dtype]
     out = np.empty(min(row.tile, row.size) * width, np.uint8)
-    merge = _kernel(row, program, out)
+    merge = tile_maker(row, program, out)
     for first, count in row.tiles(stop):
         merge(first, count)
         write(out[: count * width], first * width)
 
 
-def _kernel(row: Row, program: Program, out: NDArray[np.uint8]) -> Callable[..., None]:
+def tile_maker(row: Row, program: Program, out: NDArray[np.uint8]) -> Callable[..., None]:
     """Return what computes a tile into `out`: a loop for this kind of row where there is one."""
     loop = merge_loop(row.job, program, row.codes.tolist(), row.is_delta.tolist())
     if loop is not None and loop.is_compiled:

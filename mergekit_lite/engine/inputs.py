@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
 from mergekit_lite.errors import DataError
+from mergekit_lite.plan.estimate import TILE_ENTRIES
 
 if TYPE_CHECKING:
     from mergekit_lite.checkpoint.reader import Reader
     from mergekit_lite.engine.supplies import Slot
     from mergekit_lite.plan.row_maps import RowMap
+    from mergekit_lite.plan.types import Job, Plan
     from mergekit_lite.sources import Model
 
 SLOT_ALIGNMENT = 4096
@@ -55,13 +57,30 @@ class Traffic:
 
 
 class Readers:
-    """Every weight file of a plan's models, opened once and shared by all workers."""
+    """Every weight file of a plan's models, opened once and shared by all workers.
+
+    Args:
+        models: the plan's inputs by name.
+        row_maps: of the plan.
+        tile: entries of a tile of what a stage computes.
+        keep: bytes of a stage's inputs that may be kept between the sweeps of one of its rows.
+        allow_nonfinite: let NaN and infinity of a stage pass.
+    """
 
     def __init__(
-        self, models: Mapping[str, Model], row_maps: Mapping[str, RowMap] | None = None
+        self,
+        models: Mapping[str, Model],
+        row_maps: Mapping[str, RowMap] | None = None,
+        *,
+        tile: int = TILE_ENTRIES,
+        keep: int = 0,
+        allow_nonfinite: bool = False,
     ) -> None:
         self._models = models
         self.row_maps = row_maps or {}
+        self.tile, self.keep, self.allow_nonfinite = tile, keep, allow_nonfinite
+        self._within: dict[str, Readers] = {}
+        self._jobs: dict[str, dict[str, Job]] = {}
         self._open: dict[tuple[str, str], Reader] = {}
         self._lock = threading.Lock()
         self.traffic = Traffic()
@@ -69,6 +88,40 @@ class Readers:
     def info(self, source: str, name: str) -> TensorInfo:
         """Return where tensor `name` of a source is stored."""
         return self._models[source].header.tensors[name]
+
+    def made_by(self, source: str, name: str) -> tuple[str, Plan, Job]:
+        """Return the stage whose result a source is, its plan, and the row of one tensor."""
+        model = self._models[source]
+        if model.plan is None:
+            raise DataError(f"`{source}` is not the result of a stage")
+        with self._lock:
+            if source not in self._jobs:
+                self._jobs[source] = {job.name: job for job in model.plan.jobs}
+        return model.stage, model.plan, self._jobs[source][name]
+
+    def within(self, source: str) -> Readers:
+        """Return the weight files of the stage whose result a source is."""
+        model = self._models[source]
+        with self._lock:
+            if source not in self._within:
+                inner = Readers(
+                    model.parts,
+                    model.plan.row_maps if model.plan is not None else None,
+                    tile=self.tile,
+                    keep=self.keep,
+                    allow_nonfinite=self.allow_nonfinite,
+                )
+                inner.traffic = self.traffic
+                self._within[source] = inner
+            return self._within[source]
+
+    def located(self, source: str, name: str) -> tuple[Readers, str, TensorInfo]:
+        """Return where the bytes of a tensor lie that is copied, through all stages."""
+        info = self.info(source, name)
+        if info.computed is None:
+            return self, source, info
+        read = self.made_by(source, name)[2].reads[0]
+        return self.within(source).located(read.source, read.name)
 
     def reader(self, source: str, file: str) -> Reader:
         """Return the reader of one file, opened at first use."""
@@ -91,6 +144,8 @@ class Readers:
         return as_float32(raw, info.dtype).reshape(info.shape)
 
     def close(self) -> None:
+        for inner in self._within.values():
+            inner.close()
         for reader in self._open.values():
             reader.close()
 

@@ -114,7 +114,7 @@ class Journal:
 def identities(plan: Plan) -> dict[str, list[int]]:
     """Return [size, time of the last change in ns] of every file read that lies on a disk."""
     found = {}
-    for name, source in plan.inputs.items():
+    for name, source in plan.leaves.items():
         root = Path(source.root)
         for file in sorted(source.files):
             path = root if root.is_file() else root / file

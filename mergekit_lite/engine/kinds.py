@@ -124,6 +124,9 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
         # The general kernels take as long to compile as several loops.
         shared = loop in small and (instead.is_compiled or len(small) > FEW)
         always[instead if shared else loop] = None
+    for model in models.values():
+        if model.plan is not None:
+            always |= dict.fromkeys(wanted_kernels(model.plan, model.parts))
     return list(always)
 
 

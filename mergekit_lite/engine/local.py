@@ -24,6 +24,7 @@ from mergekit_lite.engine.shard import Emit, OpenShard, Worker
 from mergekit_lite.engine.sweep import sweep_model
 from mergekit_lite.engine.warming import compile_for
 from mergekit_lite.errors import DataError, Interrupted, ResourceError
+from mergekit_lite.plan.estimate import TILE_ENTRIES
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan
 
@@ -150,10 +151,16 @@ class _Crew:
     ) -> None:
         self.plan, self.folder, self.options, self.emit = plan, folder, options, emit
         self.stop = threading.Event()
-        self.readers = Readers(models, plan.row_maps)
         self.known = load_known(folder)
         self.tile = tile_for(plan, options)
         self.keep = keep_for(plan, options)
+        self.readers = Readers(
+            models,
+            plan.row_maps,
+            tile=min(self.tile, TILE_ENTRIES),
+            keep=self.keep,
+            allow_nonfinite=options.allow_nonfinite,
+        )
         self.gate = MemoryGate(plan, options)
         wanted = set(shards)
         self.jobs = [job for job in plan.jobs if job.shard in wanted]

@@ -193,8 +193,8 @@ class Worker:
 
     def _copy(self, job: Job, shard: OpenShard) -> bool:
         read = job.reads[0]
-        info = self.readers.info(read.source, read.name)
-        reader = self.readers.reader(read.source, info.file)
+        readers, source, info = self.readers.located(read.source, read.name)
+        reader = readers.reader(source, info.file)
         # In pieces, so that what follows the writing need not wait for a whole embedding.
         for done in range(0, info.nbytes, COPIED):
             nbytes = min(COPIED, info.nbytes - done)

@@ -20,6 +20,7 @@ from mergekit_lite.checkpoint.coded.tiles import Decoder, decoder
 from mergekit_lite.engine.adapted import adapter_supply, joined_supply
 from mergekit_lite.engine.joined import JoinedRead
 from mergekit_lite.engine.pieced import pieced, pieced_dtype
+from mergekit_lite.engine.staged import stage_supply
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.types import Gather, Job, Read
 
@@ -107,6 +108,8 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
 
 
 def _of_tensor(info: TensorInfo, read: Read, readers: Readers) -> Supply:
+    if info.computed is not None:
+        return stage_supply(read.source, info.name, readers)
     if info.coded is not None:
         return Dequantised(decoder(info, partial(readers.read, read.source)))
     return Stored(readers, read.source, info)
@@ -124,12 +127,7 @@ def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
         return read.gather.dtype, Stored.is_delta
     tensors = models[read.source].header.tensors
     names = dict.fromkeys(piece.name for piece in read.pieces) or [read.name]
-    dtypes = [_dtype_of(tensors[name]) for name in names]
-    return pieced_dtype(dtypes), Stored.is_delta
-
-
-def _dtype_of(info: TensorInfo) -> str:
-    return info.dtype if info.coded is None else Dequantised.dtype
+    return pieced_dtype([tensors[name].loaded for name in names]), Stored.is_delta
 
 
 def _gathered(gather: Gather, job: Job, readers: Readers) -> Gathered:

@@ -275,6 +275,25 @@ class TorchRow:
             value = apply_transform(link.stage, value, self.at(tile, link), link.answer, beside)
         return value
 
+    def entries(self, first: int, count: int) -> NDArray[np.uint8]:
+        """Return the bytes of entries [first, first + count), once all statistics are found.
+
+        The next call may use the same memory.
+        """
+        dtype = DTYPES[self.row.job.dtype]
+        self.row.pool = self.lane.sides[0]
+        self.row.space = self.row.pool.positions(self.row.slots, count)
+        self.row.load(first, count)
+        with self.lane.working():
+            self.bad.zero_()
+            tile = self._tile(first, count)
+            result = finish(tile.base, self.merged(tile), self.space).to(dtype)
+            self.bad[-1] += (~torch.isfinite(result)).sum()
+            host = self.lane.buffer(result.numel() * dtype.itemsize)
+            ticket = self.lane.down(result, host)
+        self.lane.arrived(ticket)
+        return host
+
     def merge(self, write: Write, stop: threading.Event, *, allow_nonfinite: bool) -> None:
         """Find all statistics, then compute every tile and hand its bytes to `write`."""
         self.find_statistics(stop)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_lite import ops
 from mergekit_lite.export.labels import HUB_ID, hub_id, short_name, stored_dtypes, without_paths
 from mergekit_lite.plan.names import plural
+from mergekit_lite.plan.stages import leaf_models
 from mergekit_lite.plan.types import Input, Plan
 
 if TYPE_CHECKING:
@@ -59,15 +60,17 @@ def write_card(plan: Plan, models: Mapping[str, Model], report: Report, folder: 
 
 def card(plan: Plan, models: Mapping[str, Model], report: Report, title: str) -> str:
     """Return the text of the card."""
+    known = leaf_models(models)
     parents = [
         Parent(
             name,
             _label(source),
-            hub_id(source, models[name].config),
+            hub_id(source, known[name].config),
             front_matter(Path(source.root)),
         )
-        for name, source in plan.inputs.items()
+        for name, source in plan.leaves.items()
     ]
+    parents.sort(key=lambda parent: not f"/{parent.name}".endswith("/base"))
     parents.sort(key=lambda parent: parent.name != "base")
     parts = (
         f"---\n{_yaml(matter(plan, parents))}---",
@@ -160,7 +163,11 @@ def _license(parents: Sequence[Parent]) -> dict[str, str]:
 
 
 def _step_names(plan: Plan) -> Iterable[str]:
-    recipe = plan.recipe
+    for recipe in (plan.recipe, *(plan.recipe.get("stages") or {}).values()):
+        yield from _names_in(recipe)
+
+
+def _names_in(recipe: Mapping[str, Any]) -> Iterable[str]:
     chains = [recipe.get("steps") or ()]
     chains += [expert.get("steps") or () for expert in (recipe.get("experts") or {}).values()]
     for part in ("slices", "rules"):
@@ -203,11 +210,16 @@ def _inputs(parents: Sequence[Parent], report: Report) -> str:
 
 def _methods(plan: Plan) -> str:
     specs = ops.registry()
-    names = dict.fromkeys([*_step_names(plan), *(s.op for job in plan.jobs for s in job.steps)])
+    names = dict.fromkeys([*_step_names(plan), *_ops_in(plan)])
     lines = []
     for spec in (specs[name] for name in names if name in specs):
         lines.append(f"- `{spec.name}`: {spec.summary or spec.title} Paper: {spec.paper}.")
     return "\n".join(lines) or "Every tensor is copied from one of the inputs."
+
+
+def _ops_in(plan: Plan) -> Iterable[str]:
+    for part in (plan, *plan.stages.values()):
+        yield from (step.op for job in part.jobs for step in job.steps)
 
 
 def _use(plan: Plan, title: str, *, text_model: bool) -> str:

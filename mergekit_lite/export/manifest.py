@@ -34,13 +34,13 @@ def report_data(plan: Plan, report: Report) -> dict[str, Any]:
         "inputs": {
             name: {
                 "model": short_name(source),
-                "kind": source.kind,
+                "kind": "stage" if source.stage else source.kind,
                 "tensors_matched": source.matched,
                 "tensors_missing": list(source.missing),
                 "tensors_extra": list(source.extra),
                 **_contribution(report, name),
             }
-            for name, source in plan.inputs.items()
+            for name, source in {**plan.inputs, **plan.leaves}.items()
         },
         "output": {
             "tensors": len(plan.jobs),
@@ -83,11 +83,12 @@ def copies(plan: Plan, digests: Mapping[str, Mapping[str, str]]) -> list[str]:
         plan: whose inputs are compared; that two of them are one folder is said at plan time.
         digests: input -> weight file -> sha256.
     """
+    leaves = plan.leaves
     first: dict[tuple[str, ...], str] = {}
     warnings = []
     for name, files in digests.items():
         owner = first.setdefault(tuple(sorted(files.values())), name)
-        if Path(plan.inputs[owner].root) != Path(plan.inputs[name].root):
+        if Path(leaves[owner].root) != Path(leaves[name].root):
             other = "the base" if owner == "base" else f"expert `{owner}`"
             warnings.append(f"expert `{name}` holds the same weights as {other}, byte for byte")
     return warnings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,12 @@ from mergekit_lite.errors import DataError
 from mergekit_lite.export.exclusive import only_run
 from mergekit_lite.export.finish import finish, remove_replaced, take_back
 from mergekit_lite.export.manifest import copies, warnings_of
+from mergekit_lite.export.stages import remove_written, write_stages
 from mergekit_lite.export.target import check_target, partial_folder
 from mergekit_lite.plan.digests import DigestCache
 from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.lock import input_digests
+from mergekit_lite.plan.stages import leaf_models
 from mergekit_lite.plan.types import Plan
 
 if TYPE_CHECKING:
@@ -69,10 +71,14 @@ def merge(
     estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))
-    with _folders_above(out), only_run(work, emit), _hashing(plan, models, options) as hashing:
+    with ExitStack() as around:
+        around.enter_context(_folders_above(out))
+        around.enter_context(only_run(work, emit))
         # A run that has just ended may have left other files than were there before.
         check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
-        report = execute(plan, models, work, options, emit)
+        ready = write_stages(plan, models, out, options, emit, merge)
+        hashing = around.enter_context(_hashing(plan, models, options))
+        report = execute(plan, ready, work, options, emit)
         if not hashing.done():
             text = "waiting for the checksums of the inputs"
             emit(Event("note", text=text, seconds=report.seconds))
@@ -91,6 +97,7 @@ def merge(
             overwrite=options.overwrite,
         )
     remove_replaced(out)
+    remove_written(plan, out)
     return report
 
 
@@ -123,7 +130,9 @@ def _hashing(
 
     def hash_all() -> Digests:
         cache = DigestCache()
-        digests = input_digests(plan, cache, models=models, threads=threads, progress=progress)
+        digests = input_digests(
+            plan, cache, models=leaf_models(models), threads=threads, progress=progress
+        )
         cache.save()
         return digests
 

@@ -50,7 +50,7 @@ def check_target(plan: Plan, out: Path, *, overwrite: bool = False, fresh: bool 
 def _entangled(plan: Plan, out: Path) -> list[Problem]:
     target = out.resolve()
     problems = []
-    for name, source in plan.inputs.items():
+    for name, source in plan.leaves.items():
         root = Path(source.root).resolve()
         if root in (target, partial_folder(target)):
             what = f"the output folder is the input `{name}`"

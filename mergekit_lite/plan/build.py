@@ -28,6 +28,7 @@ from mergekit_lite.plan.layout import (
 from mergekit_lite.plan.naming import name_experts
 from mergekit_lite.plan.rows import Rows
 from mergekit_lite.plan.rules import check_rules
+from mergekit_lite.plan.stages import Stages, is_stage, written_first
 from mergekit_lite.plan.types import Job, Plan
 from mergekit_lite.plan.vocabulary import Vocabulary, settle
 from mergekit_lite.recipe.schema import Recipe
@@ -43,7 +44,7 @@ def models(recipe: Recipe) -> dict[str, Model]:
     Raises:
         SourceError, DataError, RecipeError: all models that cannot be had, in one error.
     """
-    found, errors = _resolve_all(recipe)
+    found, errors = _resolve_all(recipe, Stages(recipe, _prepare))
     if errors:
         raise _joined(errors)
     return found
@@ -61,16 +62,38 @@ def build(recipe: Recipe, models: Mapping[str, Model] | None = None) -> Plan:
         SourceError: a model is missing.
         DataError: a header is damaged.
     """
-    return _build(recipe, models, []) if models is not None else prepare(recipe)[0]
+    return prepare(recipe, models)[0]
 
 
-def prepare(recipe: Recipe) -> tuple[Plan, dict[str, Model]]:
+def prepare(
+    recipe: Recipe, models: Mapping[str, Model] | None = None
+) -> tuple[Plan, dict[str, Model]]:
     """Return the plan of a recipe and its models, resolved once; see `build` and `models`.
+
+    Args:
+        recipe: a checked recipe.
+        models: its resolved models, where the caller has them.
 
     Raises:
         RecipeError, SourceError, DataError: all problems of the models and of the plan, in one.
     """
-    found, errors = _resolve_all(recipe)
+    stages = Stages(recipe, _prepare)
+    if models is None:
+        plan, found = _prepare(recipe, stages)
+    else:
+        plan, found = _build(recipe, models, []), dict(models)
+        stages.add(found)
+    plans = stages.plans()
+    if not plans:
+        return plan, found
+    notes = [f"stage `{name}`: {text}" for name, inner in plans.items() for text in inner.warnings]
+    written = written_first(plan, plans, recipe)
+    warnings = tuple(dict.fromkeys([*plan.warnings, *notes]))
+    return replace(plan, stages=plans, written=written, warnings=warnings), found
+
+
+def _prepare(recipe: Recipe, stages: Stages) -> tuple[Plan, dict[str, Model]]:
+    found, errors = _resolve_all(recipe, stages)
     return _build(recipe, found, errors), found
 
 
@@ -84,7 +107,7 @@ def with_models(error: RecipeError, draft: Recipe | None) -> MergekitLiteError:
     """
     if draft is None:
         return error
-    found, errors = _resolve_all(draft)
+    found, errors = _resolve_all(draft, Stages(draft, _prepare))
     findings = Findings()
     _check_inputs(draft, found, findings)
     every = [error, *errors, RecipeError(findings.all_problems())]
@@ -121,7 +144,9 @@ def _build(
     return _plan(recipe, found, jobs, frame, config, vocabulary, adapter, findings)
 
 
-def _resolve_all(recipe: Recipe) -> tuple[dict[str, Model], list[MergekitLiteError]]:
+def _resolve_all(
+    recipe: Recipe, stages: Stages
+) -> tuple[dict[str, Model], list[MergekitLiteError]]:
     wanted: dict[str, tuple[str, Kind, str]] = {}
     if recipe.base:  # a draft may have none
         wanted["base"] = (recipe.base, "checkpoint", recipe.at("base"))
@@ -134,6 +159,9 @@ def _resolve_all(recipe: Recipe) -> tuple[dict[str, Model], list[MergekitLiteErr
     errors: list[MergekitLiteError] = []
     for name, (reference, kind, where) in wanted.items():
         try:
+            if is_stage(reference):
+                found[name] = stages.model(reference)
+                continue
             if (reference, kind) not in known:
                 known[reference, kind] = resolve(reference, relative_to=recipe.folder, kind=kind)
             found[name] = known[reference, kind]
@@ -215,8 +243,13 @@ def _plan(
     findings: Findings,
 ) -> Plan:
     dtype = main_dtype(jobs)
-    known = found["base"].model.config
-    changes = {**config, **config_changes(known and {**known, **config}, dtype)}
+    base = found["base"].model
+    known = base.config
+    changes = {
+        **(base.plan.config if base.plan else {}),
+        **config,
+        **config_changes(known and {**known, **config}, dtype),
+    }
     placed_jobs, shards = lay_out(jobs, one_file(jobs) if adapter else recipe.output.shard_size)
     if adapter:
         shards = tuple(replace(shard, file=WEIGHT_FILE) for shard in shards)
@@ -232,7 +265,10 @@ def _plan(
             recipe=recipe.plain(),
             # Parts that are given whole go first, for single entries are laid over them.
             config=dict(sorted(changes.items(), key=lambda item: not isinstance(item[1], Mapping))),
-            config_without=config_without(known),
+            config_without=(
+                *config_without(known),
+                *(base.plan.config_without if base.plan else ()),
+            ),
             compat=recipe.compat,
             folder=str(recipe.folder.absolute()),
             layer_map=frame.layer_map,

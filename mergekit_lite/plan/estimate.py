@@ -126,18 +126,22 @@ def estimate(
     fixed = PROCESS_BYTES + table + resident
     tiles = 4 * (inputs + 2) if inputs else 0
     # Under a cap, rows that cannot be cut run one at a time; without one, on every worker.
-    more_rows = (workers - 1) * max(0, resident - TORCH_BYTES)
+    made = max((_made(job) for job in plan.jobs), default=0)
+    more_rows = (workers - 1) * max(made, resident - TORCH_BYTES)
     peak = fixed + workers * (TILE_ENTRIES * tiles + ranked + kept) + more_rows
     least = fixed + workers * (LEAST_TILE * tiles + ranked)
+    inner = [plan.stages[name] for name in plan.written]
+    written = sum(shard.nbytes for stage in inner for shard in stage.shards)
     result = Estimate(
         read_bytes=read_bytes,
         write_bytes=write_bytes,
         peak_memory=peak if max_memory is None else min(peak, max(max_memory, least)),
         disk_free=None if out is None else _free(out),
-        seconds=_seconds(plan, specs, workers) + _sweep_seconds(sweeps, workers),
+        seconds=sum(_seconds(part, specs, workers) for part in (plan, *plan.stages.values()))
+        + _sweep_seconds(sweeps, workers),
         sweeps=tuple(map(sweep_text, sweeps)),
         least_memory=least,
-        disk_needed=write_bytes - (0 if out is None else _already_written(plan, out)),
+        disk_needed=write_bytes + written - (0 if out is None else _already_written(plan, out)),
     )
     if refuse:
         require(result, max_memory=max_memory, out=out)
@@ -199,8 +203,28 @@ def _read_bytes(job: Job) -> int:
 
 def _inputs(job: Job) -> int:
     reads = [*job.reads, *([job.base] if job.base else [])]
-    # Codes and what they are looked up in take as much again as the numbers.
-    return len(reads) + sum(read.quantised for read in reads)
+    # Codes and what they are looked up in take as much again as the numbers; so do a stage's.
+    return len(reads) + sum(read.made for read in reads)
+
+
+def _made(job: Job) -> int:
+    """Return the memory that stays in use while inputs are made of codes or by stages."""
+    return sum(read.held for read in (*job.reads, *([job.base] if job.base else [])))
+
+
+def read_bytes_of(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return the bytes that computing a row reads, every sweep counted."""
+    return _passes(job, specs) * _read_bytes(job)
+
+
+def made_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return the memory that a stage's row takes while another row reads its result."""
+    if job.kind == "copy":
+        return 0
+    tiles = 4 * TILE_ENTRIES * (_inputs(job) + 2)
+    result = job_bytes(job) if any(_is_whole(specs[step.op], step) for step in job.steps) else 0
+    kept = _kept_bytes(job, specs)
+    return tiles + result + kept + _rank_bytes(job, specs) + whole_bytes(job, specs)
 
 
 def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
@@ -208,7 +232,7 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     if job.kind == "copy":
         return 0
     factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
-    factors += sum(read.held for read in (*job.reads, *([job.base] if job.base else [])))
+    factors += _made(job)
     entries, inputs = prod(job.shape), len(job.reads)
     if not any(_is_whole(specs[step.op], step) for step in job.steps):
         # Statistics are held whole, whatever the tile.
@@ -282,7 +306,7 @@ def _held(read: Read, entries: int) -> int:
     """Return the bytes that an input takes in memory as a whole."""
     if read.gather is not None:
         return entries * DTYPE_BYTES[read.gather.dtype]
-    return 4 * entries if read.lora or read.quantised else read.nbytes
+    return 4 * entries if read.lora or read.made else read.nbytes
 
 
 def _seconds(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:

@@ -154,13 +154,13 @@ def _made(
 ) -> Made:
     like = pieces[0][1]
     info = TensorInfo(name, like.dtype, shape, like.file, like.start)
-    coded = {stored.name: stored.coded for _, stored in pieces if stored.coded is not None}
+    made = {stored.name: stored for _, stored in pieces if stored.is_made}
     read = Read(
         view.name,
         pieces[0][0].name,
         nbytes=info.nbytes,
-        quantised=bool(coded),
-        held=sum(one.held for one in coded.values()),
+        made=bool(made),
+        held=sum(one.held for one in made.values()),
         pieces=tuple(piece for piece, _ in pieces),
     )
     return info, read

@@ -147,6 +147,8 @@ def _stored(read: Read, part: str, model: Model) -> list[tuple[str, TensorInfo]]
         parts = {n: f"{part}, in {plural(count, 'piece')}" for n, count in counts.items()}
         return [(label, tensors[name]) for name, label in parts.items()]
     info = tensors[read.name]
+    if model.stage:
+        return [(f"computed by the stage `{model.stage}`", info)]
     if info.coded is None:
         return [(part, info)]
     return [

@@ -158,7 +158,7 @@ class View:
             return replace(own, gather=gather)
         parts = (own, *(other.stored_read(name) for other in mapped.others))
         dtypes = {other.dtype(name) for other in (self, *mapped.others)}
-        computed = mapped.averages or any(part.lora or part.quantised for part in parts)
+        computed = mapped.averages or any(part.lora or part.made for part in parts)
         dtype = "F32" if computed or len(dtypes) > 1 else dtypes.pop() or "F32"
         nbytes = sum(part.nbytes for part in parts)
         return replace(own, gather=Gather(mapped.key, parts, dtype), nbytes=nbytes)
@@ -181,14 +181,7 @@ class View:
         info = self.tensors[stored]
         if stored in self.pieced:
             return self.pieced[stored]
-        coded = info.coded
-        return Read(
-            self.name,
-            info.name,
-            nbytes=info.nbytes,
-            quantised=coded is not None,
-            held=coded.held if coded is not None else 0,
-        )
+        return Read(self.name, info.name, nbytes=info.nbytes, made=info.is_made, held=info.held)
 
 
 def views(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, View]:
@@ -199,7 +192,7 @@ def views(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, View]:
     for name in recipe.experts:
         if name in models:
             model = _on_base(models[name], base)
-            same = model.adapter is None and _same_place(model.root, base.root)
+            same = model.adapter is None and _same_model(model, base)
             result[name] = View(name, model, names, is_base=same)
     return result
 
@@ -212,20 +205,21 @@ def _on_base(model: Model, base: Model) -> Model:
     return replace(model, adapter=on_base(model.adapter, base.header.tensors, family))
 
 
-def _same_place(left: Path, right: Path) -> bool:
-    return left == right or left.resolve() == right.resolve()
+def _same_model(left: Model, right: Model) -> bool:
+    same_place = left.root == right.root or left.root.resolve() == right.root.resolve()
+    return same_place and left.stage == right.stage
 
 
 def check_repeats(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
     """Warn of experts that are the base, or each other."""
-    seen: dict[Path, str] = {}
+    seen: dict[tuple[Path, str], str] = {}
     for name, view in found.items():
         if name == "base":
             continue
         where = recipe.at("experts", name)
         if view.is_base:
             findings.warn(f"expert `{name}` is the base: its delta is zero", where)
-        root = view.model.root.resolve()
+        root = view.model.root.resolve(), view.model.stage
         if root in seen and not recipe.slices:
             findings.warn(f"experts `{seen[root]}` and `{name}` are the same model", where)
         seen.setdefault(root, name)
@@ -312,8 +306,9 @@ def plan_inputs(recipe: Recipe, found: Mapping[str, View]) -> dict[str, Input]:
             reference=model.reference,
             root=str(model.root),
             kind="checkpoint" if model.adapter is None else "adapter",
-            revision=model.revision or "",
+            revision=model.plan.content_digest() if model.plan else model.revision or "",
             quantization=quantization_text(model),
+            stage=model.stage,
             files=dict(model.header.files),
             matched=len(matched),
             missing=lacking,

@@ -59,17 +59,18 @@ def input_digests(
         SourceError: a file has gone or cannot be read.
         DataError: a file's size is no longer the planned one.
     """
+    leaves = plan.leaves
     # Inputs that share a root share its files; one of them stands for all.
-    owners = {(i.root, file): name for name, i in plan.inputs.items() for file in i.files}
+    owners = {(i.root, file): name for name, i in leaves.items() for file in i.files}
 
     @contextmanager
     def reading(name: str, file: str) -> Iterator[Reading]:
-        path = _path(plan.inputs[name], file)
+        path = _path(leaves[name], file)
         try:
             if models is not None:
                 opened = reading_model(models[name], file, cache, progress)
             else:
-                found, planned = path.stat().st_size, plan.inputs[name].files[file]
+                found, planned = path.stat().st_size, leaves[name].files[file]
                 if found != planned:
                     raise changed_size(path, found, planned)
                 opened = reading_file(path, cache, progress)
@@ -84,7 +85,7 @@ def input_digests(
     digests = dict(zip(owners, found, strict=True))
     return {
         name: {file: digests[source.root, file] for file in source.files}
-        for name, source in plan.inputs.items()
+        for name, source in plan.leaves.items()
     }
 
 
@@ -114,7 +115,7 @@ def lock_inputs(plan: Plan, digests: Mapping[str, Mapping[str, str]]) -> dict[st
                     for file, size in source.files.items()
                 },
             }
-            for name, source in plan.inputs.items()
+            for name, source in plan.leaves.items()
         },
         **_statistics(plan),
     }

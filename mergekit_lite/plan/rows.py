@@ -328,7 +328,8 @@ class Rows:
         stored = self.found[read.source].dtype(info.name)
         reason = f"{decision}; {why}" if why else str(decision)
         dtype = output_dtype(info.dtype, self.recipe.output.dtype)
-        computed = read.lora or read.quantised or read.gather or read.pieces
+        made = read.made and info.dtype in FLOAT_DTYPES
+        computed = read.lora or made or read.gather or read.pieces
         if not computed and stored == dtype:
             return Job(
                 info.name, dtype, info.shape, 0, 0, "copy", (read,), layer=layer, rule=reason

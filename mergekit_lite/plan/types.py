@@ -46,8 +46,9 @@ class Read:
         lora: factors, when the source is an adapter.
         zero: the source leaves this tensor as in the base (delta identically zero).
         nbytes: bytes this input has on disk (of both factors for an adapter's delta).
-        quantised: it is stored as codes, and decoded tile by tile.
-        held: bytes that stay in memory while its tiles are decoded.
+        made: its entries are made tile by tile, from codes or by a stage, and are on no disk as
+            they are read.
+        held: bytes that stay in memory while its tiles are made.
         gather: how its rows are found, where they are not those of the stored tensor.
         pieces: the runs of stored entries that it is made of, where it is no stored tensor;
             `name` is then that of the first.
@@ -58,7 +59,7 @@ class Read:
     lora: LoraFactors | None = None
     zero: bool = False
     nbytes: int = 0
-    quantised: bool = False
+    made: bool = False
     held: int = 0
     gather: Gather | None = None
     pieces: tuple[Piece, ...] = ()
@@ -146,8 +147,9 @@ class Input:
         reference: as the recipe writes it.
         root: resolved folder or file.
         kind: `checkpoint` or `adapter`.
-        revision: commit of a Hub repository, or empty.
+        revision: commit of a Hub repository, or empty; of a stage the digest of its plan.
         quantization: how quantised weights are read, such as `fp8, dequantised to BF16`.
+        stage: name of the stage whose result it is; it has no files of its own.
         files: file name -> size in bytes.
         matched: base tensors that this input covers.
         missing: base tensors that it lacks (allowed by the recipe).
@@ -159,6 +161,7 @@ class Input:
     kind: Literal["checkpoint", "adapter"]
     revision: str = ""
     quantization: str = ""
+    stage: str = ""
     files: Mapping[str, int] = field(default_factory=dict)
     matched: int = 0
     missing: tuple[str, ...] = ()
@@ -186,6 +189,8 @@ class Plan:
         row_maps: how inputs of another vocabulary are gathered, by `Gather.map`.
         tokenizer: how the output's tokenizer files are made, where they are not just the base's.
         adapter: `adapter_config.json` of an output that is an adapter; empty for a model.
+        stages: the plans of all stages by name, those first that others use; of the whole only.
+        written: stages that are written before they are used, and why.
     """
 
     inputs: Mapping[str, Input]
@@ -204,6 +209,16 @@ class Plan:
     row_maps: Mapping[str, RowMap] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Plan] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def leaves(self) -> dict[str, Input]:
+        """Every input that is on a disk: those of stages are called `STAGE/NAME`."""
+        found = {name: source for name, source in self.inputs.items() if not source.stage}
+        for stage, plan in self.stages.items():
+            found |= {f"{stage}/{name}": source for name, source in plan.leaves.items()}
+        return found
 
     def to_json(self) -> str:
         """Return the plan as JSON text with stable key order."""
@@ -212,7 +227,10 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Rebuild a plan from `to_json`'s text, as another machine would."""
-        raw = json.loads(text)
+        return cls._from_plain(json.loads(text))
+
+    @classmethod
+    def _from_plain(cls, raw: dict[str, Any]) -> Plan:
 
         def read(value: dict[str, Any] | None) -> Read | None:
             if value is None:
@@ -251,6 +269,7 @@ class Plan:
             jobs=tuple(job(value) for value in raw.pop("jobs")),
             shards=tuple(Shard(**value) for value in raw.pop("shards")),
             warnings=tuple(raw.pop("warnings")),
+            stages={name: cls._from_plain(plan) for name, plan in raw.pop("stages").items()},
             layer_map=tuple(raw.pop("layer_map")),
             config_without=tuple(raw.pop("config_without")),
             row_maps={key: RowMap.from_plain(v) for key, v in raw.pop("row_maps").items()},
@@ -269,6 +288,7 @@ class Plan:
                     source.kind,
                     sorted(source.files.items()),
                     *([source.quantization] if source.quantization else []),
+                    *([source.revision] if source.stage else []),
                 )
                 for name, source in self.inputs.items()
             },

@@ -175,6 +175,12 @@ class Extender:
             return node.with_value(path if path.startswith("..") else f"./{path}")
 
         entries = dict(root.entries())
+        if (stages := root.get("stages")) is not None and isinstance(stages.value, dict):
+            moved_stages = {
+                name: self._rebase(stage, folder) if isinstance(stage.value, dict) else stage
+                for name, stage in stages.value.items()
+            }
+            entries["stages"] = stages.with_value(moved_stages)
         if "base" in entries:
             entries["base"] = moved(entries["base"])
         if "experts" in entries:

@@ -12,6 +12,7 @@ from mergekit_lite.ops import OpSpec
 from mergekit_lite.ops._spec import ExpertName, Parameter, Range, canonical, names
 from mergekit_lite.recipe import schema
 from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.recipe.stages import OUTSIDE
 from mergekit_lite.recipe.steps import takes_weights
 from mergekit_lite.recipe.values import choices, kinds
 
@@ -52,8 +53,10 @@ def json_schema(specs: Mapping[str, OpSpec]) -> Schema:
     for name, model in {**definitions, "Recipe": root}.items():
         for key, field in model.get("properties", {}).items():
             _tidy(field)
-            if key in docs.get(name, {}):
-                field["description"] = docs[name][key]
+            known = {**docs["Recipe"], **docs["Stage"]} if name == "Stage" else docs.get(name, {})
+            if key in known:
+                field["description"] = known[key]
+    _open_stages(root, definitions)
     _open_forms(root, definitions)
     definitions["RecipeStep"] = _step(specs)
     definitions |= {f"op.{name}": _op(spec) for name, spec in sorted(specs.items())}
@@ -94,6 +97,23 @@ def _tidy(field: Schema) -> None:
         field.update({**outer, "anyOf": [inner, dict(_VARIABLE)]})
 
 
+def _open_stages(root: Schema, definitions: dict[str, Schema]) -> None:
+    """Leave out what stages do not have, and let them be written in short forms too."""
+    stage = definitions["Stage"]
+    for key in OUTSIDE:
+        del stage["properties"][key]
+    stage["required"] = ["base"]
+    stage["anyOf"] = [{"required": ["steps"]}, {"required": ["slices"]}]
+    _open_experts(stage["properties"]["experts"])
+
+
+def _open_experts(experts: Schema) -> None:
+    experts["propertyNames"] = {"not": {"enum": ["base", "default"]}}
+    experts["additionalProperties"] = {
+        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Expert"}],
+    }
+
+
 def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
     """Add what is written before validation: short forms, `extends` and `vars`."""
     properties = root["properties"]
@@ -125,11 +145,7 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
             {"type": "array", "items": {"$ref": "#/$defs/RecipeStep"}, "minItems": 1},
         ],
     }
-    expert = properties["experts"]
-    expert["propertyNames"] = {"not": {"enum": ["base", "default"]}}
-    expert["additionalProperties"] = {
-        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Expert"}],
-    }
+    _open_experts(properties["experts"])
     tokens = definitions["Tokenizer"]["properties"]["tokens"]
     rule = tokens["additionalProperties"]
     tokens["additionalProperties"] = {"anyOf": [{"type": "string"}, rule]}

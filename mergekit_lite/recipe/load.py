@@ -37,7 +37,11 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     if tree.command != "ours" and not tree.readable:
         problems.raise_if_any()  # it could not be read far enough to say more
     recipe = _validated(tree.root, problems, tree.name, tree.folder)
-    recipe._places.update({path: str(node.mark) for path, node in tree.root.walk()})
+    places = {path: str(node.mark) for path, node in tree.root.walk()}
+    recipe._places.update(places)
+    for stage_name, stage in recipe.stages.items():
+        within = ("stages", stage_name)
+        stage._places.update({p[2:]: text for p, text in places.items() if p[:2] == within})
     recipe._notes.extend(str(note) for note in tree.notes if note.warns)
     return recipe
 
@@ -191,11 +195,13 @@ def _not_a_recipe(root: Node) -> str:
 
 def _validated(root: Node, problems: Problems, name: str, folder: Path) -> Recipe:
     data = Shaper(root, registry(), problems).shape()
+    for stage in data.get("stages", {}).values():
+        stage |= {"name": name, "folder": folder}
     try:
         recipe = Recipe.model_validate({**data, "name": name, "folder": folder})
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            if details["loc"] != ("steps",) or not problems:  # else noted with a better hint
+            if details["loc"][-1:] != ("steps",) or not problems:  # else noted with a better hint
                 _note(details, root, problems)
         problems.raise_if_any()
         raise

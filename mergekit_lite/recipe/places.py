@@ -8,7 +8,6 @@ from mergekit_lite.ops import OpSpec
 from mergekit_lite.recipe.schema import Expert, Match, Output, Recipe, Rule, Tokenizer
 
 NOT_YET = {
-    "stages": "sub-recipes",
     "moe": "assembling a routed model",
     "expect": "bounds on quality",
     "output.quantize": "quantised output",

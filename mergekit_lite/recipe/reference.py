@@ -18,6 +18,7 @@ _SECTIONS = (
     ("Slices", schema.Slice),
     ("Rules", schema.Rule),
     ("Match", schema.Match),
+    ("Stages", schema.Stage),
     ("Output", schema.Output),
     ("Tokenizer", schema.Tokenizer),
     ("Token", schema.TokenRule),
@@ -35,6 +36,8 @@ def recipe_reference(specs: Mapping[str, OpSpec]) -> str:
     for title, model in _SECTIONS:
         text = str(known["description"] if model is schema.Recipe else model.__doc__)
         lines += [f"## {title}", "", text, "", *_fields(model, known), ""]
+        if model is schema.Stage:
+            lines += [_STAGES.strip(), ""]
     lines += ["## Steps", "", _STEPS.strip(), "", *_ops(specs), _REST.strip(), ""]
     lines += [f"- `{key}`: {what}" for key, what in NOT_YET.items()]
     return "\n".join(lines) + "\n"
@@ -47,7 +50,8 @@ def _fields(model: type, known: Schema) -> Iterator[str]:
     yield "| key | takes | default | meaning |"
     yield "|---|---|---|---|"
     extra = ["extends", "vars"] if name == "Recipe" else []
-    for key in [*keys_of(model), *extra]:
+    keys = ["keep"] if model is schema.Stage else keys_of(model)
+    for key in [*keys, *extra]:
         field = fields["properties"][key]
         text = docs.get(key) or field.get("description", "")
         needed = key in _REQUIRED.get(name, ())
@@ -176,6 +180,22 @@ it is written out. Variables may use one another. `$${` is a literal `${`.
 **`--set a.b=c`** lays single values over a recipe: `--set output.dtype=float16`,
 `--set steps.0.ties.density=0.3`, `--set vars.density=0.1`. The value is read as YAML, list entries
 go by index from 0, and a key that holds dots is quoted.
+"""
+
+_STAGES = """
+A stage has all keys of a recipe but `schema_version`, `tokenizer`, `chat_template` and `stages`.
+It is used as `@NAME` for a `base` or an expert's `model`, by the recipe or by another stage. `seed`
+and `compat` are those of the recipe unless the stage has its own.
+
+A stage is computed while it is read, tile by tile where its ops allow it, and needs no disk.
+Between stages fp32 is handed on: that is more exact than writing 16-bit files in between, and so
+differs from it. A stage that names `output.dtype` rounds to it (`base`: to the dtypes of its own
+base), and then gives what merging in two runs would give. Either way the result is stored in the
+dtypes of the first base, unless the recipe says otherwise.
+
+A stage is written first, beside the output, where statistics of the whole model are asked in it or
+of it, and where it says `keep: true`; `plan` says which and what that costs. Only what is kept is
+there when the run has ended.
 """
 
 _STEPS = """

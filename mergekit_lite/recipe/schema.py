@@ -333,6 +333,9 @@ class Recipe(_Model):
     extra: Literal["error", "drop"] = "error"
     """What to do with tensors of an expert that the base lacks."""
 
+    stages: Mapping[str, Stage] = {}
+    """Recipes by name whose results are models of this one, named `@NAME`; see below."""
+
     name: SkipJsonSchema[str] = Field("recipe", exclude=True)
     folder: SkipJsonSchema[Path] = Field(Path(), exclude=True)
     _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
@@ -369,6 +372,26 @@ class Recipe(_Model):
         for part in (*data.get("slices", ()), *data["rules"]):
             if "steps" in part:
                 part["steps"] = _written(part["steps"])
+        data.pop("stages")
+        if self.stages:
+            data["stages"] = {name: stage.plain() for name, stage in self.stages.items()}
+        return data
+
+
+class Stage(Recipe):
+    """A recipe inside a recipe: its result is a model that the recipe, or another stage, uses."""
+
+    keep: bool = False
+    """Write the result as a checkpoint beside the output and keep it, before it is used."""
+    named: SkipJsonSchema[bool] = Field(False, exclude=True)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the stage as JSON-able data that `load` reads as the same stage."""
+        data = super().plain()
+        for key in ("schema_version", "tokenizer", "chat_template"):
+            data.pop(key, None)
+        if not self.named:
+            data["output"].pop("dtype")
         return data
 
 

@@ -21,6 +21,8 @@ from mergekit_lite.recipe.renames import renamer
 from mergekit_lite.recipe.rules import RuleReader
 from mergekit_lite.recipe.schema import Expert, Output
 from mergekit_lite.recipe.slices import SliceReader
+from mergekit_lite.recipe.stages import KEYS as STAGE_KEYS
+from mergekit_lite.recipe.stages import SIGN, Stages
 from mergekit_lite.recipe.steps import BASE, Chains, StepNode
 from mergekit_lite.recipe.text import number
 from mergekit_lite.recipe.tokens import TokenizerReader
@@ -33,21 +35,31 @@ _RESERVED = {"base": "the base model", "default": "the other entries of a per-ex
 class Shaper:
     """Reads one recipe's tree."""
 
-    def __init__(self, root: Node, specs: Mapping[str, OpSpec], problems: Problems) -> None:
+    def __init__(
+        self,
+        root: Node,
+        specs: Mapping[str, OpSpec],
+        problems: Problems,
+        outer: Shaper | None = None,
+        stage: str = "",
+    ) -> None:
         self.root = root
+        self.outer, self.stage = outer, stage
+        self.stages: Stages = outer.stages if outer else Stages(root, problems)
         self.specs = specs
         self.problems = problems
         nodes = root.get("experts")
         self.experts = nodes.entries() if nodes else {}
         names = tuple(self.experts)
-        compat = root.get("compat")
+        compat = root.get("compat") or (outer.root.get("compat") if outer else None)
         mode = "mergekit" if compat is not None and compat.value == "mergekit" else "none"
         self.chains = Chains(specs, names, problems)
         self.checker = Checker(specs, names, mode, problems)
 
     def shape(self) -> dict[str, Any]:
         """Return plain data for `Recipe`; keys that cannot be read are left out."""
-        entries = self.known(self.root, TOP, "")
+        owner, keys = (f"stages.{self.stage}", STAGE_KEYS) if self.outer else ("", TOP)
+        entries = self.known(self.root, keys, owner)
         data = {key: node.plain() for key, node in entries.items() if node.value is not None}
         if "base" in entries:
             self._reference(entries["base"])
@@ -81,6 +93,33 @@ class Shaper:
         if "tokenizer" in data:
             data["tokenizer"] = tokens.read(entries["tokenizer"])
         tokens.check(*(entries.get(key) for key in ("vocab", "tokenizer", "chat_template")))
+        if self.outer:
+            return self._as_stage(data)
+        if "stages" in entries:
+            data["stages"] = {n: self._stage(n, node) for n, node in self.stages.nodes.items()}
+        self.stages.check()
+        return data
+
+    def _stage(self, name: str, node: Node) -> dict[str, Any]:
+        if not _NAME.fullmatch(name):
+            what = f"`{name}` is no name for a stage"
+            self.problems.add(what, node.key, "use letters, digits and any of _ . + -")
+        if not isinstance(node.value, dict):
+            what = f"the stage `{name}` must be a recipe, not {kind_of(node.value)}"
+            self.problems.add(what, node.mark, f"write `{name}: {{base: ..., steps: [...]}}`")
+            return {}
+        return Shaper(node, self.specs, self.problems, self, name).shape()
+
+    def _as_stage(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return a stage's data with what it has from the recipe around it."""
+        for key in ("seed", "compat"):
+            around = self.outer.root.get(key) if self.outer else None
+            if key not in data and around is not None:
+                data[key] = around.plain()
+        output = data.setdefault("output", {})
+        if isinstance(output, dict):
+            data["named"] = "dtype" in output
+            output.setdefault("dtype", "float32")
         return data
 
     def known(self, node: Node, keys: list[str], owner: str) -> dict[str, Node]:
@@ -105,9 +144,8 @@ class Shaper:
         self.problems.add(f"unknown key `{key}`{inside}", mark, home or near or listed)
 
     def _reference(self, node: Node) -> None:
-        if isinstance(node.value, str) and node.value.startswith("@"):
-            what = f"`{node.value}` names a stage; stages are not supported by this version"
-            self.problems.add(what, node.mark, "merge it first and name its folder here")
+        if isinstance(node.value, str) and node.value.startswith(SIGN):
+            self.stages.refer(node, self.stage)
         elif node.value == "":
             self.problems.add("the model's name is empty", node.mark, "name a folder or file")
 
@@ -126,7 +164,7 @@ class Shaper:
         if node is None or node.value is None:
             mark = node.key if node else self.root.mark
             self.problems.add(
-                "the recipe has no `steps`",
+                f"the {f'stage `{self.stage}`' if self.outer else 'recipe'} has no `steps`",
                 mark,
                 "say what to do, for example `steps: [{ties: {density: 0.2}}]`",
             )
@@ -159,6 +197,9 @@ class Shaper:
             hint = "give `model: ...` or `lora: ...`" + (", not both" if given else "")
             self.problems.add(f"the expert `{name}` {both}", node.key, hint)
         for key in given:
+            if key == "lora" and str(entries[key].value).startswith(SIGN):
+                what = f"a stage gives a model, not an adapter: `{entries[key].value}`"
+                self.problems.add(what, entries[key].mark, "write `model:` in place of `lora:`")
             self._reference(entries[key])
             if not isinstance(entries[key].value, str):
                 kind = kind_of(entries[key].value)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from mergekit_lite.checkpoint import Adapter, Header, Reader
 from mergekit_lite.errors import Problem
+
+if TYPE_CHECKING:
+    from mergekit_lite.plan.types import Plan
 
 Kind = Literal["checkpoint", "adapter"]
 
@@ -30,6 +33,10 @@ class Model:
         adapter: the factors, when `kind` is `adapter`.
         open: opens a weight file by its name in `header.files`.
         quantization: name of the format of quantised weights, empty for plain ones.
+        stage: name of the stage whose result it is; root and companions are those of the stage's
+            base.
+        plan: what that stage does (a `Plan`).
+        parts: the stage's own models.
         unreadable: why quantised weights cannot be read as floats; each begins with `quantised`.
     """
 
@@ -44,6 +51,9 @@ class Model:
     open: Callable[[str], Reader] = field(repr=False, compare=False)
     quantization: str = ""
     unreadable: tuple[Problem, ...] = ()
+    stage: str = ""
+    plan: Plan | None = field(default=None, repr=False, compare=False)
+    parts: Mapping[str, Model] = field(default_factory=dict, repr=False, compare=False)
 
 
 @runtime_checkable

@@ -125,8 +125,8 @@ def _not_a_folder(reference: str, path: Path) -> SourceError | RecipeError:
         )
     if reference.startswith("@"):
         return RecipeError(
-            f"`{reference}` is a stage; stages are not supported by this version",
-            hint="merge it first and name its folder here",
+            f"`{reference}` names a stage, which only the recipe that has it knows",
+            hint="name a folder or a file here",
         )
     advice = _nearest_sibling(path)
     if _HUB_NAME.fullmatch(reference):

@@ -98,7 +98,7 @@ def test_the_kind_that_was_asked_for_is_checked(here: Path) -> None:
         ("$UNSET_VARIABLE/base", SourceError, ["environment variable that is not set"]),
         ("s3://bucket/model", RecipeError, ["by address are not supported"]),
         ("https://x.example/m.safetensors", RecipeError, ["by address are not supported"]),
-        ("@inner", RecipeError, ["stages are not supported"]),
+        ("@inner", RecipeError, ["names a stage", "only the recipe"]),
         ("empty", SourceError, ["no safetensors weights"]),
         ("base/config.json", RecipeError, ["one file of a model", "give its folder"]),
         ("base/model.safetensors.index.json", RecipeError, ["one file of a model"]),

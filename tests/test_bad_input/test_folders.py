@@ -196,7 +196,7 @@ def test_models_that_are_not_there(world: World, reference: str, says: tuple[str
     ("reference", "says"),
     [
         ("https://example.org/m", ("address", "download")),
-        ('"@inner"', ("stage", "not supported")),
+        ('"@inner"', ("there is no stage `inner`", "define it")),
         ("math/config.json", ("one file of a model", "give its folder")),
         ('""', ("empty",)),
         ("recipe.yaml", ("is not a model", ".safetensors")),
