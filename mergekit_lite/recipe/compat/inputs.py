@@ -18,13 +18,11 @@ class Models:
         base: the model that is called `base`.
         experts: the others by name.
         stages: recipes of models that are a base with an adapter, by name.
-        staged: those models.
     """
 
     base: Reference
     experts: dict[str, Reference] = field(default_factory=dict)
     stages: dict[str, Node] = field(default_factory=dict)
-    staged: list[Reference] = field(default_factory=list)
 
     @classmethod
     def around(cls, base: Reference | None, first: Reference) -> Models:
@@ -64,7 +62,6 @@ class Models:
     def _stage(self, name: str, reference: Reference) -> Node:
         """Return the name of a stage that adds a model's adapter to it."""
         mark = reference.mark
-        self.staged.append(reference)
         expert = mapping({"lora": scalar(reference.lora, mark)}, mark)
         step = mapping({"passthrough": mapping({"source": scalar("adapter", mark)}, mark)}, mark)
         self.stages[name] = mapping(

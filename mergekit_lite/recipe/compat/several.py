@@ -6,12 +6,6 @@ from collections.abc import Callable, Sequence
 
 from mergekit_lite.recipe.compat.nodes import mapping
 from mergekit_lite.recipe.marks import Node, Problems, show
-from mergekit_lite.recipe.places import NOT_YET
-
-_ONE_BY_ONE = (
-    "put each recipe into a file of its own, merge those with a `name` first, and write the folders"
-    " of their results in place of the names"
-)
 
 Translate = Callable[[Node, frozenset[str]], Node]
 """From one recipe's tree and the names of the others to that recipe in our form."""
@@ -40,10 +34,6 @@ def several(documents: Sequence[Node], translate: Translate, problems: Problems)
     names = frozenset(named)
     stages = {name: translate(node, names) for name, node in named.items()}
     root = translate(last, names)
-    if "stages" in NOT_YET:
-        count = len(documents)
-        what = f"this file holds {count} recipes of `mergekit-multi`; stages are not supported by"
-        problems.add(f"{what} this version", documents[1].mark, _ONE_BY_ONE)
     own = root.get("stages")
     inner = own.entries() if own is not None else {}
     return root.with_value({**root.value, "stages": mapping({**stages, **inner}, last.mark)})

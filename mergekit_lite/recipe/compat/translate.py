@@ -20,7 +20,6 @@ from mergekit_lite.recipe.compat.stack import stack
 from mergekit_lite.recipe.compat.steps import WEIGHT, rules_of, steps_of
 from mergekit_lite.recipe.compat.vocabulary import VocabularyReader
 from mergekit_lite.recipe.marks import Mark, Node, Problems, show
-from mergekit_lite.recipe.places import NOT_YET
 
 SHAPES = ("models", "slices", "modules")
 KEYS = (
@@ -180,19 +179,8 @@ class Translator:
         if rules:
             recipe["rules"] = listed(rules, mark)
         if models.stages:
-            self._adapted(models)
             recipe["stages"] = mapping(models.stages, mark)
         return recipe
-
-    def _adapted(self, models: Models) -> None:
-        """Note models that are another model than the base with an adapter."""
-        for reference in models.staged if "stages" in NOT_YET else ():
-            what = f"`{reference.label}` adds an adapter to a model that is not the base"
-            self.problems.add(
-                f"{what}, which is not supported by this version",
-                reference.mark,
-                "merge it into its model first (`merge_method: passthrough`); name that folder",
-            )
 
     def _modules(
         self, method: Method, parts: Sequence[Part], settled: Sequence[Sequence[Settled]]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mergekit_lite.errors import Problem
-from mergekit_lite.recipe import load, places
+from mergekit_lite.recipe import load
 from mergekit_lite.recipe.load import read_tree
 from mergekit_lite.recipe.marks import Problems
 
@@ -32,19 +32,12 @@ dtype: bfloat16
 """
 
 
-def test_a_chain_is_refused_in_one_line(refused: Refused) -> None:
-    (problem,) = refused(CHAIN)
-    assert problem.where == "merge.yml:7:1"
-    assert problem.what.startswith("this file holds 2 recipes of `mergekit-multi`")
-    assert "a file of its own" in problem.hint
-
-
-def test_a_chain_becomes_stages(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(places.NOT_YET, "stages", raising=False)
+def test_a_chain_becomes_stages(write: Write) -> None:
     problems = Problems()
     tree: dict[str, Any] = read_tree(write(CHAIN), (), problems).root.plain()
     problems.raise_if_any()
     assert tree["experts"]["inner"] == {"model": "@inner", "weight": 0.5}
+    assert load(write(CHAIN)).stages["inner"].compat == "mergekit"
     assert tree["stages"] == {
         "inner": {
             "base": "./a",
@@ -55,18 +48,12 @@ def test_a_chain_becomes_stages(write: Write, monkeypatch: pytest.MonkeyPatch) -
     }
 
 
-def test_an_adapter_of_another_model_is_a_stage(
-    write: Write, refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_of_another_model_is_a_stage(write: Write) -> None:
     text = """
         merge_method: task_arithmetic
         base_model: ./a
         models: [{model: ./b+./lora, parameters: {weight: 1}}]
         """
-    (problem,) = refused(text)
-    assert problem.where == "merge.yml:3:18"
-    assert problem.what.startswith("`./b+./lora` adds an adapter to a model that is not the base")
-    monkeypatch.delitem(places.NOT_YET, "stages", raising=False)
     tree: dict[str, Any] = read_tree(write(text), (), Problems()).root.plain()
     assert tree["experts"] == {"lora": {"model": "@lora", "weight": 1}}
     assert tree["stages"]["lora"] == {
@@ -82,7 +69,7 @@ def test_an_adapter_of_another_model_is_a_stage(
         ("name: inner\n", "", "a second recipe without a `name`"),
         ("---\n", "---\nname: outer\n", "all recipes of this file have a `name`"),
         ("---\n", "---\nname: inner\n", "the name `inner` is not text, or another recipe's"),
-        ("inner, param", "iner, param", "holds 2 recipes"),
+        ("inner, param", "iner, param", "the stage `inner` is not used"),
     ],
 )
 def test_what_is_wrong_in_a_chain(refused: Refused, old: str, new: str, what: str) -> None:
