@@ -32,7 +32,9 @@ def write_readme(root: Path, **facts: Any) -> None:
 
 def matter_of(tmp_path: Path, **configs: dict[str, Any]) -> dict[str, Any]:
     plan = plan_of(RECIPE, base=tmp_path / "base", math=tmp_path / "math")
-    models = {name: SimpleNamespace(config=configs.get(name, {})) for name in plan.inputs}
+    models = {
+        name: SimpleNamespace(config=configs.get(name, {}), plan=None) for name in plan.inputs
+    }
     text = card(plan, models, report_of(math=ExpertReport(1, 1, 1, 0.5)), "merged")  # type: ignore[arg-type]
     (tmp_path / "README.md").write_text(text)
     assert str(tmp_path) not in text
@@ -90,7 +92,7 @@ def test_the_zoo_says_what_its_base_is(tmp_path: Path) -> None:
     plan = plan_of(RECIPE, base=tmp_path, math=tmp_path / "math")
     inputs = {**plan.inputs, "base": Input("zoo:smol", str(tmp_path), "checkpoint")}
     (tmp_path / "README.md").write_text("# Smol, dequantised from 4 bits\n")
-    models = {name: SimpleNamespace(config={}) for name in inputs}
+    models = {name: SimpleNamespace(config={}, plan=None) for name in inputs}
     text = card(replace(plan, inputs=inputs), models, report_of(), "merged")  # type: ignore[arg-type]
     assert "| base | zoo:smol (Smol, dequantised from 4 bits) |" in text
 
