@@ -6,6 +6,7 @@ the fused kernels are turned off. Element and row ops go tile by tile; others ta
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,8 +43,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 }  # fmt: skip
 
 
-_SQUARED = 1 << 22
-"""Entries that are squared in fp64 at a time: a whole tensor in fp64 would be two more copies."""
+_PIECE = 1 << 17
+"""Entries of a whole tensor that are decoded, compared and rounded at a time, in the cache."""
 
 
 @dataclass
@@ -202,22 +203,50 @@ class TorchRow:
 
     def _input(self, i: int, base: Tensor | None, count: int) -> Tensor:
         """Return an expert's tile as the chain takes it in: its delta, or its weight."""
+        if self.space == "delta":
+            return self._delta(i, base, count)
         value = self._tensor(i, count)
         if value is not None and not self.row.is_delta[i]:
             value = enter(base, value, self.space)
-        elif self.space == "weight" and base is not None:
+        elif base is not None:
             # Not added to where nothing is stored: an untouched -0.0 stays one.
             value = base if value is None else base + value
         elif value is None:
-            shape = base.shape if base is not None else (count,)
-            value = torch.zeros(shape, device=self.lane.device)
-        if self.space == "delta":
-            flat = value.flatten()
-            for start in range(0, count, _SQUARED):
-                self.squares[i] += flat[start : start + _SQUARED].double().square().sum()
+            value = torch.zeros(count, device=self.lane.device)
         return value
 
+    def _delta(self, i: int, base: Tensor | None, count: int) -> Tensor:
+        """Return an expert's difference to the base, and add up its squares, piece by piece."""
+        stored = self._stored(i, count)
+        if stored is None:
+            return torch.zeros(count if base is None else base.shape, device=self.lane.device)
+        result = torch.empty(stored.shape, device=self.lane.device)
+        flat, raw = result.view(-1), stored.view(-1)
+        for piece in self._pieces(count):
+            value = raw[piece].float()
+            self._count_bad(i, value)
+            if not self.row.is_delta[i]:
+                value = enter(None if base is None else base.view(-1)[piece], value, "delta")
+            flat[piece] = value
+            # In fp64, and without a copy of the piece in it.
+            self.squares[i] += torch.linalg.vector_norm(value, dtype=torch.float64).square()
+        return result
+
+    def _pieces(self, count: int) -> list[slice]:
+        """Return the pieces that fit the cache; on a GPU, where calls are dear, all as one."""
+        step = _PIECE if self.lane.device.type == "cpu" else max(count, 1)
+        return [slice(first, min(first + step, count)) for first in range(0, count, step)]
+
     def _tensor(self, i: int, count: int) -> Tensor | None:
+        stored = self._stored(i, count)
+        if stored is None:
+            return None
+        value = stored.float()
+        self._count_bad(i, value)
+        return value
+
+    def _stored(self, i: int, count: int) -> Tensor | None:
+        """Return an input's tile on the device, as it is stored; None where nothing is."""
         slot = self.row.slots[i]
         if not slot.dtype:
             return None
@@ -230,9 +259,12 @@ class TorchRow:
             stored = stored.reshape(shape)
         elif self.rows and shape:
             stored = stored.reshape(-1, shape[-1])
-        value = stored.float()
-        self.bad[i] += (~torch.isfinite(value)).sum()
-        return value
+        return stored
+
+    def _count_bad(self, i: int, value: Tensor) -> None:
+        """Count the entries that are not finite; a GPU is not waited for to see a sum first."""
+        if value.is_cuda or not math.isfinite(value.sum(dtype=torch.float32)):
+            self.bad[i] += (~torch.isfinite(value)).sum()
 
     def at(self, tile: Tile, link: Link) -> Place:
         """Return where a tile lies, with the random key of a step."""
@@ -303,8 +335,7 @@ class TorchRow:
         for tile in self.tiles(stop):
             if self.whole:  # a decomposition of NaN fails in words that name no tensor
                 self.check_finite(allow_nonfinite)
-            result = finish(tile.base, self.merged(tile), self.space).to(dtype)
-            self.bad[-1] += (~torch.isfinite(result)).sum()
+            result = self._finished(tile, self.merged(tile), dtype)
             host = self.lane.buffer(result.numel() * dtype.itemsize)
             waiting.append((self.lane.down(result, host), host, tile.first * dtype.itemsize))
             # One result stays under way while the next tile is read.
@@ -315,6 +346,16 @@ class TorchRow:
         with self.lane.working():
             self.row.norms[:] = self.squares.tolist()
         self.check_finite(allow_nonfinite)
+
+    def _finished(self, tile: Tile, merged: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a tile of the output, flat: the base added to what was merged, and rounded."""
+        flat = merged.reshape(-1)
+        result = torch.empty(len(flat), dtype=dtype, device=self.lane.device)
+        for piece in self._pieces(len(flat)):
+            base = None if tile.base is None else tile.base.reshape(-1)[piece]
+            result[piece] = finish(base, flat[piece], self.space)
+            self._count_bad(-1, result[piece])
+        return result
 
     def _write(self, ticket: Any, host: NDArray[np.uint8], offset: int, write: Write) -> None:
         self.lane.arrived(ticket)

@@ -96,5 +96,8 @@ def arcee_fusion(inputs: Sequence[Tensor]) -> Tensor:
     limit = threshold(scores.reshape(-1))
     for row in range(0, len(first), step):
         part = slice(row, row + step)
-        scores[part] = torch.where(scores[part].double() >= limit, second[part], first[part])
+        taken = (scores[part].double() >= limit).int().neg_()
+        # Bit by bit, which is several times faster than a choice by a mask.
+        a, b = first[part].view(torch.int32), second[part].view(torch.int32)
+        scores[part] = (a ^ ((a ^ b) & taken)).view(torch.float32)
     return scores.reshape(inputs[0].shape)

@@ -42,11 +42,12 @@ def by_row(inputs: Sequence[Tensor], clamp: bool) -> Tensor:
     """Return the result with a ratio of its own for each row."""
     rows = [as_rows(tensor.float()) for tensor in inputs]
     count = len(rows)
-    length = [row_dots(row, row).sqrt() for row in rows]
+    wide = [row.double() for row in rows]
+    length = [row_dots(row, row).sqrt() for row in wide]
     mean = length[0].new_zeros(length[0].shape)
     for i, j in combinations(range(count), 2):
         product = length[i] * length[j]
-        cosine = row_dots(rows[i], rows[j]) / product.where(product > 0, 1.0)
+        cosine = row_dots(wide[i], wide[j]) / product.where(product > 0, 1.0)
         mean += cosine.clamp(-1.0, 1.0)
     mean /= count * (count - 1) // 2
     mean = mean.clamp(min=0.0) if clamp else mean
@@ -55,7 +56,7 @@ def by_row(inputs: Sequence[Tensor], clamp: bool) -> Tensor:
     factor = (mean / divisor.masked_fill(pole, 1.0)).masked_fill(pole, 0.0).float()
     total = rows[0] * factor
     for row in rows[1:]:
-        total = total + row * factor
+        total += row * factor
     return total.reshape(inputs[0].shape)
 
 

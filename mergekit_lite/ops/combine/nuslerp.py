@@ -45,13 +45,14 @@ def by_row(first: Tensor, second: Tensor, t: float) -> Tensor:
     import torch
 
     a, b = as_rows(first), as_rows(second)
-    product = row_dots(a, a).sqrt() * row_dots(b, b).sqrt()
-    cosine = row_dots(a, b) / product.where(product > 0, 1.0)
+    wide_a, wide_b = a.double(), b.double()
+    product = row_dots(wide_a, wide_a).sqrt() * row_dots(wide_b, wide_b).sqrt()
+    cosine = row_dots(wide_a, wide_b) / product.where(product > 0, 1.0)
     arched = (product > 0) & (cosine.abs() <= COLINEAR)
     angle = cosine.where(arched, 0.0).acos()
     left = torch.where(arched, ((1.0 - t) * angle).sin() / angle.sin(), 1.0 - t)
     right = torch.where(arched, (t * angle).sin() / angle.sin(), t)
-    return (a * left.float() + b * right.float()).reshape(first.shape)
+    return (a * left.float()).add_(b * right.float()).reshape(first.shape)
 
 
 @combine(

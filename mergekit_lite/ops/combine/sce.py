@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mergekit_lite.ops._arithmetic import single
-from mergekit_lite.ops._order import cuts_of, tiles
+from mergekit_lite.ops._order import cuts_of, kept_in, tiles
 from mergekit_lite.ops._place import Cut
 from mergekit_lite.ops._rows import row_sums
 from mergekit_lite.ops._spec import Doc, Range, Vector, combine
@@ -37,6 +37,10 @@ def variance(parts: Sequence[Tensor], count: int) -> Tensor:
     return total.div_(count)
 
 
+LEAST = 2.0**-126
+"""Stands for a sum of no shares, over which 0 is divided."""
+
+
 class Selection:
     """Which entries vary enough: of the whole tensor, tile by tile."""
 
@@ -57,13 +61,10 @@ class Selection:
             self.cut = cuts_of(self.spread, [max(1, int(select_topk * varying))])[0]
 
     def mask(self, tile: slice) -> Tensor | None:
-        """Return the mask of a tile, None where everything is selected."""
-        import torch
-
+        """Return 1 or 0 for each entry of a tile, None where everything is selected."""
         if self.cut is None:
             return None
-        index = torch.arange(tile.start, tile.stop, device=self.spread.device)
-        return self.cut.keeps(self.spread[tile], index)
+        return kept_in(self.cut, self.spread[tile], tile).float()
 
     def tiles(self) -> Iterator[tuple[slice, Tensor | None, list[Tensor]]]:
         """Yield every tile, its mask and the selected part of each expert."""
@@ -78,8 +79,7 @@ def shares(selection: Selection) -> list[float]:
     squares: list[list[float]] = [[] for _ in selection.flat]
     for _, _, parts in selection.tiles():
         for found, part in zip(squares, parts, strict=True):
-            exact = part.double()
-            found.append(float(row_sums((exact * exact).reshape(1, -1))))
+            found.append(float(row_sums(part.double().square_().reshape(1, -1))))
     each = [math.fsum(found) for found in squares]
     total = math.fsum(each)
     return [single(one / total) if total else single(1.0 / len(each)) for one in each]
@@ -133,7 +133,7 @@ def sce(
     Order of operations: v = variance over the n experts in fp32: d_i = x_i - x_0, m = (d_1 + d_2 +
     ...) / n, v = (m^2 + (d_1 - m)^2 + ...) / n; the max(1, floor(select_topk * nonzero v)) largest
     are selected, ties by flat index. Shares eta_i = float32(s_i / sum s) of squares in fp64, added
-    by halves in tiles of 2^18 entries. s = x_0 + x_1 + ... of what is selected, plus where it is 0;
+    by halves in tiles of 2^17 entries. s = x_0 + x_1 + ... of what is selected, plus where it is 0;
     num = sum of eta_i * x_i and den = sum of eta_i over those of that sign, in order; y = num /
     den, +0.0 where den is 0.
     """
@@ -149,11 +149,13 @@ def sce(
         total = merged[0].clone()
         for part in merged[1:]:
             total += part
-        plus = total >= 0
+        sign = torch.ones_like(total).copysign_(total)
         num, den = torch.zeros_like(total), torch.zeros_like(total)
         for weight, part in zip(share, merged, strict=True):
-            agrees = torch.where(plus, part > 0, part < 0)
-            num += torch.where(agrees, part * weight, 0.0)
-            den += agrees * weight
-        chosen.spread[tile] = torch.where(den != 0, num / den, 0.0)
+            # The magnitude where the sign agrees, else 0: products are many times faster than
+            # choices by a mask.
+            agreeing = (part * sign).clamp_(min=0.0)
+            num += agreeing * weight
+            den += agreeing.sign_().mul_(weight)
+        chosen.spread[tile] = num.mul_(sign).div_(den.clamp_(min=LEAST))
     return chosen.spread.reshape(inputs[0].shape)
