@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mergekit_lite.adapters.extract import Extraction
     from mergekit_lite.engine.events import Event
     from mergekit_lite.engine.options import Report
     from mergekit_lite.plan.types import Plan
@@ -119,6 +120,60 @@ def run(
     loaded = recipe if isinstance(recipe, Recipe) else load(recipe, models=True)
     ready, found = prepare(loaded)
     return merge(ready, found, Path(out), chosen, emit or _ignore)
+
+
+def extract_lora(
+    model: str,
+    base: str,
+    out: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_rank: int | None = None,
+    exact: bool = False,
+    dtype: str = "float32",
+    threads: int | None = None,
+    overwrite: bool = False,
+    emit: Callable[[Event], None] | None = None,
+) -> Extraction:
+    """Write the adapter that turns `base` into `model`, as nearly as its rank allows.
+
+    Args:
+        model: the fine-tuned model: a folder, a `.safetensors` file or `zoo:NAME`.
+        base: the model it was tuned from.
+        out: folder to make.
+        rank: of every module; 32 by default.
+        energy: in place of a rank: the least one that holds this part of a delta's sum of squares.
+        max_rank: the largest that `energy` may choose; by default the matrix's own.
+        exact: the full SVD in place of the randomised one.
+        dtype: of what is stored: `float32`, `float16` or `bfloat16`.
+        threads: rows computed at a time; one for each core by default.
+        overwrite: replace a folder that is there.
+        emit: called with events, from any thread.
+
+    Raises:
+        RecipeError: the models do not fit each other, a tensor differs that has no place in an
+            adapter, or the output folder does not fit.
+        DataError: an input is corrupt or not finite, or nothing differs.
+        SourceError: a model is missing.
+    """
+    from mergekit_lite.adapters.extract import extract
+    from mergekit_lite.adapters.low_rank import Wanted
+    from mergekit_lite.plan.build import prepare
+
+    most = (max_rank or 1 << 30) if energy is not None else rank or 32
+    recipe = {"base": base, "experts": {"tuned": {"model": model}}, "steps": ["task_arithmetic"]}
+    ready, found = prepare(load(recipe, models=True))
+    return extract(
+        ready,
+        found,
+        Path(out),
+        Wanted(most, energy, exact),
+        dtype=dtype,
+        threads=threads,
+        overwrite=overwrite,
+        emit=emit or _ignore,
+    )
 
 
 def open_inputs(plan: Plan) -> dict[str, Model]:

@@ -24,6 +24,7 @@ VERBS: Mapping[str, str] = {
     "inspect": "Summarise a checkpoint from its headers.",
     "diff": "Compare two checkpoints, layer by layer.",
     "report": "Show how the experts of a recipe differ and where they disagree.",
+    "extract-lora": "Take a LoRA adapter out of a fine-tuned model.",
     "convert": "Turn a checkpoint of PyTorch pickles into safetensors.",
     "import": "Convert a mergekit recipe.",
     "schema": "Print the JSON schema of recipes.",
@@ -41,7 +42,7 @@ class Program(click.Group):
         if cmd_name not in VERBS:
             return None
         # `import` is a word of Python, so its module is `import_`.
-        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name.replace("-", "_")
         module = importlib.import_module(f"mergekit_lite.cli.{name}")
         command: click.Command = module.command
         return command
