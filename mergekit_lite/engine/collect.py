@@ -35,17 +35,20 @@ class Collector(Protocol):
 
 
 def keys_of(values: Tensor, *, signed: bool) -> Tensor:
-    """Return what `Ranking` orders entries by: magnitude bits, or signed keys."""
+    """Return whole numbers of 32 bits in the order of the entries: magnitude bits, or signed keys.
+
+    A signed key is 2^31 less than what `Ranking` has, so that it fits.
+    """
     values = values.float().contiguous().flatten()
     if not signed:
         return values.abs().view(torch.int32)
-    bits = (values + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 the zero that it equals
-    return torch.where(bits >= 0, bits + (1 << 31), -1 - bits)
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes -0.0 the zero that it equals
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def count(keys: Tensor, ranking: Ranking) -> dict[int, NDArray[np.int64]]:
     """Return the counts of a tile that `Ranking.add` wants next."""
-    digits = keys >> ranking.shift
+    digits = (keys >> ranking.shift) + (UPPER // 2 if ranking.signed else 0)
     if ranking.stage == 0:
         return {0: torch.bincount(digits, minlength=UPPER).cpu().numpy()}
     found = {}
@@ -81,7 +84,8 @@ class OrderCollector:
         for slot, threshold in enumerate(ranking.found):
             if self.until[slot] >= 0 or ranking.ranks[slot] <= 0:
                 continue
-            tied = (keys == threshold).nonzero().flatten()
+            key = threshold - (1 << 31) if ranking.signed else threshold
+            tied = (keys == key).nonzero().flatten()
             if len(tied) >= ranking.left[slot]:
                 self.until[slot] = first + int(tied[ranking.left[slot] - 1]) + 1
             ranking.left[slot] -= len(tied)

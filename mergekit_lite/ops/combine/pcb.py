@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mergekit_lite.ops._arithmetic import single
+from mergekit_lite.ops._arithmetic import divide, single
 from mergekit_lite.ops._place import Cut, Place
 from mergekit_lite.ops._spec import Doc, Range, Vector, combine
 from mergekit_lite.ops._statistics import Answer, Order
@@ -48,11 +48,13 @@ def scores(values: Sequence[Tensor], tails_of: Sequence[Sequence[Cut]]) -> list[
     found = []
     for value, cuts in zip(values, tails_of, strict=True):
         high, low = cuts[0].threshold, cuts[1].threshold
-        size = drawn_in(value, cuts).double()
-        within = (size - low) / (high - low) if high > low else size * 0.0
         # fp64, as the exponentials of an accelerator differ in the last bit of fp32.
-        intra = (len(values) * within.square()).exp()
-        found.append((intra * (value * total).double().tanh()).float())
+        score = drawn_in(value, cuts).double()
+        if high > low:
+            score.sub_(low).div_(score.new_full((), high - low)).square_().mul_(len(values)).exp_()
+        else:
+            score.fill_(1.0)
+        found.append(score.mul_((value * total).double().tanh_()).float())
     return found
 
 
@@ -122,7 +124,7 @@ def pcb(
     for value, score, cuts, bounds in each:
         top, start = bounds[0].threshold, bounds[1].threshold
         if top > start:
-            weight = (score.clamp(min=start) - start) / single(top - start)
+            weight = divide(score.clamp(min=start) - start, single(top - start))
             total = total + value.sign() * drawn_in(value, cuts) * weight
             mass = mass + weight
     return total / mass.clamp(min=_LEAST) * single(lambda_)

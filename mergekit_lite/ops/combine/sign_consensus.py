@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mergekit_lite.ops._arithmetic import single
+from mergekit_lite.ops._arithmetic import divide, single
 from mergekit_lite.ops._place import Place, Sums
 from mergekit_lite.ops._spec import Doc, Vector, combine
 from mergekit_lite.ops._statistics import Answer, Totals
@@ -46,7 +46,10 @@ def elected_sign(shares: Sequence[Tensor], elect: str, norms: Sequence[float] = 
     import torch
 
     if elect.startswith("norm"):
-        parts = [s / single(n) if n else s * 0.0 for s, n in zip(shares, norms, strict=True)]
+        parts = [
+            divide(share, single(norm)) if norm else share * 0.0
+            for share, norm in zip(shares, norms, strict=True)
+        ]
         if elect == "normfrac":
             best, sign = parts[0].abs(), parts[0].sign()
             for part in parts[1:]:
