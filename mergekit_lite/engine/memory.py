@@ -13,7 +13,9 @@ from mergekit_lite.plan.estimate import (
     LEAST_TILE,
     PROCESS_BYTES,
     TILE_ENTRIES,
+    TORCH_COPIES,
     estimate,
+    torch_bytes,
     whole_bytes,
 )
 from mergekit_lite.plan.types import Job, Plan
@@ -25,7 +27,9 @@ def tile_for(plan: Plan, options: Options) -> int:
     if options.max_memory is None:
         return tile
     inputs = max((len(job.reads) + 2 for job in plan.jobs), default=2)
-    room = max(options.max_memory - PROCESS_BYTES, 0) // 2
+    loaded = PROCESS_BYTES + torch_bytes(plan)
+    inputs *= TORCH_COPIES if torch_bytes(plan) else 1
+    room = max(options.max_memory - loaded, 0) // 2
     while tile > LEAST_TILE and options.workers * tile * 4 * inputs > room:
         tile //= 2
     return tile

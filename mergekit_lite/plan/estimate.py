@@ -26,6 +26,13 @@ other where memory is capped.
 """
 TORCH_BYTES = 250_000_000
 """What loading torch adds, which only rows beyond the fused kernels need."""
+TORCH_COPIES = 4
+"""Copies of a tile that an op in torch makes on its way."""
+_FUSED = frozenset(
+    {"magnitude", "breadcrumbs", "dare", "graft", "linear", "task_arithmetic", "take"}
+    | {"passthrough", "scale"}
+)
+"""Ops that the fused kernels know, whatever their parameters."""
 TILE_ENTRIES = 1 << 18
 """Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`.
 
@@ -123,8 +130,9 @@ def estimate(
     ranked = max((_rank_bytes(job, specs) for job in plan.jobs), default=0)
     kept = max((_kept_bytes(job, specs) for job in plan.jobs), default=0)
     inputs = max((_inputs(job) for job in plan.jobs if job.kind == "merge"), default=0)
-    fixed = PROCESS_BYTES + table + resident
+    fixed = PROCESS_BYTES + table + max(resident, torch_bytes(plan))
     tiles = 4 * (inputs + 2) if inputs else 0
+    tiles *= TORCH_COPIES if torch_bytes(plan) else 1
     # Under a cap, rows that cannot be cut run one at a time; without one, on every worker.
     made = max((_made(job) for job in plan.jobs), default=0)
     more_rows = (workers - 1) * max(made, resident - TORCH_BYTES)
@@ -243,6 +251,23 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     stored = _read_bytes(job) + 4 * entries * sum(1 for read in job.reads if read.lora)
     work = max(specs[s.op].workspace_bytes(s.params, job.shape, inputs) for s in job.steps)
     return TORCH_BYTES + factors + stored + 4 * entries * (inputs + 4) + work
+
+
+def torch_bytes(plan: Plan) -> int:
+    """Return what loading torch takes, where a row or a sweep over the model needs it."""
+    specs = registry()
+    needed = any(
+        job.kind == "merge" and not all(_is_fused(specs[s.op], s) for s in job.steps)
+        for job in plan.jobs
+    )
+    return TORCH_BYTES if needed else 0
+
+
+def _is_fused(spec: OpSpec, step: Step) -> bool:
+    """Return whether the fused kernels know an op with these parameters."""
+    if spec.name == "sign_consensus":
+        return not any(needs.of_model(step.params) for needs in spec.statistics)
+    return spec.name in _FUSED or spec.blend is not None
 
 
 def _rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mergekit_lite.engine.program import compile_job
+from mergekit_lite.plan.estimate import torch_bytes
 from mergekit_lite.plan.types import Step
 from tests.engine.plans import (
     EXPERTS,
@@ -200,3 +201,11 @@ def test_rows_and_columns_on_the_sphere(tmp_path: Path, params: dict[str, str]) 
     plan = plan_for(models, [Step("nuslerp", {"weights": [0.5, 2.0], **params})])
     run(plan, models, tmp_path / "out", threads=2)
     assert same_bytes(output(tmp_path / "out"), expected(plan, models))
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_the_estimate_knows_which_chains_need_no_torch(tmp_path: Path, chain: str) -> None:
+    models = save_models(tmp_path, {"w": (10, 8)})
+    plan = plan_for(models, CHAINS[chain], needs_base=CHAINS[chain][-1].op != "linear")
+    assert torch_bytes(plan) == 0
+    assert compile_job(plan.jobs[0], 0) is not None

@@ -16,10 +16,12 @@ from mergekit_lite.plan.estimate import (
     LEAST_TILE,
     PROCESS_BYTES,
     TILE_ENTRIES,
+    TORCH_BYTES,
     Estimate,
     estimate,
     require,
     size_text,
+    torch_bytes,
     whole_bytes,
 )
 from mergekit_lite.plan.types import Plan, Step
@@ -141,3 +143,11 @@ def test_a_plan_from_json_costs_the_same(root: Path) -> None:
 )
 def test_sizes_are_written_in_powers_of_1000(nbytes: int, text: str) -> None:
     assert size_text(nbytes) == text
+
+
+def test_ops_beyond_the_kernels_take_torch_into_memory(root: Path) -> None:
+    fused, beyond = estimate(plan(root, "[ties]")), estimate(plan(root, "[pcb]"))
+    assert beyond.least_memory - fused.least_memory > TORCH_BYTES - 50_000_000
+    assert torch_bytes(plan(root, "[ties]")) == 0
+    assert torch_bytes(plan(root, "[{take: {source: math}}]")) == 0
+    assert torch_bytes(plan(root, "[{ties: {zero_sign: majority}}]")) == TORCH_BYTES
