@@ -220,10 +220,12 @@ class Rows:
             for op, params in chain.transforms.get(read.source, ())
             if (step := self._step(op, params, target, [read.source], decision)) is not None
         ]
-        steps.append(self._combine(spec, chain, weights, target, names, decision))
+        combine = self._combine(spec, chain, weights, target, names, decision)
+        why = "" if combine.op == spec.name else f"`{spec.name}` leaves it to `{combine.op}`"
+        steps.append(combine)
         posts = (self._step(op, params, target, names, decision) for op, params in chain.posts)
         steps += [post for post in posts if post is not None]
-        return self._computed(target, reads, steps, decision, base=base)
+        return self._computed(target, reads, steps, decision, base=base, why=why)
 
     def _combine(
         self,

@@ -71,6 +71,29 @@ def test_a_run_is_the_specification(
     assert found == [threads]
 
 
+def test_each_worker_computes_on_one_thread(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergekit_lite.engine import torch_row
+
+    found: set[tuple[int, int]] = set()
+    apply = torch_row.apply_combine
+
+    def watched(*given: Any) -> torch.Tensor:
+        found.add((threading.get_ident(), torch.get_num_threads()))
+        return apply(*given)
+
+    monkeypatch.setattr(torch_row, "apply_combine", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        api.run(recipe(models, {"tsv_merge": {}}), tmp_path / "out", threads=2)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert {threads for _, threads in found} == {1}  # whatever the caller has
+
+
 def test_only_matrices_are_taken_whole(models: dict[str, str]) -> None:
     plan = api.plan(recipe(models, {"iso_c": {"alpha": 2.0}}, {"svc": {}}))
     ops = {job.name: [step.op for step in job.steps] for job in plan.jobs}
@@ -78,6 +101,7 @@ def test_only_matrices_are_taken_whole(models: dict[str, str]) -> None:
     assert ops["model.norm.weight"] == ops["model.embed_tokens.weight"] == ["task_arithmetic"]
     norm = next(job for job in plan.jobs if job.name == "model.norm.weight")
     assert norm.steps[0].params["lambda"] == 1.0  # alpha 2 over 2 experts
+    assert norm.rule.endswith("`iso_c` leaves it to `task_arithmetic`")
     asked = api.plan(recipe(models, {"iso_c": {"embeddings": True}}))
     assert next(j for j in asked.jobs if "embed" in j.name).steps[0].op == "iso_c"
 

@@ -116,6 +116,7 @@ def solved(found: Estimate, shared: float) -> Tensor:
     title="ACE-Merging",
     paper="Xu et al. 2026, arXiv 2603.02945",
     reach="tensor",
+    aliases=("gram_free_regmean",),
     commutative=True,
     instead=mean_instead,
     workspace=workspace,

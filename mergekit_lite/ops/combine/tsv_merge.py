@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     title="Task singular vectors",
     paper="Gargiulo et al. 2025, arXiv 2412.00081",
     reach="tensor",
+    aliases=("tsv_m",),
     commutative=True,
     instead=mean_instead,
     workspace=workspace,

@@ -54,6 +54,7 @@ def factors_of(
     title="Singular value calibration",
     paper="Spectral over-accumulation in model merging, arXiv 2602.05536",
     reach="tensor",
+    aliases=("spectral_calibrate",),
     instead=nothing_instead,
     workspace=workspace,
     work=factorising(1, 1),
