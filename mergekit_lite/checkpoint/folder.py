@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergekit_lite.checkpoint._types import Header, TensorInfo
-from mergekit_lite.checkpoint.index import INDEX_NAME, INDEX_SUFFIX, Index, read_index
+from mergekit_lite.checkpoint.index import (
+    DIFFUSERS_STEM,
+    INDEX_NAME,
+    INDEX_SUFFIX,
+    Index,
+    read_index,
+)
 from mergekit_lite.checkpoint.parse import FRESH_COPY, read_file_header
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, SourceError
 
@@ -39,12 +45,11 @@ def weight_files(folder: Path) -> tuple[list[str], Index | None, list[str]]:
         return index.files, index, warnings
     if not present:
         raise _no_weights(folder, names)
-    if "model.safetensors" in present:
-        stray = [name for name in present if name != "model.safetensors"]
-        warnings += [
-            f"`{folder}`: `{name}` is beside model.safetensors and is ignored" for name in stray
-        ]
-        return ["model.safetensors"], None, warnings
+    for usual in ("model.safetensors", f"{DIFFUSERS_STEM}.safetensors"):
+        if usual in present:
+            stray = [name for name in present if name != usual]
+            warnings += [f"`{folder}`: `{name}` is beside {usual} and is ignored" for name in stray]
+            return [usual], None, warnings
     _require_whole_set(folder, present)
     if len(present) > 1:
         warnings.append(f"`{folder}` has no index; its {len(present)} weight files are joined")
@@ -90,8 +95,9 @@ def read_files(
 
 def _index_of(folder: Path, names: Sequence[str]) -> Index | None:
     found = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    if INDEX_NAME in found:
-        return read_index(folder / INDEX_NAME)
+    for usual in (INDEX_NAME, DIFFUSERS_STEM + INDEX_SUFFIX):
+        if usual in found:
+            return read_index(folder / usual)
     if len(found) > 1:
         raise RecipeError(
             f"`{folder}` has {len(found)} indexes: {', '.join(found)}",

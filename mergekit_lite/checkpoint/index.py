@@ -13,6 +13,7 @@ from mergekit_lite.errors import DataError, Problem, RecipeError, SourceError
 
 INDEX_SUFFIX = ".safetensors.index.json"
 INDEX_NAME = "model" + INDEX_SUFFIX
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,21 @@ def index_text(weight_map: Mapping[str, str], total_size: int, total_parameters:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def shard_names(count: int) -> list[str]:
+def shard_names(count: int, stem: str = "model") -> list[str]:
     """Return the names of the `count` weight files of a checkpoint."""
     if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def part_of(file: str) -> str:
+    """Return how the weight files of one model begin: `model`, or `unet/diffusion_pytorch_model`.
+
+    Loaders look for either of two names; what stands behind it (a variant, a number) is left out.
+    """
+    folder, slash, name = file.rpartition("/")
+    stem = DIFFUSERS_STEM if name.startswith(DIFFUSERS_STEM) else "model"
+    return folder + slash + stem
 
 
 def _leaves_folder(file: str) -> bool:

@@ -65,6 +65,7 @@ class OpenShard:
     def _writer(self) -> ShardWriter:
         shard = self._shard
         path = self._folder / f"{shard.file}.partial"
+        path.parent.mkdir(exist_ok=True)
         writer = ShardWriter(path, self._folder / shard.file, shard.header, shard.nbytes)
         self.hash.wrote(0, 8 + len(shard.header.encode()))
         return writer

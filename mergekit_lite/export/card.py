@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite import ops
+from mergekit_lite.checkpoint.index import DIFFUSERS_STEM
 from mergekit_lite.export.labels import HUB_ID, hub_id, short_name, stored_dtypes, without_paths
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.stages import leaf_models
@@ -92,7 +93,7 @@ def matter(plan: Plan, parents: Sequence[Parent]) -> dict[str, Any]:
         known["base_model"] = repositories
     # The Hub infers `merge` only from two ids or more, so it is said.
     known["base_model_relation"] = "adapter" if plan.adapter else "merge"
-    known["library_name"] = "peft" if plan.adapter else "transformers"
+    known["library_name"] = _library(plan)
     for key in ("pipeline_tag", "language"):
         stated = [p.facts[key] for p in parents if p.facts.get(key)]
         if stated and all(value == stated[0] for value in stated):
@@ -222,10 +223,24 @@ def _ops_in(plan: Plan) -> Iterable[str]:
         yield from (step.op for job in part.jobs for step in job.steps)
 
 
+def _library(plan: Plan) -> str:
+    """Return the library that loads the output."""
+    if plan.adapter:
+        return "peft"
+    diffusers = any(DIFFUSERS_STEM in shard.file for shard in plan.shards)
+    return "diffusers" if diffusers else "transformers"
+
+
 def _use(plan: Plan, title: str, *, text_model: bool) -> str:
+    pipeline = any("/" in shard.file for shard in plan.shards)
     load = (
         adapter_use(plan, title)
         if plan.adapter
+        else (
+            "from diffusers import DiffusionPipeline\n\n"
+            f'pipeline = DiffusionPipeline.from_pretrained("{title}")\n'
+        )
+        if pipeline
         else (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{title}", dtype="auto")\n'

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mergekit_lite.engine.journal import JOURNAL, Journal
 from mergekit_lite.errors import DataError, Problem, RecipeError
 from mergekit_lite.export.card import write_card
+from mergekit_lite.export.components import correct_dtypes
 from mergekit_lite.export.config import CONFIG_FILE, write_adapter_config, write_config
 from mergekit_lite.export.manifest import report_data, write_index, write_lock, write_report
 from mergekit_lite.export.target import partial_folder
@@ -51,6 +52,7 @@ def finish(
         written = [write_adapter_config(plan, work)]
     else:
         written = write_companions(plan, models, work)
+        correct_dtypes(plan, work)
         if write_config(plan, root, work):
             written.append(CONFIG_FILE)
     write_card(plan, models, report, work)
@@ -103,13 +105,17 @@ def _keep_only(work: Path, shards: Collection[str]) -> None:
 
     Loaders would take the shards of another plan for part of the model.
     """
-    for path in work.iterdir():
-        if path.name in shards or path.name == JOURNAL:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    for here, folders, files in os.walk(work, topdown=False):
+        for name in files:
+            path = Path(here) / name
+            if path.relative_to(work).as_posix() not in shards and path != work / JOURNAL:
+                path.unlink()
+        for name in folders:
+            path = Path(here) / name
+            if path.is_symlink():
+                path.unlink()
+            elif not any(path.iterdir()):
+                path.rmdir()
 
 
 def sync_tree(folder: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite import __version__
-from mergekit_lite.checkpoint.index import INDEX_NAME, index_text
+from mergekit_lite.checkpoint.index import INDEX_SUFFIX, index_text, part_of
 from mergekit_lite.export.labels import short_name, stored_dtypes, without_folders
-from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.layout import job_bytes, stored_name
 from mergekit_lite.plan.lock import LOCK_FILE, lock_inputs, lock_outputs, lock_text
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.types import Plan
@@ -140,23 +140,30 @@ def write_lock(
     """
     lock = lock_outputs(lock_inputs(plan, input_digests), folder, output_digests)
     lock["report"] = {"file": REPORT_FILE, "sha256_without_run": report_sha256(report)}
-    if (index := _index(plan)) is not None:
+    facts = {}
+    for name, index in _indexes(plan).items():
         data = index.encode()
-        facts = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        lock["outputs"] = dict(sorted({**lock["outputs"], INDEX_NAME: facts}.items()))
+        facts[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    lock["outputs"] = dict(sorted({**lock["outputs"], **facts}.items()))
     (folder / LOCK_FILE).write_text(lock_text(lock), encoding="utf-8")
 
 
 def write_index(plan: Plan, folder: Path) -> None:
     """Write the index over several shards; a single shard has none."""
-    if (index := _index(plan)) is not None:
-        (folder / INDEX_NAME).write_text(index, encoding="utf-8")
+    for name, index in _indexes(plan).items():
+        (folder / name).write_text(index, encoding="utf-8")
 
 
-def _index(plan: Plan) -> str | None:
-    if len(plan.shards) == 1:
-        return None
-    names = {job.name: plan.shards[job.shard].file for job in plan.jobs}
-    nbytes = sum(job_bytes(job) for job in plan.jobs)
-    entries = sum(prod(job.shape) for job in plan.jobs)
-    return index_text(names, nbytes, entries)
+def _indexes(plan: Plan) -> dict[str, str]:
+    """Return the text of each index by its file: one for each model of several shards."""
+    found = {}
+    for part in dict.fromkeys(part_of(shard.file) for shard in plan.shards):
+        numbers = {n for n, shard in enumerate(plan.shards) if part_of(shard.file) == part}
+        if len(numbers) == 1:
+            continue
+        jobs = [(job, plan.shards[job.shard].file) for job in plan.jobs if job.shard in numbers]
+        names = {stored_name(job.name, file): file.rpartition("/")[2] for job, file in jobs}
+        nbytes = sum(job_bytes(job) for job, _ in jobs)
+        entries = sum(prod(job.shape) for job, _ in jobs)
+        found[part + INDEX_SUFFIX] = index_text(names, nbytes, entries)
+    return found

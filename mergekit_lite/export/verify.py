@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.checkpoint import FLOAT_DTYPES, TensorInfo
-from mergekit_lite.checkpoint.index import INDEX_NAME, read_index
+from mergekit_lite.checkpoint.index import INDEX_NAME, INDEX_SUFFIX, part_of, read_index
 from mergekit_lite.checkpoint.parse import read_file_header
 from mergekit_lite.errors import MergekitLiteError, Problem, SourceError
 from mergekit_lite.export.companions import is_weights
@@ -67,8 +67,8 @@ def verify(
     if not damaged.intersection(shards):
         found = _structure(folder, shards)
         # An index that the lock names and that is gone has been told of.
-        gone = INDEX_NAME in damaged and not (folder / INDEX_NAME).exists()
-        problems += [p for p in found if not (gone and p.where == INDEX_NAME)]
+        gone = {name for name in damaged if not (folder / name).exists()}
+        problems += [p for p in found if p.where not in gone]
     if inputs:
         problems += _inputs(lock, Path(relative_to), progress)
     return problems
@@ -119,44 +119,58 @@ def _report(folder: Path, facts: Mapping[str, str] | None) -> list[Problem]:
 def _stray(folder: Path, outputs: Mapping[str, Any]) -> list[Problem]:
     # Loaders that take every weight file of a folder would load these too.
     hint = "remove it; some loaders read every weight file of a folder"
+    folders = {(folder / name).parent for name in outputs if is_weights(Path(name))} | {folder}
+    names = {
+        path.relative_to(folder).as_posix()
+        for place in folders
+        if place.is_dir()
+        for path in place.iterdir()
+        if path.is_file() and is_weights(path)
+    }
     return [
-        Problem("a weight file that the merge did not write", path.name, hint)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and is_weights(path) and path.name not in (*outputs, INDEX_NAME)
+        Problem("a weight file that the merge did not write", name, hint)
+        for name in sorted(names - {*outputs, INDEX_NAME})
     ]
 
 
 def _structure(folder: Path, shards: Sequence[str]) -> list[Problem]:
     try:
         headers = {file: read_file_header(folder / file, file)[0] for file in shards}
-        problems = _index(folder, headers)
+        problems = []
+        for part in dict.fromkeys(map(part_of, shards)):
+            own = {file: headers[file] for file in shards if part_of(file) == part}
+            problems += _index(folder, part + INDEX_SUFFIX, own)
         problems += _dtype(folder, [info for found in headers.values() for info in found.values()])
     except MergekitLiteError as error:
         return list(error.problems)
     return problems
 
 
-def _index(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> list[Problem]:
-    path = folder / INDEX_NAME
+def _index(
+    folder: Path, name_of_index: str, headers: Mapping[str, Mapping[str, TensorInfo]]
+) -> list[Problem]:
+    path = folder / name_of_index
     if not path.is_file():
-        missing = Problem(f"missing, and there are {len(headers)} weight files", INDEX_NAME)
+        missing = Problem(f"missing, and there are {len(headers)} weight files", name_of_index)
         return [missing] if len(headers) > 1 else []
     index = read_index(path)
-    stored = {name: file for file, found in headers.items() for name in found}
+    stored = {name: file.rpartition("/")[2] for file, found in headers.items() for name in found}
     total = sum(info.nbytes for found in headers.values() for info in found.values())
     problems = [
-        Problem(f"`{name}` is in {stored.get(name, 'no file')}, the index says {file}", INDEX_NAME)
+        Problem(
+            f"`{name}` is in {stored.get(name, 'no file')}, the index says {file}", name_of_index
+        )
         for name, file in index.weight_map.items()
         if stored.get(name) != file
     ]
     problems += [
-        Problem(f"`{name}` of {file} is not in the index", INDEX_NAME)
+        Problem(f"`{name}` of {file} is not in the index", name_of_index)
         for name, file in stored.items()
         if name not in index.weight_map
     ]
     if index.total_size != total:
         what = f"total_size is {index.total_size}, the tensors have {total} bytes"
-        problems.append(Problem(what, INDEX_NAME))
+        problems.append(Problem(what, name_of_index))
     return problems
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mergekit_lite.checkpoint import role_of
+from mergekit_lite.checkpoint.index import part_of
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, SourceError
 from mergekit_lite.plan.adapter_rows import WEIGHT_FILE, AdapterRows
 from mergekit_lite.plan.assembly import assemble, set_layers_aside
@@ -250,7 +251,11 @@ def _plan(
         **config,
         **config_changes(known and {**known, **config}, dtype),
     }
-    placed_jobs, shards = lay_out(jobs, one_file(jobs) if adapter else recipe.output.shard_size)
+    parts = list(dict.fromkeys(map(part_of, base.header.files))) or ["model"]
+    if adapter or not any("/" in part for part in parts):
+        parts = parts[:1]
+    size = one_file(jobs) if adapter else recipe.output.shard_size
+    placed_jobs, shards = lay_out(jobs, size, parts)
     if adapter:
         shards = tuple(replace(shard, file=WEIGHT_FILE) for shard in shards)
     return sign(

@@ -66,7 +66,8 @@ def config_changes(config: Mapping[str, Any] | None, dtype: str) -> dict[str, An
         isinstance(value, Mapping) and any(key in value for key in _DTYPE_KEYS)
         for value in config.values()
     )
-    if not named and not nested_names:
+    # Configs of diffusers name no dtype, and their readers warn of keys that they do not know.
+    if not named and not nested_names and "_diffusers_version" not in config:
         changes["torch_dtype"] = name
     return changes
 
@@ -104,25 +105,32 @@ def one_file(jobs: Iterable[Job]) -> int:
     return sum(map(job_bytes, jobs)) + 1
 
 
-def lay_out(jobs: Sequence[Job], shard_size: int) -> tuple[tuple[Job, ...], tuple[Shard, ...]]:
+def lay_out(
+    jobs: Sequence[Job], shard_size: int, parts: Sequence[str] = ("model",)
+) -> tuple[tuple[Job, ...], tuple[Shard, ...]]:
     """Give every row its shard and offset, and every shard its name and (unsigned) header.
 
     Args:
         jobs: rows in the base's file order, so that shards are filled by sequential reads.
         shard_size: most bytes of tensors in one shard; a larger tensor gets its own.
+        parts: how the files of each model begin; those of a pipeline are in folders, whose names
+            their rows begin with.
 
     Returns:
         The rows ordered by (shard, start), and the shards.
     """
-    groups = split([job_bytes(job) for job in jobs], shard_size)
     placed: list[Job] = []
     shards: list[Shard] = []
-    for number, (group, file) in enumerate(zip(groups, shard_names(len(groups)), strict=True)):
-        rows = [jobs[i] for i in group]
-        header, starts, nbytes = _header(rows, _NO_DIGEST)
-        shards.append(Shard(file, nbytes, header))
-        pairs = sorted(zip(starts, rows, strict=True), key=lambda pair: (pair[0], pair[1].name))
-        placed += [replace(row, shard=number, start=start) for start, row in pairs]
+    for part in parts:
+        folder, slash, _ = part.rpartition("/")
+        own = [job for job in jobs if job.name.startswith(folder + slash)] if folder else jobs
+        groups = split([job_bytes(job) for job in own], shard_size)
+        for group, file in zip(groups, shard_names(len(groups), part), strict=True):
+            rows = [own[i] for i in group]
+            header, starts, nbytes = _header(rows, file, _NO_DIGEST)
+            pairs = sorted(zip(starts, rows, strict=True), key=lambda pair: (pair[0], pair[1].name))
+            placed += [replace(row, shard=len(shards), start=start) for start, row in pairs]
+            shards.append(Shard(file, nbytes, header))
     return tuple(placed), tuple(shards)
 
 
@@ -133,14 +141,20 @@ def sign(plan: Plan) -> Plan:
     for job in plan.jobs:
         by_shard[job.shard].append(job)
     shards = tuple(
-        replace(shard, header=_header(rows, digest)[0])
+        replace(shard, header=_header(rows, shard.file, digest)[0])
         for shard, rows in zip(plan.shards, by_shard, strict=True)
     )
     return replace(plan, shards=shards)
 
 
-def _header(rows: Sequence[Job], digest: str) -> tuple[str, list[int], int]:
+def stored_name(name: str, file: str) -> str:
+    """Return the name under which a tensor is in a file: without the folder of its component."""
+    folder, slash, _ = file.rpartition("/")
+    return name.removeprefix(folder + slash)
+
+
+def _header(rows: Sequence[Job], file: str, digest: str) -> tuple[str, list[int], int]:
     return header_text(
-        [(row.name, row.dtype, row.shape) for row in rows],
+        [(stored_name(row.name, file), row.dtype, row.shape) for row in rows],
         {"format": "pt", "mergekit_lite.plan": digest},
     )

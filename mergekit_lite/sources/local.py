@@ -16,6 +16,7 @@ from mergekit_lite.checkpoint.parse import FRESH_TEXT
 from mergekit_lite.errors import DataError, RecipeError, SourceError, nearest
 from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.companions import companions_of
+from mergekit_lite.sources.pipeline import is_pipeline, read_pipeline
 from mergekit_lite.sources.quantization import LEFT_OUT, read_quantised
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -55,7 +56,8 @@ class LocalSource:
                 open=lambda file: FileReader(folder / file),
             )
         config = read_config(folder)
-        reading, unreadable = read_quantised(read_checkpoint(folder), config, folder)
+        header = read_pipeline(folder) if is_pipeline(folder) else read_checkpoint(folder)
+        reading, unreadable = read_quantised(header, config, folder)
         companions = companions_of(folder)
         if reading.format:
             companions = tuple(path for path in companions if path.name not in LEFT_OUT)
