@@ -30,7 +30,7 @@ TORCH_COPIES = 4
 """Copies of a tile that an op in torch makes on its way."""
 _FUSED = frozenset(
     {"magnitude", "breadcrumbs", "dare", "graft", "linear", "task_arithmetic", "take"}
-    | {"passthrough", "scale"}
+    | {"passthrough", "scale", "magmax", "ram", "consensus", "nearswap"}
 )
 """Ops that the fused kernels know, whatever their parameters."""
 TILE_ENTRIES = 1 << 18
@@ -257,17 +257,20 @@ def torch_bytes(plan: Plan) -> int:
     """Return what loading torch takes, where a row or a sweep over the model needs it."""
     specs = registry()
     needed = any(
-        job.kind == "merge" and not all(_is_fused(specs[s.op], s) for s in job.steps)
+        job.kind == "merge" and not all(_is_fused(specs[s.op], s, job) for s in job.steps)
         for job in plan.jobs
     )
     return TORCH_BYTES if needed else 0
 
 
-def _is_fused(spec: OpSpec, step: Step) -> bool:
+def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
     """Return whether the fused kernels know an op with these parameters."""
     if spec.name == "sign_consensus":
         return not any(needs.of_model(step.params) for needs in spec.statistics)
-    return spec.name in _FUSED or spec.blend is not None
+    if spec.blend is not None:
+        asked = all(needs.asked(step.params, 1) for needs in spec.statistics)
+        return asked and not any(step.expert for step in job.steps)
+    return spec.name in _FUSED
 
 
 def _rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
