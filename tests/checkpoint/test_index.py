@@ -228,7 +228,7 @@ def test_own_index_equals_that_of_transformers(tmp_path: Path) -> None:
     assert header.warnings == ()
 
 
-def test_a_model_of_twenty_thousand_tensors_opens_fast(tmp_path: Path) -> None:
+def test_a_model_of_twenty_thousand_tensors_is_not_searched_for_each(tmp_path: Path) -> None:
     rows = [(f"model.layers.{i // 400}.mlp.experts.{i}.w", "BF16", (8,)) for i in range(20_000)]
     text, _, nbytes = header_text(rows, {})
     with (tmp_path / "model.safetensors").open("wb") as stream:
@@ -236,5 +236,5 @@ def test_a_model_of_twenty_thousand_tensors_opens_fast(tmp_path: Path) -> None:
         stream.truncate(nbytes)
     started = time.process_time()
     assert len(read_checkpoint(tmp_path).tensors) == 20_000
-    # About 0.15 s on an idle machine; the bound leaves room for a busy one.
-    assert time.process_time() - started < 0.6
+    # 0.15 s on an idle machine; looking through all names for each of them takes a minute.
+    assert time.process_time() - started < 10
