@@ -120,6 +120,19 @@ def _places(read: Read, part: str, models: Mapping[str, Model]) -> list[dict[str
         gathered = f"{part}, rows gathered" if part != "input" else "rows gathered"
         return [place for of in read.gather.parts for place in _places(of, gathered, models)]
     model = models[read.source]
+    if model.stage:
+        return [
+            {
+                "source": read.source,
+                "part": part,
+                "stage": model.stage,
+                "tensor": info.name,
+                "dtype": info.loaded,
+                "shape": list(info.shape),
+                "bytes": info.nbytes,
+            }
+            for _, info in _stored(read, part, model)
+        ]
     folder = model.root if model.root.is_dir() else model.root.parent
     return [
         {
@@ -147,8 +160,6 @@ def _stored(read: Read, part: str, model: Model) -> list[tuple[str, TensorInfo]]
         parts = {n: f"{part}, in {plural(count, 'piece')}" for n, count in counts.items()}
         return [(label, tensors[name]) for name, label in parts.items()]
     info = tensors[read.name]
-    if model.stage:
-        return [(f"computed by the stage `{model.stage}`", info)]
     if info.coded is None:
         return [(part, info)]
     return [
@@ -189,6 +200,11 @@ def _read_text(read: Mapping[str, Any]) -> str:
         return f"{read['source']}: nothing, its delta is zero"
     shape = "x".join(map(str, read["shape"]))
     part = "" if read["part"] == "input" else f" ({read['part']})"
+    if "stage" in read:
+        return (
+            f"{read['source']}{part}: {read['tensor']}, computed by the stage `{read['stage']}`"
+            f" from {read['bytes']} bytes: {read['dtype']} {shape}"
+        )
     return (
         f"{read['source']}{part}: {read['tensor']}, {read['file']} at {read['offset']}:"
         f" {read['dtype']} {shape}, {read['bytes']} bytes"

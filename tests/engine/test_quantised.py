@@ -158,3 +158,46 @@ def test_experts_stored_transposed_merge_with_plain_ones(tmp_path: Path) -> None
     plan = api.plan(tmp_path / "out.yaml")
     assert plan.jobs[0].base is not None
     assert plan.jobs[0].base.held == 20 * 2 * 17
+
+
+def test_experts_stored_one_by_one_in_codes_merge_with_fused_ones(tmp_path: Path) -> None:
+    prefix = "model.layers.0.mlp.experts"
+    fused = {
+        f"{prefix}.gate_up_proj": torch.randn(2, 12, 8).bfloat16(),
+        f"{prefix}.down_proj": torch.randn(2, 8, 6).bfloat16(),
+    }
+    q.save(tmp_path / "base", fused)
+    stored: dict[str, torch.Tensor] = {}
+    values: dict[str, np.ndarray] = {}
+    for e in range(2):
+        for part, shape in (("gate_proj", (6, 8)), ("up_proj", (6, 8)), ("down_proj", (8, 6))):
+            name = f"{prefix}.{e}.{part}.weight"
+            made, values[f"{e}.{part}"] = q.fp8_blocks(name, torch.randn(shape), (4, 4))
+            stored |= made
+    settings = {"quant_method": "fp8", "weight_block_size": [4, 4]}
+    q.save(tmp_path / "math", stored, settings)
+    text = "base: base\nexperts: {math: math}\nsteps: [task_arithmetic]\n"
+    found = merged(tmp_path, tmp_path / "out", text + "output: {dtype: float32}")
+    both = [np.concatenate([values[f"{e}.gate_proj"], values[f"{e}.up_proj"]]) for e in range(2)]
+    expected = {
+        f"{prefix}.gate_up_proj": np.stack(both),
+        f"{prefix}.down_proj": np.stack([values[f"{e}.down_proj"] for e in range(2)]),
+    }
+    for name, value in expected.items():
+        base = fused[name].float().numpy()
+        np.testing.assert_array_equal(found[name].numpy(), base + (value - base))
+
+
+def test_rows_of_another_vocabulary_may_be_codes(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", vocab=64)
+    tiny_llama(tmp_path / "plain", vocab=66, seed=1)
+    name = "model.embed_tokens.weight"
+    stored = read_weights(tmp_path / "plain")
+    made, value = q.fp8_blocks(name, stored[name], (16, 16))
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    settings = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    q.save(tmp_path / "plain", stored | made, settings, **config)
+    text = "base: base\nexperts: {more: plain}\nsteps: [task_arithmetic]\nvocab: base_rows\n"
+    found = merged(tmp_path, tmp_path / "out", text + "output: {dtype: float32}")[name].numpy()
+    before = read_weights(base)[name].float().numpy()
+    np.testing.assert_array_equal(found, before + (value[:64].astype(np.float32) - before))

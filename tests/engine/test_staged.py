@@ -52,6 +52,7 @@ def same(found: Tensors, expected: Tensors) -> None:
 
 def in_two(models: Path, tmp_path: Path, inner: str, outer: str) -> Tensors:
     """Run a stage by itself into a folder in fp32, then the rest on that folder."""
+    tmp_path.mkdir(exist_ok=True)
     run(models, tmp_path / "one", inner + F32)
     return run(models, tmp_path / "two", outer.replace("'@inner'", str(tmp_path / "one")))
 
@@ -294,3 +295,37 @@ def test_a_stage_that_is_kept_is_a_model_and_is_used_again(models: Path, tmp_pat
     assert changed != text
     run(models, tmp_path / "out", changed, overwrite=True)
     assert (kept / "model.safetensors").stat().st_mtime_ns != before
+
+
+def test_rows_of_another_vocabulary_may_come_from_a_stage(models: Path, tmp_path: Path) -> None:
+    more = tiny_llama(tmp_path / "more", hidden=64, intermediate=96, vocab=5002, seed=7)
+    other = perturbed(more, tmp_path / "other", seed=8, scale=0.02)
+    inner = f"base: {more}\nexperts: {{x: {other}}}\nsteps: [{{ties: {{density: 0.5}}}}]\n"
+    outer = "base: base\nexperts: {inner: {model: '@inner', weight: 0.5}}\n"
+    outer += f"steps: [task_arithmetic]\nvocab: base_rows\n{F32}"
+    found = run(models, tmp_path / "out", staged(inner, outer))
+    same(found, in_two(models, tmp_path, inner, outer))
+
+
+def test_experts_of_a_stage_are_read_in_the_layout_of_the_base(tmp_path: Path) -> None:
+    prefix = "model.layers.0.mlp.experts"
+    shapes = (("gate_proj", (6, 8)), ("up_proj", (6, 8)), ("down_proj", (8, 6)))
+    for model in ("one", "two"):
+        (tmp_path / model).mkdir()
+        tensors = {
+            f"{prefix}.{e}.{part}.weight": torch.randn(shape).bfloat16()
+            for e in range(3)
+            for part, shape in shapes
+        }
+        save_file(tensors, tmp_path / model / "model.safetensors")
+    (tmp_path / "fused").mkdir()
+    fused = {
+        f"{prefix}.gate_up_proj": torch.randn(3, 12, 8).bfloat16(),
+        f"{prefix}.down_proj": torch.randn(3, 8, 6).bfloat16(),
+    }
+    save_file(fused, tmp_path / "fused" / "model.safetensors")
+    inner = "base: one\nexperts: {two: two}\nsteps: [{task_arithmetic: {lambda: 0.3}}]\n"
+    outer = "base: fused\nexperts: {inner: {model: '@inner', weight: 0.5}}\n"
+    outer += f"steps: [task_arithmetic]\n{F32}"
+    found = run(tmp_path, tmp_path / "out", staged(inner, outer))
+    same(found, in_two(tmp_path, tmp_path / "runs", inner, outer))
