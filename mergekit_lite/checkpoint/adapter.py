@@ -20,6 +20,8 @@ class LoraFactors:
         scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
         transpose: the weight is stored (in x out): GPT-2's Conv1D, and every embedding.
         magnitude: DoRA: name of the lengths that the rows of the (out x in) weight get.
+        diagonal: KaSA: name of what stands between B and A; the base then lacks as many of its
+            smallest singular values as the factors have ranks.
         under: name of the adapter's own copy of the base's weight, which the delta is added to.
         rows: trainable tokens: the rows of the weight that `b` replaces.
         stack: experts in one pair of factors (a fused tensor); 0 for a plain pair.
@@ -32,6 +34,7 @@ class LoraFactors:
     scale: float
     transpose: bool = False
     magnitude: str = ""
+    diagonal: str = ""
     under: str = ""
     rows: tuple[int, ...] = ()
     stack: int = 0
@@ -41,12 +44,13 @@ class LoraFactors:
     @property
     def names(self) -> tuple[str, ...]:
         """Tensors of the adapter's file that it is made of."""
-        return tuple(name for name in (self.a, self.b, self.magnitude, self.under) if name)
+        every = (self.a, self.b, self.magnitude, self.diagonal, self.under)
+        return tuple(name for name in every if name)
 
     @property
     def is_delta(self) -> bool:
         """Whether it is a difference to the base; else it is a weight made from the base's."""
-        return not (self.magnitude or self.under or self.rows)
+        return not (self.magnitude or self.diagonal or self.under or self.rows)
 
     @property
     def is_plain(self) -> bool:

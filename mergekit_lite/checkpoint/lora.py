@@ -19,7 +19,7 @@ _OTHERS = "weights and adapter_config.json are of different adapters"
 def read_adapter(folder: Path) -> Adapter:
     """Read the LoRA adapter in `folder`, headers only.
 
-    LoRA of linear layers, embeddings, convolutions and bare parameters, rsLoRA, DoRA,
+    LoRA of linear layers, embeddings, convolutions and bare parameters, rsLoRA, DoRA, KaSA,
     rank_pattern, alpha_pattern, fan_in_fan_out, biases of both kinds, trainable tokens and
     modules_to_save are honoured.
 
@@ -87,7 +87,8 @@ class _Reading:
         if found.tokens:
             self._tokens(module, found)
         elif a is None or b is None:
-            present = (a.name if a else b.name if b else found.bias) or found.magnitude
+            alone = (a.name if a else b.name if b else "", found.bias, found.magnitude)
+            present = next(filter(None, alone), found.diagonal)
             hint = "the adapter's weights are not whole: fetch or save the adapter again"
             self._fault(f"`{present}` has no partner factor", hint)
         elif not {a.dtype, b.dtype} <= FLOAT_DTYPES:
@@ -115,11 +116,11 @@ class _Reading:
                 _OTHERS,
             )
         elif self.config.dora != bool(found.magnitude):
-            said = "says" if self.config.dora else "does not say"
-            held = "none" if self.config.dora else "a magnitude"
-            self._fault(
-                f"the configuration {said} DoRA (`use_dora`), `{module}` has {held}", _OTHERS
-            )
+            self._differ("DoRA (`use_dora`)", self.config.dora, module, "a magnitude")
+        elif self.config.kasa != bool(found.diagonal):
+            self._differ("KaSA (`kasa_config`)", self.config.kasa, module, "a diagonal")
+        elif self.config.kasa and (found.magnitude or found.under or self.config.transpose):
+            self._refuse(f"KaSA of `{module}` together with other variants, not supported")
         else:
             self._enter(module, found, a, b)
 
@@ -127,7 +128,9 @@ class _Reading:
         scale = self.config.scale(module)
         out = b.shape[0]
         whole = LoraFactors(a.name, b.name, scale, found.embedding or self.config.transpose)
-        whole = replace(whole, magnitude=found.magnitude, under=found.under)
+        whole = replace(
+            whole, magnitude=found.magnitude, diagonal=found.diagonal, under=found.under
+        )
         if found.magnitude and prod(self.header.tensors[found.magnitude].shape) != out:
             shape = self.header.tensors[found.magnitude].shape
             self._fault(f"`{found.magnitude}` has shape {shape}, `{b.name}` {out} rows", _OTHERS)
@@ -147,6 +150,12 @@ class _Reading:
             )
         else:
             self.factors[f"{module}.weight"] = LoraFactors("", found.tokens, 1.0, rows=rows)
+
+    def _differ(self, kind: str, said: bool, module: str, what: str) -> None:
+        held = f"`{module}` has {'none' if said else what}"
+        self._fault(
+            f"the configuration {'says' if said else 'does not say'} {kind}, {held}", _OTHERS
+        )
 
     def _fault(self, what: str, hint: str) -> None:
         self._faults.append(Problem(f"`{self.folder}`: {what}", hint=hint))

@@ -18,7 +18,6 @@ CONFIG_FILE = "adapter_config.json"
 _REFUSED_FIELDS: Mapping[str, str] = {
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
-    "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
     "velora_config": "VeLoRA",
     "arrow_config": "Arrow routing",
@@ -38,12 +37,14 @@ class LoraConfig:
         base_model: the model the adapter was trained on, as the file names it.
         transpose: the adapted weights are stored (in x out).
         dora: every adapted weight has its rows scaled to lengths of their own.
+        kasa: a diagonal stands between the factors, and the base's smallest values are cut off.
     """
 
     raw: Mapping[str, Any]
     base_model: str
     transpose: bool
     dora: bool = False
+    kasa: bool = False
 
     def rank(self, module: str) -> int:
         """Return the rank of a module's factors."""
@@ -101,6 +102,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
         base if isinstance(base, str) else "",
         bool(raw.get("fan_in_fan_out")),
         bool(raw.get("use_dora")),
+        bool(raw.get("kasa_config")),
     )
 
 

@@ -15,6 +15,7 @@ _LINEAR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.\w+)?\.weight")
 _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<factor>[AB])(?:\.\w+)?")
 _BIAS = re.compile(r"(?P<module>.+)\.lora_B(?:\.\w+)?\.bias")
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.(?!weight$)\w+)?(?:\.weight)?")
+_DIAGONAL = re.compile(r"(?P<module>.+)\.lora_diag(?:\.\w+)?")
 _TOKENS = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.\w+)?")
 _UNDER = re.compile(r"(?P<module>.+)\.base_layer\.weight")
 _WHOLE = re.compile(
@@ -32,6 +33,7 @@ class Module:
     embedding: bool = False
     bias: str = ""
     magnitude: str = ""
+    diagonal: str = ""
     tokens: str = ""
     under: str = ""
 
@@ -69,6 +71,8 @@ def sorted_parts(tensors: Mapping[str, TensorInfo]) -> Parts:
             parts.of(match["module"]).bias = name
         elif match := _MAGNITUDE.fullmatch(key):
             parts.of(match["module"]).magnitude = name
+        elif match := _DIAGONAL.fullmatch(key):
+            parts.of(match["module"]).diagonal = name
         elif match := _TOKENS.fullmatch(key):
             parts.of(match["module"]).tokens = name
         elif match := _UNDER.fullmatch(key):

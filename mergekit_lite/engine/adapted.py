@@ -161,6 +161,46 @@ class Adapted:
             return (self.magnitude / np.sqrt(squares)).astype(np.float32)
 
 
+@dataclass
+class Truncated:
+    """The base's weight without its smallest singular values, plus a delta: KaSA.
+
+    Attributes:
+        base: returns entries [first, first + count) of the base's weight, in fp32.
+        delta: what is added.
+        shape: of the weight.
+        cut: how many singular values are taken off.
+    """
+
+    base: Callable[[int, int], Floats]
+    delta: LowRank
+    shape: tuple[int, int]
+    cut: int
+    dtype = "F32"
+    is_delta = False
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        self.delta.fill(first, count, out)
+        out.view(np.float32)[:] += self._kept[first : first + count]
+
+    @cached_property
+    def _kept(self) -> Floats:
+        """The weight less its part of small singular values, by the full SVD on one thread."""
+        import torch
+
+        torch.set_num_threads(1)  # the same digits whatever else runs
+        weight = torch.from_numpy(self.base(0, prod(self.shape))).reshape(self.shape)
+        if not torch.isfinite(weight).all():
+            return weight.numpy().reshape(-1)  # found as a non-finite input
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        small = (u[:, -self.cut :] * s[-self.cut :]) @ v[-self.cut :]
+        kept: Floats = (weight - small).numpy().reshape(-1)
+        return kept
+
+
 def adapter_supply(
     read: Read, job: Job, readers: Readers, supply_of: Callable[[Read], Supply | None]
 ) -> Supply:
@@ -181,6 +221,8 @@ def adapter_supply(
         return WithRows(_entries(supply_of(_base(job))), rows, job.shape[1])
     if factors.stack:
         return _stacked(read, factors, job, readers)
+    if factors.diagonal:
+        return _truncated(read, factors, job, _entries(supply_of(_base(job))), readers)
     delta = _low_rank(read, factors, readers)
     if factors.is_delta:
         return delta
@@ -276,6 +318,18 @@ def _low_rank(read: Read, factors: LoraFactors, readers: Readers) -> LowRank:
         return _product(*factors_of(read, readers))
     bias = readers.tensor(read.source, factors.b).reshape(1, -1)
     return _product(np.ones((1, 1), np.float32), bias, np.float32(factors.scale))
+
+
+def _truncated(
+    read: Read,
+    factors: LoraFactors,
+    job: Job,
+    base: Callable[[int, int], Floats],
+    readers: Readers,
+) -> Truncated:
+    b, a, scale = factors_of(read, readers)
+    delta = _product(b * readers.tensor(read.source, factors.diagonal), a, scale)
+    return Truncated(base, delta, (job.shape[0], job.shape[1]), a.shape[0])
 
 
 def _stacked(read: Read, factors: LoraFactors, job: Job, readers: Readers) -> Supply:

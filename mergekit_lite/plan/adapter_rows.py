@@ -277,6 +277,6 @@ def _kind(lora: LoraFactors | None) -> str:
         return "rows of another vocabulary"
     if not lora.a:
         return "trained tokens" if lora.rows else "a trained bias"
-    if lora.magnitude:
-        return "DoRA"
+    if lora.magnitude or lora.diagonal:
+        return "DoRA" if lora.magnitude else "KaSA"
     return "fused experts" if lora.stack else "a copy of the base's tensor"

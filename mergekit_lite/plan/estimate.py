@@ -240,6 +240,8 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     if job.kind == "copy":
         return 0
     factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
+    if truncated := sum(1 for read in job.reads if read.lora and read.lora.diagonal):
+        factors += TORCH_BYTES + 16 * prod(job.shape) * truncated  # the matrix and its SVD
     factors += _made(job)
     entries, inputs = prod(job.shape), len(job.reads)
     if not any(_is_whole(specs[step.op], step) for step in job.steps):

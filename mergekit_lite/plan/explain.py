@@ -109,6 +109,7 @@ def _lora_parts(lora: LoraFactors) -> dict[str, str]:
         return {lora.b: f"{len(lora.rows)} rows in place of the base's"}
     parts = {lora.a: f"lora A, {scale}"} if lora.a else {}
     parts[lora.b] = f"lora B, {scale}" if lora.a else f"lora bias, {scale}"
+    parts |= {lora.diagonal: "KaSA diagonal"} if lora.diagonal else {}
     parts |= {lora.magnitude: "DoRA magnitude"} if lora.magnitude else {}
     return parts | ({lora.under: "the adapter's copy of the base"} if lora.under else {})
 

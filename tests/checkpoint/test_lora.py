@@ -154,7 +154,6 @@ def test_names_that_still_carry_the_adapters_name_are_understood(tmp_path: Path)
             )
         ],
         ({"use_qalora": True}, "QALoRA"),
-        ({"kasa_config": {"beta": 1}}, "KaSA (`kasa_config`)"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialised by pissa_niter_4"),
         ({"init_lora_weights": "olora"}, "initialised by olora"),
         ({"layer_replication": [[0, 1]]}, "layer replication"),
@@ -190,7 +189,13 @@ def test_all_reasons_are_told_at_once(tmp_path: Path) -> None:
         ({"lora_A.weight": (4, 32), "lora_B.weight": (16, 4, 1)}, DataError, "has factors"),
         ({"lora_magnitude_vector": (4,)}, DataError, "has no partner"),
         ({"lora_magnitude_vector.weight": (4,)}, DataError, "has no partner"),
-        ({"lora_diag.default": (4,)}, RecipeError, "a LoRA variant"),
+        ({"lora_diag.default": (4,)}, DataError, "has no partner"),
+        ({"lora_router.default": (4,)}, RecipeError, "a LoRA variant"),
+        (
+            {"lora_A.weight": (4, 32), "lora_B.weight": (16, 4), "lora_diag": (4,)},
+            DataError,
+            "does not say KaSA",
+        ),
         (
             {"lora_A.weight": (4, 32), "lora_B.weight": (16, 4), "lora_magnitude_vector": (16,)},
             DataError,

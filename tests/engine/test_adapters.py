@@ -147,6 +147,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         gpt2,
         {"r": 2, "use_dora": True, "fan_in_fan_out": True, "target_modules": ["c_attn", "c_fc"]},
     ),
+    "kasa": (llama, {"r": 3, "kasa_config": {}, "target_modules": LINEARS}),
     "lora_bias": (
         lambda folder, dtype: llama(folder, dtype, bias=True),
         {"r": 4, "lora_alpha": 6, "lora_bias": True, "target_modules": ["q_proj", "o_proj"]},
@@ -232,7 +233,9 @@ def test_the_adapters_own_copy_of_the_base_is_what_its_delta_is_added_to(tmp_pat
     torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("case", ["dora", "dora_conv1d", "tokens", "conv", "fused_transposed"])
+@pytest.mark.parametrize(
+    "case", ["dora", "kasa", "dora_conv1d", "tokens", "conv", "fused_transposed"]
+)
 def test_the_same_bytes_whatever_the_tiles(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
