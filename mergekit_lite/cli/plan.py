@@ -82,6 +82,8 @@ def show(
         for warning in plan.warnings:
             note(f"warning: {warning}")
         parts = [inputs_text(plan), chains_text(plan, full=expand), cost_text(plan, cost)]
+        if plan.layer_map:
+            parts.insert(1, layers_text(plan))
         if plan.stages:
             parts.insert(1, stages_text(plan, full=expand))
         click.echo("\n\n".join(parts))
@@ -125,6 +127,29 @@ def stages_text(plan: Plan, *, full: bool) -> str:
             )
         ]
     return table(("stage", "how", "tensors", "what is done"), rows, "llrl")
+
+
+def layers_text(plan: Plan) -> str:
+    """Return the table of runs of layers of an assembled model, and where each is from."""
+    runs: list[list[Mapping[str, Any]]] = []
+    for row in plan.layer_map:
+        before = {n: own + 1 for n, own in runs[-1][-1]["sources"].items()} if runs else {}
+        if runs and row["sources"] == before and row["slice"] == runs[-1][0]["slice"]:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+
+    def span(first: int, count: int) -> str:
+        return f"{first}" if count == 1 else f"{first}-{first + count - 1}"
+
+    rows = [
+        (
+            span(run[0]["layer"], len(run)),
+            ", ".join(f"{n} {span(own, len(run))}" for n, own in run[0]["sources"].items()),
+        )
+        for run in runs
+    ]
+    return table(("layers", "from"), rows, "ll")
 
 
 def chains_text(plan: Plan, *, full: bool) -> str:

@@ -16,6 +16,8 @@ from mergekit_lite.plan.stacks import Stack
 from mergekit_lite.recipe.layers import Ranges, format_layers
 from mergekit_lite.recipe.schema import BASE, Recipe, Slice
 
+_FOR_ALL = "relative_attention_bias.weight"
+
 Floor = Mapping[str, int]
 """One layer of the output: input -> its layer that stands there; the donor comes first."""
 
@@ -135,6 +137,7 @@ class Assembler:
         """Return the targets of all layers of the output."""
         base = self.stacks[BASE]
         known = self._known_parts()
+        self._check_first()
         targets: list[Target] = []
         for layer, (number, floor) in enumerate(self.floors):
             targets += self._layer(layer, number, floor, known)
@@ -145,6 +148,22 @@ class Assembler:
         for offset, layer in enumerate(base.beyond):
             targets += self._beyond(len(self.floors) + offset, layer)
         return targets
+
+    def _check_first(self) -> None:
+        """Refuse to move what a first layer computes for all, such as T5's positions."""
+        layers = self.stacks[BASE].layers
+        shared = next((rest for rest in layers.get(0, {}) if rest.endswith(_FOR_ALL)), "")
+        if not shared or any(shared in parts for layer, parts in layers.items() if layer):
+            return
+        for layer, (number, floor) in enumerate(self.floors):
+            donor, own = next(iter(floor.items()))
+            if (shared in self.stacks[donor].layers.get(own, {})) != (layer == 0):
+                self.findings.problem(
+                    f"layer {own} of `{donor}` cannot be layer {layer}: `{shared}` of the first"
+                    " layer serves all others",
+                    self.recipe.at("slices", number),
+                    "begin with layer 0, and use it once",
+                )
 
     def _known_parts(self) -> dict[str, tuple[set[tuple[int, ...]], str]]:
         """Return what the base's layers hold: rest of the name -> shapes and dtype."""

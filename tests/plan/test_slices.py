@@ -214,3 +214,29 @@ def test_explain_names_the_slice(deep: Path) -> None:
 def test_a_plan_with_slices_survives_json(deep: Path) -> None:
     made = planned(deep, "slices: [{take: base, layers: 0-1}, {take: math, layers: 2-3}]")
     assert Plan.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize(("layers", "says"), [("1-2", "layer 1 of"), ("0,0-2", "layer 0 of")])
+def test_a_first_layer_that_serves_all_others_stays_the_first(
+    root: Path, layers: str, says: str
+) -> None:
+    bias = {"model.layers.0.attn.relative_attention_bias.weight": ("BF16", (8, 2))}
+    write(root / "base", llama(3) | bias, llama_config(3))
+    problem = refused(root, f"slices: [{{take: base, layers: '{layers}'}}]", "base: base\n")[0]
+    assert f"{says} `base` cannot be layer" in problem
+    assert "relative_attention_bias.weight` of the first layer serves all others" in problem
+    made = planned(root, "slices: [{take: base, layers: '0-2,1'}]", "base: base\n")
+    assert made.layers == 4
+
+
+def test_the_plan_shows_runs_of_layers(deep: Path) -> None:
+    from mergekit_lite.cli.plan import layers_text
+
+    text = "slices: [{take: base, layers: 0-2}, {layers: {base: 0-1, math: 2-3}}, {take: math, layers: '1,1'}]"  # noqa: E501
+    lines = layers_text(planned(deep, text + "\nsteps: [{ties: {}}]")).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["0-2", "base", "0-2"],
+        ["3-4", "base", "0-1,", "math", "2-3"],
+        ["5", "math", "1"],
+        ["6", "math", "1"],
+    ]
