@@ -43,7 +43,7 @@ class Job:
         name: of the job.
         text: the recipe.
         cwd: the folder with its models.
-        kind: `merge`, or `files` for `mergekit-pytorch`.
+        kind: `merge`, `files` for `mergekit-pytorch` or `several` for `mergekit-multi`.
     """
 
     name: str

@@ -41,10 +41,30 @@ def merge_files(job: dict[str, str]) -> None:
     os.chdir(job["cwd"])
     SimpleLoaderCache._instance = None
     config = Path(job["out"] + ".yml")
+    config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(job["text"])
     result = CliRunner().invoke(main, [str(config), job["out"]], catch_exceptions=False)
     if result.exit_code:
         raise RuntimeError(result.output)
+
+
+def merge_several(job: dict[str, str]) -> None:
+    from click.testing import CliRunner
+    from mergekit.io.tasks import LoaderCache
+    from mergekit.scripts.multimerge import main
+
+    os.chdir(job["cwd"])
+    LoaderCache().loaders.clear()
+    config, work = Path(job["out"] + ".yml"), job["out"] + ".stages"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(job["text"])
+    words = [str(config), "--out-path", job["out"], "-I", work, "--no-write-model-card", "--quiet"]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    if result.exit_code:
+        raise RuntimeError(result.output)
+
+
+KINDS = {"merge": merge, "files": merge_files, "several": merge_several}
 
 
 def main() -> None:
@@ -52,7 +72,7 @@ def main() -> None:
     answers = {}
     for job in jobs:
         try:
-            (merge_files if job["kind"] == "files" else merge)(job)
+            KINDS[job["kind"]](job)
             answers[job["name"]] = ""
         except Exception:
             answers[job["name"]] = traceback.format_exc()

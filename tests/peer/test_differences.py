@@ -47,6 +47,7 @@ RECIPES = {
     "della": ("plain", one("della_linear", "{weight: 1, density: 0.5, epsilon: 0.2}")),
     "trim": ("coarse", one("ties", "{weight: 1, density: 0.5}")),
     "fusion": ("plain", one("arcee_fusion")),
+    "ramplus": ("plain", one("ramplus_tl")),
     "sce": ("near", two("sce")),
     "stock": ("nearest", two("model_stock")),
     "slerp": ("zeroed", one("slerp", "{t: 0.5}")),
@@ -127,8 +128,9 @@ def theirs(
         Job(name, f"{text}dtype: {'bfloat16' if name == 'wide' else 'float32'}\n", places[kind])
         for name, (kind, text) in RECIPES.items()
     ]
-    kind, text = RECIPES["fusion"]
-    jobs.append(Job("fusion-in-bf16", f"{text}dtype: bfloat16\n", places[kind]))
+    for name in ("fusion", "ramplus"):
+        kind, text = RECIPES[name]
+        jobs.append(Job(f"{name}-in-bf16", f"{text}dtype: bfloat16\n", places[kind]))
     jobs += [Job(name, text, places["files"], "files") for name, text in FILES.items()]
     found.run(jobs)
     return found
@@ -190,9 +192,10 @@ def test_arcee_fusion_near_its_threshold(theirs: Peer, mine: Mine) -> None:
     assert far <= 0.001 * sum(value.numel() for value in ours.values())
 
 
-def test_arcee_fusion_stores_the_dtype_asked_for(theirs: Peer, mine: Mine) -> None:
-    assert theirs.weights("fusion-in-bf16")[HALF].dtype == torch.float32
-    assert mine("fusion", "dtype=bfloat16")[HALF].dtype == torch.bfloat16
+@pytest.mark.parametrize("name", ["fusion", "ramplus"])
+def test_the_dtype_asked_for_is_stored(name: str, theirs: Peer, mine: Mine) -> None:
+    assert theirs.weights(f"{name}-in-bf16")[HALF].dtype == torch.float32
+    assert mine(name, "dtype=bfloat16")[HALF].dtype == torch.bfloat16
 
 
 def test_sce_of_small_changes(theirs: Peer, mine: Mine, places: Places) -> None:

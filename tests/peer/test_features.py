@@ -1,4 +1,4 @@
-"""What is beside the methods: adapters, plain files, tokenizers."""
+"""What is beside the methods: adapters, plain files, recipes that use one another."""
 
 from __future__ import annotations
 
@@ -30,6 +30,44 @@ merge_method: linear
 models:
   - {model: base+lora, parameters: {weight: 0.7}}
   - {model: base+other, parameters: {weight: 0.4}}
+""",
+    "adapter-of-another-model": """
+merge_method: task_arithmetic
+base_model: base
+models:
+  - {model: math+lora, parameters: {weight: 0.7}}
+  - {model: code, parameters: {weight: 0.4}}
+""",
+    "adapter-in-the-base": """
+merge_method: slerp
+base_model: base+lora
+models: [{model: far}]
+parameters: {t: [0.2, 0.8]}
+""",
+}
+SEVERAL = {
+    "a-chain": """
+name: first
+merge_method: slerp
+base_model: math
+models: [{model: far}]
+parameters: {t: [0.2, 0.8]}
+dtype: float32
+---
+name: second
+merge_method: ties
+base_model: base
+models:
+  - {model: math, parameters: {weight: 0.7, density: 0.4}}
+  - {model: code, parameters: {weight: 0.4}}
+dtype: float32
+---
+merge_method: linear
+models:
+  - {model: second, parameters: {weight: 0.6}}
+  - {model: first, parameters: {weight: 0.3}}
+  - {model: base, parameters: {weight: 0.1}}
+dtype: float32
 """,
 }
 FILES = {
@@ -87,14 +125,15 @@ def theirs(place: Path, tmp_path_factory: pytest.TempPathFactory, peer_python: s
     found = Peer(peer_python, tmp_path_factory.mktemp("mergekit-features"))
     jobs = [Job(name, f"{text}dtype: float32\n", place) for name, text in RECIPES.items()]
     jobs += [Job(name, text, place, "files") for name, text in FILES.items()]
+    jobs += [Job(name, text, place, "several") for name, text in SEVERAL.items()]
     found.run(jobs)
     return found
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *FILES])
+@pytest.mark.parametrize("name", [*RECIPES, *SEVERAL, *FILES])
 def test_the_same_in_fp32(name: str, theirs: Peer, place: Path, ours: Ours) -> None:
     other = theirs.weights(name)
-    mine = ours({**RECIPES, **FILES}[name], place)
+    mine = ours({**RECIPES, **SEVERAL, **FILES}[name], place)
     assert mine.keys() == other.keys()
     for tensor, value in other.items():
         near = 1e-6 * float(value.abs().max())

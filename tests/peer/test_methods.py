@@ -39,7 +39,8 @@ def test_in_bf16_never_farther_from_the_exact_result(
 ) -> None:
     """The exact result is mergekit's own in fp64, from the same bf16 models.
 
-    Left out are entries that tie at the cut of a trim, where both tools choose freely.
+    Left out are entries that tie at the cut of a trim, where both tools choose freely. What
+    mergekit leaves in fp32 is rounded first.
     """
     theirs, exact = peer.weights(f"{name}.bfloat16"), peer.weights(f"{name}.exact")
     text = (RECIPES / f"{name}.yml").read_text()
@@ -47,10 +48,11 @@ def test_in_bf16_never_farther_from_the_exact_result(
     free = tied(plan_of(text), models["bfloat16"])
     assert mine.keys() == theirs.keys()
     for tensor, value in exact.items():
-        assert mine[tensor].dtype == theirs[tensor].dtype == torch.bfloat16
+        assert mine[tensor].dtype == torch.bfloat16
         counted = ~free[tensor] if tensor in free else torch.ones(value.shape, dtype=torch.bool)
         far = (mine[tensor].double() - value)[counted].norm()
-        theirs_far = (theirs[tensor].double() - value)[counted].norm()
+        rounded = theirs[tensor].to(torch.bfloat16)
+        theirs_far = (rounded.double() - value)[counted].norm()
         assert far <= theirs_far * (1 + 1e-9), f"{tensor}: {far} and mergekit {theirs_far}"
 
 

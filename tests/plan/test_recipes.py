@@ -47,7 +47,7 @@ def model(folder: Path) -> Path:
     return write(folder, smol(), config)
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.y*ml")), ids=lambda path: path.stem)
 def test_a_recipe_of_the_repository_plans(
     path: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
