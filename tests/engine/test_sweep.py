@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from mergekit_lite.engine.known import STATISTICS, load_known
-from mergekit_lite.errors import Interrupted
+from mergekit_lite.engine.options import Options
+from mergekit_lite.engine.shard import write_shard
+from mergekit_lite.engine.sweep import _Sweep
+from mergekit_lite.errors import DataError, Interrupted
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._chain import statistic
 from mergekit_lite.ops._place import Place, random_key
@@ -42,8 +45,6 @@ def no_memory_of_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many questions each sweep of the test was about."""
-    from mergekit_lite.engine.sweep import _Sweep
-
     found: list[int] = []
     answers = _Sweep.answers
 
@@ -316,3 +317,35 @@ def test_rows_that_say_the_same_share_a_question(tmp_path: Path) -> None:
     apart = questions_of(replace(plan, jobs=tuple(jobs)))
     assert len(apart) == 2
     assert sum(q.size for q in apart) == question.size
+
+
+def test_a_stopped_sweep_leaves_a_folder_that_can_be_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = save_models(tmp_path, SHAPES)
+    plan = plan_for(models, ties(0.2, 1.0))
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Sweep, "_row", stopped)
+        with pytest.raises(Interrupted, match="0 of 1 shards"):
+            run(plan, models, tmp_path / "out")
+    assert not (tmp_path / "out" / STATISTICS).exists()
+    run(plan, models, tmp_path / "out")
+    run(plan, models, tmp_path / "undisturbed")
+    assert same_bytes(output(tmp_path / "out"), output(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("jit", ["1", "0"])
+def test_a_row_is_not_computed_without_what_it_must_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jit: str
+) -> None:
+    """A worker elsewhere, whose folder nobody has swept for."""
+    monkeypatch.setenv("MERGEKIT_LITE_JIT", jit)
+    models = save_models(tmp_path, SHAPES)
+    plan = plan_for(models, ties(0.2, 1.0))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="`magnitude` needs a statistic of the whole model"):
+        write_shard(plan, models, 0, tmp_path / "out", Options(), lambda event: None)
