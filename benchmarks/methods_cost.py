@@ -5,8 +5,8 @@ One matrix in bf16, a base and three experts, one worker, nothing written:
     python benchmarks/methods_cost.py --rows 4096 --json costs.json
 
 A method's passes are how often it must see every input: once for a merge, once more for ranks,
-sums or quartiles of the whole tensor. CPU time of the worker's thread is measured, the best of the
-rounds, so that other programs disturb it little.
+sums or quartiles of the tensor or of its rows. CPU time of the worker's thread is measured, the
+best of the rounds, so that other programs disturb it little.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ METHODS = (
     Method("karcher", [{"karcher": {}}], 2),
     Method("model_stock", [{"model_stock": {}}], 2),
     Method("breadcrumbs by tensor", _sum("breadcrumbs", unit="tensor"), 2),
-    Method("breadcrumbs by row", _sum("breadcrumbs"), 1),
-    Method("magprune by row", _sum("magprune"), 1),
-    Method("nuslerp by row", [{"nuslerp": {"unit": "row"}}], 1, 2),
-    Method("nuslerp by column", [{"nuslerp": {"unit": "column"}}], 1, 2),
-    Method("model_stock by row", [{"model_stock": {"filter_wise": True}}], 1),
+    Method("breadcrumbs by row", _sum("breadcrumbs"), 2),
+    Method("magprune by row", _sum("magprune"), 2),
+    Method("nuslerp by row", [{"nuslerp": {"unit": "row"}}], 2, 2),
+    Method("nuslerp by column", [{"nuslerp": {"unit": "column"}}], 2, 2),
+    Method("model_stock by row", [{"model_stock": {"filter_wise": True}}], 2),
     Method("sce", [{"sce": {}}], 4),
     Method("arcee_fusion", [{"arcee_fusion": {}}], 3, 1),
 )

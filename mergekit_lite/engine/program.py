@@ -26,7 +26,7 @@ from mergekit_lite.kernels.combine import (
     VOTE,
     WEIGHTED_SUM,
 )
-from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND
+from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND, ROW_DROP
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._arithmetic import total_weight
 from mergekit_lite.ops._place import Cut, Sums, random_key
@@ -182,6 +182,8 @@ def _transform(
         if params["rescale"] == "l1" and density < 1:
             return Transform(DARE, numbers=numbers, l1_density=density)
         return Transform(DARE, rescale_factor(density, params["rescale"], None), numbers)
+    if spec.name == "magprune" and density < 1 and params["rescale"] != "l1":
+        return _row_drop(params, job, expert, seed)
     if spec.name not in ("magnitude", "breadcrumbs", "graft") or not isinstance(spec.needs, Order):
         return None
     if density >= 1 and params.get("count") is None:
@@ -199,6 +201,18 @@ def _transform(
         strict=spec.name == "graft",
         of_model=spec.needs.of_model(params),
     )
+
+
+def _row_drop(params: Mapping[str, Any], job: Job, expert: str, seed: int) -> Transform:
+    """Return a drop by rank; its chances travel as the bits of fp64 numbers."""
+    density, epsilon = float(params["density"]), float(params["epsilon"])
+    width = job.shape[-1] if job.shape else 1
+    ends = (density - epsilon, 2.0 * epsilon) if width > 1 else (density, 0.0)
+    least, spread = np.array(ends, np.float64).view(np.int64).tolist()
+    key = random_key(seed, "magprune", expert, job.name)
+    divided = int(params["rescale"] == "inv_prob")
+    numbers = [key & 0xFFFFFFFF, key >> 32, least, spread, divided]
+    return Transform(ROW_DROP, numbers=numbers, width=width)
 
 
 def _assemble(

@@ -14,6 +14,7 @@ CUT: Final = 1
 BAND: Final = 2
 DARE: Final = 3
 ROW_BAND: Final = 4
+ROW_DROP: Final = 5
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 _DIGIT: Final = 20  # magnitudes are binned by bits 30..20: 2048 bins, which stay in L1

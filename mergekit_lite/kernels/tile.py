@@ -22,11 +22,13 @@ from mergekit_lite.kernels.combine import (
     vote,
     weighted_sum,
 )
+from mergekit_lite.kernels.row_drop import drop_rows
 from mergekit_lite.kernels.steps import (
     BAND,
     CUT,
     DARE,
     ROW_BAND,
+    ROW_DROP,
     band_rows,
     drop_random,
     drop_top,
@@ -94,6 +96,9 @@ def transform_input(
             drop_random(x, n, first, p[0], p[1], p[2], floats[t])
         elif kind == ROW_BAND:
             band_rows(x, n, width, p[0], p[1], scratch)
+        elif kind == ROW_DROP:
+            least, spread = np.int64(p[2]).view(np.float64), np.int64(p[3]).view(np.float64)
+            drop_rows(x, n, first, width, p[0], p[1], least, spread, p[4] != 0, scratch)
 
 
 @reported

@@ -63,6 +63,9 @@ CHAINS = {
         *each("breadcrumbs", {"density": 0.2, "gamma": 0.05, "unit": "tensor"}),
         MEAN,
     ],
+    "drop by rank": [*each("magprune", {"density": 0.6, "epsilon": 0.3}), MEAN],
+    "drop by rank, not rescaled": [*each("magprune", {"rescale": "none"}), MEAN],
+    "drop by rank, then trim": [*each("magprune", {}), *each("magnitude", {"density": 0.5}), MEAN],
     "rows then trim": [
         *each("breadcrumbs", {"density": 0.6, "gamma": 0.01}),
         *each("magnitude", {"density": 0.5}),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mergekit_lite.ops._arithmetic import negligible, single, weighted_sum
+from mergekit_lite.ops._order import TILE
 from mergekit_lite.ops._place import Sums
 from mergekit_lite.ops._rows import as_rows, row_dots
 from mergekit_lite.ops._spec import Doc, Reach, Vector, combine
@@ -53,6 +55,20 @@ def by_row(first: Tensor, second: Tensor, t: float) -> Tensor:
     left = torch.where(arched, ((1.0 - t) * angle).sin() / angle.sin(), 1.0 - t)
     right = torch.where(arched, (t * angle).sin() / angle.sin(), t)
     return (a * left.float()).add_(b * right.float()).reshape(first.shape)
+
+
+def by_column(first: Tensor, second: Tensor, t: float) -> Tensor:
+    """Return the interpolation of each pair of columns (along the first dimension)."""
+    import torch
+
+    a, b = (x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in (first, second))
+    result = torch.empty_like(a)
+    step = max(1, TILE // max(len(a), 1))
+    for column in range(0, a.shape[1], step):
+        part = slice(column, column + step)
+        left, right = (x[:, part].t().contiguous() for x in (a, b))
+        result[:, part] = by_row(left, right, t).t()
+    return result.reshape(first.shape)
 
 
 @combine(
@@ -127,5 +143,4 @@ def nuslerp(
     first, second = inputs[0].float(), inputs[1].float()
     if unit == "row" or first.dim() < 2:
         return by_row(first, second, t)
-    turned = by_row(first.transpose(0, -1).contiguous(), second.transpose(0, -1).contiguous(), t)
-    return turned.transpose(0, -1).contiguous()
+    return by_column(first, second, t)

@@ -34,7 +34,9 @@ def chances(rows: Tensor, density: float, epsilon: float) -> Tensor:
     if width < 2:
         return torch.full_like(rows, density)
     rank = torch.arange(width, dtype=torch.float64, device=rows.device)
-    by_rank = ((density - epsilon) + 2.0 * epsilon * rank / (width - 1)).float()
+    # A tensor as divisor: a plain number would be turned into a reciprocal on CUDA.
+    steps = rank.new_full((), width - 1)
+    by_rank = ((density - epsilon) + 2.0 * epsilon * rank / steps).float()
     order = ascending(rows)
     return torch.empty_like(rows).scatter_(-1, order, by_rank.expand(rows.shape))
 

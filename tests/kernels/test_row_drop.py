@@ -1,0 +1,53 @@
+"""The drop by rank in a row against its torch op, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergekit_lite.kernels.row_drop import drop_rows
+from mergekit_lite.kernels.steps import row_scratch
+from mergekit_lite.ops._place import Place
+from tests.kernels.arrays import Floats, awkward, same
+from tests.kernels.test_steps import CALM, by_op
+
+KEY = 0x123456789ABCDEF
+
+
+def dropped(x: Floats, width: int, first: int, density: float, epsilon: float, how: str) -> Floats:
+    ends = (density - epsilon, 2.0 * epsilon) if width > 1 else (density, 0.0)
+    flat = x.reshape(-1).copy()
+    scratch = np.full(row_scratch(width), 7, np.int64)
+    divided = how == "inv_prob"
+    drop_rows(flat, len(flat), first, width, KEY & 0xFFFFFFFF, KEY >> 32, *ends, divided, scratch)
+    return flat
+
+
+@pytest.mark.parametrize("how", ["inv_prob", "none"])
+@CALM
+@given(awkward(1, 12), st.integers(1, 4), st.floats(0.05, 0.45), st.integers(0, 99))
+def test_drop_rows_is_magprune_row_by_row(
+    how: str, row: list[float], rows: int, epsilon: float, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    x = np.stack([generator.permutation(np.array(row, np.float32)) for _ in range(rows)])
+    place = Place(size=x.size, key=KEY)
+    wanted = by_op("magprune", x, place, density=0.5, epsilon=epsilon, rescale=how)
+    assert same(dropped(x, x.shape[1], 0, 0.5, epsilon, how), wanted)
+
+
+def test_a_row_across_the_end_of_32_bits() -> None:
+    x = np.random.default_rng(1).standard_normal((3, 700)).astype(np.float32)
+    first = (1 << 32) - 1000
+    place = Place(start=first, size=x.size, key=KEY)
+    wanted = by_op("magprune", x, place, density=0.6, epsilon=0.2, rescale="inv_prob")
+    assert same(dropped(x, 700, first, 0.6, 0.2, "inv_prob"), wanted)
+
+
+def test_long_rows_of_few_magnitudes_are_ranked_by_position() -> None:
+    x = np.random.default_rng(2).choice([-0.25, 0.25, 0.5], (2, 5000)).astype(np.float32)
+    place = Place(size=x.size, key=KEY)
+    wanted = by_op("magprune", x, place, density=0.5, epsilon=0.4, rescale="inv_prob")
+    assert same(dropped(x, 5000, 0, 0.5, 0.4, "inv_prob"), wanted)
