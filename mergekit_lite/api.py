@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergekit_lite.adapters.extract import Extraction
+    from mergekit_lite.adapters.fold import Loss
+    from mergekit_lite.adapters.split import Method
     from mergekit_lite.engine.events import Event
     from mergekit_lite.engine.options import Report
     from mergekit_lite.plan.types import Plan
@@ -173,6 +175,106 @@ def extract_lora(
         threads=threads,
         overwrite=overwrite,
         emit=emit or _ignore,
+    )
+
+
+def fold_adapters(
+    base: str,
+    adapters: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str = "bfloat16",
+    overwrite: bool = False,
+    emit: Callable[[Event], None] | None = None,
+) -> list[Loss]:
+    """Fold adapters into a base one after the other, rounding each time, and tell the loss of each.
+
+    Args:
+        base: the model that the first adapter was trained on.
+        adapters: folded in this order.
+        out: folder of the model to make.
+        dtype: what the weights are rounded to after each fold, and stored as.
+        overwrite: replace a folder that is there.
+        emit: called with the events of the run, from any thread.
+
+    Raises:
+        RecipeError, DataError, ResourceError, SourceError, Interrupted: as `run`.
+    """
+    from mergekit_lite.adapters.fold import losses
+    from mergekit_lite.plan.build import prepare
+
+    recipe = {
+        "base": base,
+        "experts": {f"fold{n}": {"lora": lora} for n, lora in enumerate(adapters, start=1)},
+        "steps": [{"lora_fold": {"dtype": dtype}}],
+        "output": {"dtype": dtype},
+    }
+    loaded = load(recipe, models=True)
+    run(loaded, out, overwrite=overwrite, emit=emit)
+    return losses(*prepare(loaded), dtype)
+
+
+def rose_mask(
+    adapter: str, out: str | os.PathLike[str], *, keep: float = 0.1, overwrite: bool = False
+) -> dict[str, float]:
+    """Write an adapter with the largest entries of each row of A and each column of B alone.
+
+    Args:
+        adapter: the adapter to cut down.
+        out: folder to make.
+        keep: part of each row of A, and of each column of B, that is kept.
+        overwrite: replace a folder that is there.
+
+    Returns:
+        The share of kept entries by tensor.
+
+    Raises:
+        RecipeError: it is no adapter, `keep` is out of range, or the output folder does not fit.
+        SourceError: there is no adapter.
+    """
+    from mergekit_lite.adapters.mask import rose_mask as mask
+    from mergekit_lite.sources import resolve
+
+    found = resolve(adapter, relative_to=Path(), kind="adapter")
+    return mask(found, Path(out), keep, overwrite=overwrite, emit=_ignore)
+
+
+def corda_split(
+    model: str,
+    grams: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rank: int = 32,
+    method: str = "ipm",
+    overwrite: bool = False,
+) -> list[str]:
+    """Write the adapter that training starts from in CorDA; see `adapters.split`.
+
+    Args:
+        model: the model to split.
+        grams: a safetensors file with an (in x in) matrix under the name of each weight.
+        out: folder of the adapter.
+        rank: of every module.
+        method: `ipm` or `kpm`.
+        overwrite: replace a folder that is there.
+
+    Returns:
+        The modules that were split.
+
+    Raises:
+        RecipeError: no such method, matrices do not fit, or the output folder does not fit.
+        DataError: a matrix is not finite.
+    """
+    from mergekit_lite.adapters.split import corda_split as split
+    from mergekit_lite.errors import RecipeError
+    from mergekit_lite.sources import resolve
+
+    if method not in ("ipm", "kpm"):
+        raise RecipeError(f"`method` is `{method}`, not `ipm` or `kpm`")
+    found = resolve(model, relative_to=Path(), kind="checkpoint")
+    way: Method = "ipm" if method == "ipm" else "kpm"
+    return split(
+        found, Path(grams), Path(out), rank=rank, method=way, overwrite=overwrite, emit=_ignore
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter, deque
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mergekit_lite.adapters.files import write_json
 from mergekit_lite.adapters.low_rank import Wanted, factors
 from mergekit_lite.adapters.place import making
 from mergekit_lite.adapters.spool import Spool
@@ -286,7 +286,7 @@ def _finish(
         task_type=_task(base.config),
     )
     config["bias"] = "lora_only" if result.biases else "none"
-    _write_json(folder / "adapter_config.json", config)
+    write_json(folder / "adapter_config.json", config)
     report = {
         "base": plan.inputs["base"].reference,
         "model": next(s.reference for name, s in plan.inputs.items() if name != "base"),
@@ -294,7 +294,7 @@ def _finish(
         **asdict(wanted),
         **asdict(result),
     }
-    _write_json(folder / REPORT_FILE, report)
+    write_json(folder / REPORT_FILE, report)
 
 
 def _task(config: Mapping[str, Any] | None) -> str | None:
@@ -307,7 +307,3 @@ def _task(config: Mapping[str, Any] | None) -> str | None:
     }
     classes = (config or {}).get("architectures") or [""]
     return next((task for end, task in known.items() if str(classes[0]).endswith(end)), None)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "diff": "Compare two checkpoints, layer by layer.",
     "report": "Show how the experts of a recipe differ and where they disagree.",
     "extract-lora": "Take a LoRA adapter out of a fine-tuned model.",
+    "adapter": "Fold, mask or split off adapters.",
     "convert": "Turn a checkpoint of PyTorch pickles into safetensors.",
     "import": "Convert a mergekit recipe.",
     "schema": "Print the JSON schema of recipes.",

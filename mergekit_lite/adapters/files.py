@@ -1,0 +1,26 @@
+"""Reads an adapter's tensors and gives a new folder for one that is made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_lite.plan.types import Input, Plan
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
+
+
+def plan_of(models: Mapping[str, Model]) -> Plan:
+    """Return a plan of no rows that names the inputs, which an output must stay clear of."""
+    inputs = {
+        name: Input(model.reference, str(model.root), model.kind) for name, model in models.items()
+    }
+    return Plan(inputs=inputs, jobs=(), shards=(), seed=0, layers=0, dtype="F32")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as a JSON file that people can read."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
