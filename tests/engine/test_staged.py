@@ -185,16 +185,34 @@ stages:
     assert torch.equal(found["a.weight"], torch.full((4, 4), 2.0))
 
 
+def adapter(folder: Path, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write a LoRA of rank 2 for one weight of 96 x 64; return its factors."""
+    a, b = torch.randn(2, 64), torch.randn(96, 2)
+    folder.mkdir()
+    prefix = f"base_model.model.{module}"
+    factors = {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
+    save_file(factors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return a, b
+
+
+def test_adapters_that_are_added_up_in_a_stage(models: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        adapter(tmp_path / f"lora-{name}", "model.layers.1.mlp.up_proj")
+    experts = ", ".join(
+        f"{n}: {{lora: {tmp_path / f'lora-{n}'}, weight: 0.3}}" for n in ("one", "two", "three")
+    )
+    inner = f"base: base\nexperts: {{{experts}}}\nsteps: [task_arithmetic]\n"
+    outer = "base: '@inner'\nexperts: {chat: chat}\nsteps: [{ties: {density: 0.3}}]\n" + F32
+    found = run(models, tmp_path / "out", staged(inner, outer))
+    same(found, in_two(models, tmp_path / "runs", inner, outer))
+
+
 def test_an_adapter_and_codes_inside_a_stage(models: Path, tmp_path: Path) -> None:
     base, values = q.fp8_copy(models / "base", tmp_path / "fp8")
     module = "model.layers.1.mlp.up_proj"
-    a, b = torch.randn(2, 64), torch.randn(96, 2)
-    prefix = f"base_model.model.{module}"
-    (tmp_path / "lora").mkdir()
-    factors = {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
-    save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up_proj"]}
-    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    a, b = adapter(tmp_path / "lora", module)
     text = f"""base: '@tuned'
 experts: {{again: {{lora: {tmp_path / "lora"}}}}}
 steps: [task_arithmetic]

@@ -63,15 +63,23 @@ def table(form: str) -> NDArray[Any]:
     return found.reshape(256)
 
 
-def look_up(raw: NDArray[np.uint8], form: str) -> NDArray[np.float32]:
-    """Return the numbers of packed codes, flat, all codes of every byte."""
+def look_up(
+    raw: NDArray[np.uint8], form: str, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Return the numbers of packed codes, flat, all codes of every byte.
+
+    Args:
+        raw: the bytes.
+        form: of the codes.
+        out: where the numbers go, flat; new memory costs more than the look-up.
+    """
     found = table(form)
-    out = np.empty(raw.size, found.dtype)
-    flat = raw.reshape(-1)
+    numbers = np.empty(raw.size * (8 // BITS[form]), np.float32) if out is None else out
+    flat, whole = raw.reshape(-1), numbers.view(found.dtype)
     for begin in range(0, flat.size, _PIECE):
         part = flat[begin : begin + _PIECE]
-        np.take(found, part, out=out[begin : begin + _PIECE], mode="clip")
-    return out.view(np.float32)
+        np.take(found, part, out=whole[begin : begin + _PIECE], mode="clip")
+    return numbers
 
 
 @cache

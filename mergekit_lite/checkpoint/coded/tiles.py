@@ -79,6 +79,7 @@ class Rows:
         stored = coded.codes.shape[-1] if coded.codes.shape else 1
         self._stride = stored * DTYPE_BYTES[coded.codes.dtype]
         self._grid = Grid(coded, self._rows, self._width, fetch)
+        self._memory = np.empty(0, np.uint8)
 
     def fill(self, first: int, out: NDArray[np.float32]) -> None:
         at = 0
@@ -97,11 +98,20 @@ class Rows:
         begin, end = column // per_byte, -(-(column + columns) // per_byte)
         if rows > 1:
             begin, end = 0, self._stride
-        raw = np.empty(rows * (end - begin), np.uint8)
+        raw = self._raw(rows * (end - begin))
         self._fetch(self._coded.codes, row * self._stride + begin, raw)
+        if raw.size * per_byte == out.size:
+            look_up(raw, self._coded.form, out.reshape(-1))
+            return
         found = look_up(raw, self._coded.form).reshape(rows, -1)
         skip = column - begin * per_byte
         out[:] = found[:, skip : skip + columns]
+
+    def _raw(self, nbytes: int) -> NDArray[np.uint8]:
+        """Return memory for codes, the same for all pieces."""
+        if self._memory.nbytes < nbytes:
+            self._memory = np.empty(nbytes, np.uint8)
+        return self._memory[:nbytes]
 
 
 class Transposed:
