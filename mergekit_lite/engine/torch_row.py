@@ -22,7 +22,7 @@ from mergekit_lite.checkpoint import role_of
 from mergekit_lite.engine.lanes import Lane
 from mergekit_lite.engine.row import Row, Write
 from mergekit_lite.engine.torch_statistics import find_statistics
-from mergekit_lite.errors import Interrupted
+from mergekit_lite.errors import DataError, Interrupted
 from mergekit_lite.ops import OpSpec, get
 from mergekit_lite.ops._chain import (
     Beside,
@@ -319,12 +319,24 @@ class TorchRow:
         with self.lane.working():
             self.bad.zero_()
             tile = self._tile(first, count)
-            result = finish(tile.base, self.merged(tile), self.space).to(dtype)
+            result = finish(tile.base, self._decomposed(tile), self.space).to(dtype)
             self.bad[-1] += (~torch.isfinite(result)).sum()
             host = self.lane.buffer(result.numel() * dtype.itemsize)
             ticket = self.lane.down(result, host)
         self.lane.arrived(ticket)
         return host
+
+    def _decomposed(self, tile: Tile) -> Tensor:
+        """Return `merged`; what linear algebra cannot do is told with the tensor's name."""
+        try:
+            return self.merged(tile)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise DataError(
+                f"`{self.combine.spec.name}` finds no solution: {error}",
+                self.row.job.name,
+                "a statistic of this tensor may be damaged (a Gram matrix has no negative"
+                " eigenvalues); or give it to another op by a rule",
+            ) from error
 
     def merge(self, write: Write, stop: threading.Event, *, allow_nonfinite: bool) -> None:
         """Find all statistics, then compute every tile and hand its bytes to `write`."""
@@ -335,7 +347,7 @@ class TorchRow:
         for tile in self.tiles(stop):
             if self.whole:  # a decomposition of NaN fails in words that name no tensor
                 self.check_finite(allow_nonfinite)
-            result = self._finished(tile, self.merged(tile), dtype)
+            result = self._finished(tile, self._decomposed(tile), dtype)
             host = self.lane.buffer(result.numel() * dtype.itemsize)
             waiting.append((self.lane.down(result, host), host, tile.first * dtype.itemsize))
             # One result stays under way while the next tile is read.

@@ -215,3 +215,10 @@ def test_an_interrupted_run_is_not_resumed_with_other_statistics(models: Path) -
     after = identities(plan)
     changed = [name for name in before if before[name] != after[name]]
     assert sorted(Path(name).name for name in changed) == sorted(FILES.values())
+
+
+def test_a_gram_that_is_none_is_told_with_the_tensor(models: Path) -> None:
+    write_grams(models, **{Q: -5 * torch.eye(16)})
+    with pytest.raises(DataError, match=r"`regmean` finds no solution") as caught:
+        api.run(recipe(models, {"regmean": {}}), models / "out")
+    assert Q in str(caught.value)
