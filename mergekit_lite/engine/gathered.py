@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,10 @@ from mergekit_lite.engine.inputs import as_float32
 from mergekit_lite.engine.supplies import Supply
 from mergekit_lite.plan.row_maps import Place, RowMap
 
-_MANY = 16
-"""Runs of rows in a tile from which on one read of all that lies between may be cheaper."""
-_SPARSE = 4
-"""A read of everything between pays up to so many times the entries that are wanted."""
+_GAP = 1 << 14
+"""Bytes that are read for nothing as fast as a second read takes to begin."""
+_TOGETHER = 1 << 21
+"""Most bytes that are read in one go of rows that lie apart."""
 _SUMMED = 1 << 18
 """Entries that are summed in one go for the mean of all rows."""
 
@@ -80,21 +81,15 @@ class Gathered:
     def _move(
         self, part: Supply, pieces: Sequence[Piece], out: NDArray[np.uint8], size: int
     ) -> None:
-        low = min(at for _, _, at in pieces)
-        span = max(at + count for _, count, at in pieces) - low
-        wanted = sum(count for _, count, _ in pieces)
-        if len(pieces) > _MANY and span <= _SPARSE * wanted:
-            between = self._read(part, low, span)
-            for to, count, at in pieces:
-                begin = (at - low) * size
+        for group, end in _groups(pieces, DTYPE_BYTES[part.dtype]):
+            to, count, at = group[0]
+            if len(group) == 1 and part.dtype == self.dtype:
+                part.fill(at, count, out[to * size : (to + count) * size])
+                continue
+            between = self._read(part, at, end - at)
+            for to, count, first in group:
+                begin = (first - at) * size
                 out[to * size : (to + count) * size] = between[begin : begin + count * size]
-            return
-        for to, count, at in pieces:
-            target = out[to * size : (to + count) * size]
-            if part.dtype == self.dtype:
-                part.fill(at, count, target)
-            else:
-                target[:] = self._read(part, at, count)
 
     def _read(self, part: Supply, first: int, count: int) -> NDArray[np.uint8]:
         """Return entries of a part in the dtype of this input."""
@@ -139,6 +134,22 @@ class Gathered:
             total += self._mean(places)
             rows += 1
         return (total / max(rows, 1)).astype(np.float32)
+
+
+def _groups(pieces: Sequence[Piece], width: int) -> Iterator[tuple[list[Piece], int]]:
+    """Yield pieces that are read in one go, and where that ends: short ones that lie close."""
+    gap, most = _GAP // width, _TOGETHER // width
+    yield from (([piece], sum(piece[1:])) for piece in pieces if piece[1] > gap)
+    group: list[Piece] = []
+    end = 0
+    for piece in sorted((p for p in pieces if p[1] <= gap), key=itemgetter(2)):
+        if group and (piece[2] - end > gap or sum(piece[1:]) - group[0][2] > most):
+            yield group, end
+            group = []
+        end = max(end, sum(piece[1:])) if group else sum(piece[1:])
+        group.append(piece)
+    if group:
+        yield group, end
 
 
 def _meets(start: int, size: int, first: int, count: int) -> bool:

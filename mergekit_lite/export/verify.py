@@ -16,6 +16,7 @@ from mergekit_lite.errors import MergekitLiteError, Problem, SourceError
 from mergekit_lite.export.companions import is_weights
 from mergekit_lite.export.config import CONFIG_FILE, config_dtype, parse_config
 from mergekit_lite.export.manifest import REPORT_FILE, report_sha256
+from mergekit_lite.export.vocabulary import vocabulary_problems
 from mergekit_lite.plan.digests import file_sha256, model_sha256
 from mergekit_lite.plan.layout import OUTPUT_DTYPES
 from mergekit_lite.plan.lock import LOCK_FILE, read_lock
@@ -137,10 +138,14 @@ def _structure(folder: Path, shards: Sequence[str]) -> list[Problem]:
     try:
         headers = {file: read_file_header(folder / file, file)[0] for file in shards}
         problems = []
-        for part in dict.fromkeys(map(part_of, shards)):
+        parts = list(dict.fromkeys(map(part_of, shards)))
+        for part in parts:
             own = {file: headers[file] for file in shards if part_of(file) == part}
             problems += _index(folder, part + INDEX_SUFFIX, own)
+        tensors = {name: info for found in headers.values() for name, info in found.items()}
         problems += _dtype(folder, [info for found in headers.values() for info in found.values()])
+        # The parts of a pipeline each have a config and a vocabulary of their own.
+        problems += _vocabulary(folder, tensors) if len(parts) == 1 else []
     except MergekitLiteError as error:
         return list(error.problems)
     return problems
@@ -188,6 +193,12 @@ def _dtype(folder: Path, tensors: Sequence[TensorInfo]) -> list[Problem]:
     if named is None or names.get(named) == stored:
         return []
     return [Problem(f"names the dtype {named}, most of the weights are {stored}", CONFIG_FILE)]
+
+
+def _vocabulary(folder: Path, tensors: Mapping[str, TensorInfo]) -> list[Problem]:
+    path = folder / CONFIG_FILE
+    config = parse_config(path.read_bytes(), CONFIG_FILE) if path.is_file() else None
+    return vocabulary_problems(folder, tensors, config)
 
 
 def _inputs(lock: Mapping[str, Any], relative_to: Path, progress: Progress | None) -> list[Problem]:

@@ -104,8 +104,8 @@ def ties_head(config: Config) -> bool | None:
 def token_tensors(tensors: Mapping[str, TensorInfo], config: Config) -> tuple[tuple[str, ...], int]:
     """Return the tensors that have a row for each token, and how many rows they have.
 
-    They are the embedding of tokens, the head and its bias, by their names; no tensors and 0 where
-    there is no such embedding.
+    They are the embedding of tokens, which comes first, the head and its bias, by their names; no
+    tensors and 0 where there is no such embedding.
     """
     found = {
         name: info.shape[0]
@@ -121,4 +121,4 @@ def token_tensors(tensors: Mapping[str, TensorInfo], config: Config) -> tuple[tu
     if not sure:
         return (), 0
     rows = found[sure[0]]
-    return tuple(name for name in found if found[name] == rows), rows
+    return (sure[0], *(n for n in found if found[n] == rows and n != sure[0])), rows

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Place = tuple[int, int]
 """A stored row: number of the part that has it, and the row's number there."""
@@ -47,38 +51,40 @@ class RowMap:
         )
 
 
-FILLED = ((-1, -1),)
-"""Stands for a row that is the mean of the input's others."""
+ZERO, MEAN, SHARED = -1, -2, -3
+"""In place of a part, for rows that are no stored row: nothing, the mean of the input's other rows,
+the mean of several stored rows."""
 
 
-def row_map(rows: Sequence[tuple[Place, ...]], stored: Sequence[int]) -> RowMap:
-    """Return the map in which row i is the mean of the stored rows `rows[i]`.
+def row_map(
+    parts: NDArray[np.int64],
+    at: NDArray[np.int64],
+    stored: Sequence[int],
+    shared: Mapping[int, tuple[Place, ...]],
+) -> RowMap:
+    """Return the map in which row i is stored row `at[i]` of part `parts[i]`.
 
     Args:
-        rows: for each row its places: none for zeros, or `FILLED`.
+        parts: numbers of parts, or `ZERO`, `MEAN` or `SHARED`.
+        at: rows of the parts.
         stored: how many rows each part has stored.
+        shared: the places of rows that are `SHARED`.
     """
-    runs: list[tuple[int, int, int, int]] = []
-    shared: list[tuple[int, tuple[Place, ...]]] = []
-    filled: list[tuple[int, int]] = []
-    first = count = start = 0
-    part = -1
-    for row, places in enumerate(rows):
-        if len(places) == 1 and places is not FILLED:
-            now, at = places[0]
-            if now == part and at == start + count and row == first + count:
-                count += 1
-                continue
-            if count:
-                runs.append((first, count, part, start))
-            first, count, part, start = row, 1, now, at
-        elif places is FILLED:
-            if filled and sum(filled[-1]) == row:
-                filled[-1] = (filled[-1][0], filled[-1][1] + 1)
-            else:
-                filled.append((row, 1))
-        elif places:
-            shared.append((row, places))
-    if count:
-        runs.append((first, count, part, start))
-    return RowMap(len(rows), tuple(stored), tuple(runs), tuple(shared), tuple(filled))
+    import numpy as np
+
+    rows = np.arange(len(parts))
+    breaks = np.ones(len(parts), bool)
+    breaks[1:] = (parts[1:] != parts[:-1]) | ((parts[1:] >= 0) & (at[1:] != at[:-1] + 1))
+    first = rows[breaks]
+    count = np.diff(np.append(first, len(parts)))
+    kind = parts[first]
+    moved, filled = kind >= 0, kind == MEAN
+    runs = np.stack([first, count, kind, at[first]])[:, moved].T.tolist()
+    means = np.stack([first, count])[:, filled].T.tolist()
+    return RowMap(
+        rows=len(parts),
+        stored=tuple(stored),
+        runs=tuple(map(tuple, runs)),
+        shared=tuple(sorted(shared.items())),
+        filled=tuple(map(tuple, means)),
+    )

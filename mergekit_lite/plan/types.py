@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from mergekit_lite.checkpoint import LoraFactors
@@ -282,6 +283,10 @@ class Plan:
         It is what the output's headers carry, so it leaves those headers out, and with them all
         that differs from machine to machine: roots, references and places in the recipe.
         """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         content = {
             "inputs": {
                 name: (
@@ -298,6 +303,7 @@ class Plan:
             "layers": self.layers,
             "compat": self.compat,
             "row_maps": self.row_maps,
+            "tokenizer": self.tokenizer,
         }
         return hashlib.sha256(_json(content).encode()).hexdigest()
 

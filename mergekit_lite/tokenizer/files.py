@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path, PurePath
 from typing import Any
@@ -49,10 +50,15 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     hint = "fetch it again, or take it from the model that this one was made from"
+    collecting = gc.isenabled()
+    gc.disable()  # a vocabulary is so many objects that looking for garbage takes a quarter longer
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"`{path}` does not hold valid JSON: {error}", hint=hint) from error
+    finally:
+        if collecting:
+            gc.enable()
     if not isinstance(value, dict):
         raise DataError(f"`{path}` does not hold a JSON object", hint=hint)
     return value

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Tokens:
         """Id -> token."""
         return {number: token for token, number in self.ids.items()}
 
-    @property
+    @cached_property
     def highest(self) -> int:
         """The highest id, -1 where there are no tokens."""
         return max(self.ids.values(), default=-1)
@@ -118,7 +119,7 @@ def plain_entry(token: str) -> dict[str, Any]:
 
 
 def _by_id(ids: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(ids.items(), key=lambda pair: pair[1]))
+    return dict(sorted(ids.items(), key=itemgetter(1)))
 
 
 def tokens_of(data: Mapping[str, Any], name: str = TOKENIZER_JSON) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,22 @@ from numpy.typing import NDArray
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.gathered import Gathered
 from mergekit_lite.engine.inputs import as_float32
-from mergekit_lite.plan.row_maps import FILLED, Place, RowMap, row_map
+from mergekit_lite.plan.row_maps import MEAN, SHARED, ZERO, Place, RowMap, row_map
+
+FILLED = ((-1, -1),)
+"""Stands for a row that is the mean of the others."""
+
+
+def mapped(rows: Sequence[tuple[Place, ...]], stored: Sequence[int]) -> RowMap:
+    """Return the map in which each row is the mean of its places: none are zeros."""
+    words = {0: (ZERO, -1)}
+    found = [
+        (MEAN, -1) if p == FILLED else p[0] if len(p) == 1 else words.get(len(p), (SHARED, -1))
+        for p in rows
+    ]
+    parts, at = np.array(found, np.int64).reshape(-1, 2).T
+    shared = {row: places for row, places in enumerate(rows) if len(places) > 1}
+    return row_map(parts, at, stored, shared)
 
 
 @dataclass
@@ -41,7 +57,7 @@ def gathered(
 ) -> NDArray[np.float32]:
     """Return all rows of an input, brought in by tiles of `tile` entries."""
     width = parts[0].values.shape[1]
-    found = row_map(rows, [len(part.values) for part in parts])
+    found = mapped(rows, [len(part.values) for part in parts])
     supply = Gathered(parts, found, width, dtype)
     size, done = len(rows) * width, []
     for first in range(0, size, tile or max(size, 1)):
@@ -70,9 +86,9 @@ def test_rows_come_from_where_the_map_says() -> None:
 
 
 def test_consecutive_rows_are_one_read() -> None:
-    part = Held(numbers(100))
-    gathered([((0, row),) for row in range(50, 90)] + [((0, 3),)], [part])
-    assert part.reads == [(150, 120), (9, 3)]
+    part = Held(numbers(20000, 3))
+    gathered([((0, row),) for row in range(5000, 9000)] + [((0, 3),)], [part])
+    assert part.reads == [(15000, 12000), (9, 3)]
 
 
 def test_many_short_runs_that_lie_close_are_one_read() -> None:
@@ -83,9 +99,22 @@ def test_many_short_runs_that_lie_close_are_one_read() -> None:
     assert found[:, 0].tolist() == [part.values[row ^ 1, 0] for row in range(40)]
 
 
+def test_rows_far_apart_are_read_one_by_one() -> None:
+    part = Held(numbers(20000))
+    found = gathered([((0, 19000),), ((0, 1),), ((0, 2),), ((0, 8000),)], [part])
+    assert part.reads == [(3, 6), (24000, 3), (57000, 3)]
+    assert found[:, 0].tolist() == [part.values[row, 0] for row in (19000, 1, 2, 8000)]
+
+
+def test_a_row_may_be_used_again_and_again() -> None:
+    part = Held(numbers(9))
+    found = gathered([((0, 1),), ((0, 2),), ((0, 1),), ((0, 1),), ((0, 0),)], [part])
+    assert found[:, 0].tolist() == [part.values[row, 0] for row in (1, 2, 1, 1, 0)]
+
+
 def test_stored_bytes_are_moved_as_they_are_where_nothing_is_averaged() -> None:
     part = Held(np.array([[1.5, -0.0], [np.nan, 3.0]], np.float32), "BF16")
-    supply = Gathered([part], row_map([((0, 1),), ((0, 0),)], [2]), 2, "BF16")
+    supply = Gathered([part], mapped([((0, 1),), ((0, 0),)], [2]), 2, "BF16")
     raw = np.zeros(8, np.uint8)
     supply.fill(0, 4, raw)
     assert raw.view(np.uint16).tolist() == [0x7FC0, 0x4040, 0x3FC0, 0x8000]
@@ -110,7 +139,6 @@ places = st.one_of(
 @settings(max_examples=80, deadline=None)
 @given(st.lists(places, min_size=1, max_size=12), st.integers(1, 40))
 def test_tiles_change_nothing(rows: list[tuple[Place, ...]], tile: int) -> None:
-    rows = [FILLED if places == FILLED else places for places in rows]
     parts = [Held(numbers(5) / 7), Held(numbers(5, start=50) / 3)]
     whole = gathered(rows, parts)
     assert np.array_equal(gathered(rows, parts, tile=tile), whole)
@@ -122,7 +150,7 @@ def test_tiles_change_nothing(rows: list[tuple[Place, ...]], tile: int) -> None:
 def test_a_map_survives_json() -> None:
     import json
 
-    made = row_map([((0, 1),), ((0, 2),), ((0, 0), (1, 4)), FILLED, FILLED, ()], [3, 5])
+    made = mapped([((0, 1),), ((0, 2),), ((0, 0), (1, 4)), FILLED, FILLED, ()], [3, 5])
     raw = {name: getattr(made, name) for name in RowMap.__slots__}
     assert RowMap.from_plain(json.loads(json.dumps(raw))) == made
     assert made.runs == ((0, 2, 0, 1),)
@@ -132,7 +160,7 @@ def test_a_map_survives_json() -> None:
 
 @pytest.mark.parametrize("rows", [[], [FILLED]])
 def test_nothing_to_gather_is_no_rows_or_zeros(rows: list[tuple[Place, ...]]) -> None:
-    supply = Gathered([Held(numbers(2))], row_map(rows, [2]), 3, "F32")
+    supply = Gathered([Held(numbers(2))], mapped(rows, [2]), 3, "F32")
     raw = np.full(len(rows) * 12, 7, np.uint8)
     supply.fill(0, len(rows) * 3, raw)
     assert not raw.any()

@@ -11,7 +11,9 @@ import pytest
 from mergekit_lite.plan.build import build
 from mergekit_lite.recipe import load
 from mergekit_lite.sources import zoo
+from tests.checkpoints import write_json
 from tests.plan.hollow import Tensors, llama_config, write
+from tests.tokenizer.tokenizers import word_level
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 LAYERS, HIDDEN, KEYS, INNER, VOCABULARY = 30, 576, 192, 1536, 49152
@@ -44,7 +46,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def model(folder: Path) -> Path:
     config = llama_config(LAYERS, hidden=HIDDEN, intermediate=INNER, vocab=VOCABULARY, tied=True)
-    return write(folder, smol(), config)
+    write(folder, smol(), config)
+    write_json(folder / "tokenizer.json", word_level(["<unk>", "<|im_start|>", "<|im_end|>"]))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.y*ml")), ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 import mergekit_lite
 from mergekit_lite.errors import RecipeError
-from tests.checkpoints import read_weights
+from tests.checkpoints import read_weights, write_json
 from tests.vocabulary.models import (
     EMBEDDING,
     HEAD,
@@ -220,3 +221,34 @@ def test_the_same_bytes_whatever_the_tiles(tmp_path: Path) -> None:
     mergekit_lite.run(again, tmp_path / "again", threads=3, max_memory=130_000_000)
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
+
+
+def test_a_config_that_is_wrong_about_the_rows_is_put_right(tmp_path: Path) -> None:
+    model(tmp_path / "base")
+    copy_of(tmp_path / "base", tmp_path / "math")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    write_json(tmp_path / "base" / "config.json", {**config, "vocab_size": 256})
+    plan = merge(tmp_path)
+    assert any("says vocab_size 256" in w and "has 8 rows" in w for w in plan.warnings)
+    require_sound(tmp_path / "out")
+
+
+def test_verify_rechecks_rows_config_and_tokenizer(tmp_path: Path) -> None:
+    from mergekit_lite.checkpoint import read_checkpoint
+    from mergekit_lite.export.verify import verify
+    from mergekit_lite.export.vocabulary import vocabulary_problems
+
+    model(tmp_path / "base", tied=False)
+    copy_of(tmp_path / "base", tmp_path / "math", more=["<a>"], tied=False)
+    merge(tmp_path, vocab="union")
+    assert verify(tmp_path / "out") == []
+    out = tmp_path / "out"
+    change(out, head=torch.zeros(8, 32))
+    found = vocabulary_problems(out, read_checkpoint(out).tensors, {"vocab_size": 7})
+    assert [(p.where, p.what) for p in found] == [
+        ("config.json", "vocab_size is 7, `model.embed_tokens.weight` has 9 rows"),
+        ("lm_head.weight", "has 8 rows, `model.embed_tokens.weight` has 9"),
+    ]
+    change(out, embedding=torch.zeros(8, 32))
+    (problem,) = vocabulary_problems(out, read_checkpoint(out).tensors, {"vocab_size": 8})
+    assert "`<a>` has the id 8, `model.embed_tokens.weight` has 8 rows" in problem.what

@@ -8,9 +8,13 @@ combination of differences, and in a mean of weights it stands for what the othe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mergekit_lite.plan.findings import Findings
-from mergekit_lite.plan.row_maps import FILLED, Place, RowMap, row_map
+from mergekit_lite.plan.row_maps import MEAN, SHARED, ZERO, RowMap, row_map
 from mergekit_lite.plan.vocabulary.sides import Side
 from mergekit_lite.plan.vocabulary.target import Target
 from mergekit_lite.recipe.schema import Recipe, TokenSource
@@ -18,28 +22,29 @@ from mergekit_lite.recipe.schema import Recipe, TokenSource
 Origin = tuple[str, int]
 """An input's name and the number of a row that it has stored."""
 Origins = tuple[Origin, ...]
-
-_MADE_UP: Origins = (("", -1),)
-_ZERO: Origins = ()
+Rows = NDArray[np.int64]
 
 
-def own_rows(side: Side, base: Side, target: Target) -> list[int]:
+def own_rows(side: Side, base: Side, target: Target) -> Rows:
     """Return for each row of the result the input's own row, -1 where it has none.
 
     Rows without a token are matched by number, if they are without a token in both.
     """
-    found = [-1] * target.rows
+    found = np.full(target.rows, -1, np.int64)
     mine = side.known(base)
+    same = min(target.rows, side.rows)
     if target.ids is None or mine is None:
-        same = min(target.rows, side.rows)
-        found[:same] = range(same)
+        found[:same] = np.arange(same)
         return found
-    for token, row in target.ids.items():
-        found[row] = mine.get(token, -1)
-    used, named = set(mine.values()), set(target.ids.values())
-    for row in range(min(target.rows, side.rows)):
-        if row not in used and row not in named:
-            found[row] = row
+    count = len(target.ids)
+    named = np.fromiter(target.ids.values(), np.int64, count)
+    found[named] = np.fromiter(map(mine.get, target.ids, repeat(-1)), np.int64, count)
+    padding = np.ones(same, bool)
+    padding[named[named < same]] = False
+    used = np.fromiter(mine.values(), np.int64, len(mine))
+    padding[used[used < same]] = False
+    rows = np.flatnonzero(padding)
+    found[rows] = rows
     return found
 
 
@@ -64,30 +69,34 @@ class Assignment:
         findings: Findings,
     ) -> None:
         self._sides, self._base, self._target = sides, sides["base"], target
+        self._names = list(sides)
         self._own = {name: own_rows(side, self._base, target) for name, side in sides.items()}
-        self._fallback = self._fallbacks()
-        self._forced: dict[int, Origins] = {}
-        self.made_up: list[int] = []
+        # What a row is for an input that lacks it: an input and its row, or one of the words above.
+        self._source = np.full(target.rows, MEAN, np.int64)
+        self._at = np.full(target.rows, -1, np.int64)
+        self._shared: dict[int, Origins] = {}
+        self._forced = np.zeros(target.rows, bool)
+        self._fall_back()
         self._name_sources(recipe, findings)
         if common:
-            every = list(self._own.values())
-            for row in range(target.rows):
-                if any(own[row] < 0 for own in every):
-                    self._forced.setdefault(row, self._fallback[row])
-        named = set((target.ids or {}).values())
-        self.made_up = [row for row in sorted(named) if self._fallback[row] == _MADE_UP]
+            for own in self._own.values():
+                self._forced |= own < 0
+        named = np.zeros(target.rows, bool)
+        named[list((target.ids or {}).values())] = True
+        self.made_up = np.flatnonzero(named & (self._source == MEAN)).tolist()
 
-    def _fallbacks(self) -> list[Origins]:
-        """Return what a row is for an input that lacks it."""
-        bases, experts = self._own["base"], [n for n in self._own if n != "base"]
-        found: list[Origins] = []
-        for row, own in enumerate(bases):
-            if own >= 0:
-                found.append((("base", own),))
-                continue
-            having = tuple((name, at) for name in experts if (at := self._own[name][row]) >= 0)
-            found.append(having or _MADE_UP)
-        return found
+    def _fall_back(self) -> None:
+        """Enter the base's row, or the row of the one expert that has it, or their mean."""
+        own = np.stack(list(self._own.values()))
+        having = own[1:] >= 0
+        several = (own[0] < 0) & (having.sum(0) > 1)
+        for number in range(len(own) - 1, -1, -1):
+            rows = own[number] >= 0
+            self._source[rows], self._at[rows] = number, own[number][rows]
+        self._source[several] = SHARED
+        for row in np.flatnonzero(several).tolist():
+            experts = np.flatnonzero(having[:, row]) + 1
+            self._shared[row] = tuple((self._names[e], int(own[e, row])) for e in experts)
 
     def _name_sources(self, recipe: Recipe, findings: Findings) -> None:
         """Enter the sources that the recipe gives for single tokens."""
@@ -98,18 +107,18 @@ class Assignment:
                 continue
             if rule.source is not None:
                 where = recipe.at("tokenizer", "tokens", token)
-                origins = self._source(token, rule.source, where, findings)
-                if origins is None:
+                origin = self._named(token, rule.source, where, findings)
+                if origin is None:
                     continue
-                self._fallback[row] = origins
-            if rule.force:
-                self._forced[row] = self._fallback[row]
+                self._source[row], self._at[row] = origin
+            self._forced[row] |= rule.force
 
-    def _source(
+    def _named(
         self, token: str, source: str | TokenSource, where: str, findings: Findings
-    ) -> Origins | None:
+    ) -> tuple[int, int] | None:
+        """Return the number of an input and its row; None where there is a problem."""
         if source == "zero" or (isinstance(source, TokenSource) and source.kind == "zero"):
-            return _ZERO
+            return ZERO, -1
         spec = TokenSource(model=source) if isinstance(source, str) else source
         side = self._sides.get(spec.model or "")
         if side is None:
@@ -127,30 +136,32 @@ class Assignment:
                 f"it has {side.rows} rows; name another token, `token_id` or `zero`",
             )
             return None
-        return ((side.name, row),)
+        return self._names.index(side.name), row
 
     def of(self, name: str) -> tuple[RowMap, tuple[str, ...]]:
         """Return the map of an input, and the inputs that its parts are, itself first."""
-        parts = {name: 0}
-        rows: list[tuple[Place, ...]] = []
-        for row, own in enumerate(self._own[name]):
-            origins = self._forced.get(row)
-            if origins is None:
-                origins = ((name, own),) if own >= 0 else self._fallback[row]
-            if origins == _MADE_UP:
-                rows.append(FILLED)
-                continue
-            rows.append(tuple((parts.setdefault(n, len(parts)), at) for n, at in origins))
-        stored = [self._sides[part].rows for part in parts]
-        return row_map(rows, stored), tuple(parts)
+        me, own = self._names.index(name), self._own[name]
+        mine = (own >= 0) & ~self._forced
+        source, at = np.where(mine, me, self._source), np.where(mine, own, self._at)
+        shared = {row: self._shared[row] for row in np.flatnonzero(source == SHARED).tolist()}
+        lent = {self._names[number] for number in np.unique(source[source >= 0]).tolist()}
+        lent |= {origin for origins in shared.values() for origin, _ in origins}
+        parts = [name, *(other for other in self._names if other in lent and other != name)]
+        number_of = {part: number for number, part in enumerate(parts)}
+        # What is no input counts from the end of the table: -1 is the last entry, and stays -1.
+        renumbered = np.array([*(number_of.get(n, ZERO) for n in self._names), SHARED, MEAN, ZERO])
+        return row_map(
+            renumbered[source],
+            at,
+            [self._sides[part].rows for part in parts],
+            {row: tuple((number_of[n], r) for n, r in o) for row, o in shared.items()},
+        ), tuple(parts)
 
     def of_delta(self, name: str) -> RowMap:
         """Return the map of an adapter's difference: zero in the rows that it lacks."""
         own = self._own[name]
-        rows = [
-            ((0, at),) if at >= 0 and row not in self._forced else () for row, at in enumerate(own)
-        ]
-        return row_map(rows, [self._sides[name].rows])
+        mine = (own >= 0) & ~self._forced
+        return row_map(np.where(mine, 0, ZERO), own, [self._sides[name].rows], {})
 
     def side(self, name: str) -> Side:
         """Return an input by its name."""

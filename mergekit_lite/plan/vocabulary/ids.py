@@ -28,6 +28,7 @@ def renumber(recipe: Recipe, base: Side, target: Target, findings: Findings) -> 
     """
     changes = base.view.changes
     config = base.view.model.config
+    changes.pop("vocab_size", None)
     if configs.has(config, "vocab_size") and configs.value(config, "vocab_size") != target.rows:
         changes["vocab_size"] = target.rows
     if target.owner is base:

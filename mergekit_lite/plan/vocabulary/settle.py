@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan import configs
@@ -12,13 +12,16 @@ from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import Mapped, View, placed
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.row_maps import RowMap
-from mergekit_lite.plan.vocabulary.assign import Assignment
 from mergekit_lite.plan.vocabulary.compare import Difference, choices, compare, few
 from mergekit_lite.plan.vocabulary.ids import beyond, renumber
 from mergekit_lite.plan.vocabulary.sides import Side, side_of
 from mergekit_lite.plan.vocabulary.target import UNION, Target, target_of
 from mergekit_lite.plan.vocabulary.templates import template_of
 from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.tokenizer.unite import additions
+
+if TYPE_CHECKING:
+    from mergekit_lite.plan.vocabulary.assign import Assignment
 
 
 @dataclass
@@ -63,6 +66,7 @@ def _settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Vo
                 "remove it",
             )
         return Vocabulary()
+    _correct(recipe, base_view, names, rows, findings)
     base = Side(base_view, rows)
     sides = {"base": base}
     for name, view in found.items():
@@ -79,6 +83,20 @@ def _settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Vo
         if side is not base:
             side.view.check_rows = _Check(recipe, side, base, names, findings)
     return Vocabulary()
+
+
+def _correct(
+    recipe: Recipe, base: View, names: tuple[str, ...], rows: int, findings: Findings
+) -> None:
+    """Let the result's config name the rows that there are."""
+    named = configs.value(base.model.config, "vocab_size")
+    if isinstance(named, int) and named != rows:
+        base.changes["vocab_size"] = rows
+        findings.warn(
+            f"the base's config says vocab_size {named}, `{names[0]}` has {rows} rows; the result's"
+            " config says what is there",
+            recipe.at("base"),
+        )
 
 
 def _rule(recipe: Recipe) -> str:
@@ -154,6 +172,9 @@ def _follow(
     findings: Findings,
 ) -> Vocabulary:
     """Map all inputs to the vocabulary that the rule gives the result."""
+    # Takes numpy, which few plans need.
+    from mergekit_lite.plan.vocabulary.assign import Assignment
+
     _heights(recipe, found, sides, names, findings)
     target = target_of(recipe, sides, rule, findings)
     if target is None:
@@ -170,7 +191,7 @@ def _follow(
             name: replace(info, shape=(target.rows, *info.shape[1:])) if name in names else info
             for name, info in view.base.items()
         }
-    result.tokenizer = _files(target, generation)
+    result.tokenizer = _files(target, sides, generation)
     return result
 
 
@@ -264,13 +285,16 @@ def _tell(
         )
 
 
-def _files(target: Target, generation: Mapping[str, Any]) -> dict[str, Any]:
+def _files(
+    target: Target, sides: Mapping[str, Side], generation: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return how the tokenizer files of the result are made, nothing where they are the base's."""
-    if target.owner.name == "base" and not target.united and not target.entries:
-        return {}
-    return {
-        "source": target.owner.name,
-        "united": list(target.united),
-        "entries": [dict(entry) for entry in target.entries],
-        "generation": dict(generation),
-    }
+    found: dict[str, Any] = {}
+    if target.owner.name != "base":
+        found = {"source": target.owner.name, "generation": dict(generation)}
+    data = target.owner.tokens.data if target.owner.tokens else None
+    if data is not None and (target.united or target.entries):
+        tokens = [sides[name].tokens for name in target.united]
+        others = [own.data for own in tokens if own is not None and own.data is not None]
+        found["additions"] = additions(data, others, target.entries)
+    return found

@@ -43,6 +43,8 @@ class Side:
         tokens = self.tokens or base.tokens
         if tokens is None:
             return None
+        if tokens.highest < self.rows:
+            return tokens.ids
         return {token: row for token, row in tokens.ids.items() if row < self.rows}
 
 

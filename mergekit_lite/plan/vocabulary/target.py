@@ -110,7 +110,8 @@ def _united(
                 "put its tokenizer into its folder, or use `vocab: base_rows`",
             )
             continue
-        new = [token for token, row in side.tokens.ids.items() if token not in known]
+        ids = side.tokens.ids
+        new = sorted(ids.keys() - known.keys(), key=ids.__getitem__)
         if not new:
             continue
         mine, theirs = (owner.tokens.data if owner.tokens else None), side.tokens.data
