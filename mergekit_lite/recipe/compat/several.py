@@ -32,8 +32,22 @@ def several(documents: Sequence[Node], translate: Translate, problems: Problems)
         problems.add(what, documents[-1].mark, "remove the `name` of the last one")
         last = documents[-1]
     names = frozenset(named)
-    stages = {name: translate(node, names) for name, node in named.items()}
+    made = {name: translate(node, names) for name, node in named.items()}
     root = translate(last, names)
-    own = root.get("stages")
-    inner = own.entries() if own is not None else {}
-    return root.with_value({**root.value, "stages": mapping({**stages, **inner}, last.mark)})
+    stages: dict[str, Node] = {}
+    for label, recipe in made.items():
+        _lift(recipe, stages, names, problems)
+        own = {key: entry for key, entry in recipe.value.items() if key != "stages"}
+        stages[label] = recipe.with_value(own)
+    _lift(root, stages, names, problems)
+    return root.with_value({**root.value, "stages": mapping(stages, last.mark)})
+
+
+def _lift(recipe: Node, stages: dict[str, Node], names: frozenset[str], problems: Problems) -> None:
+    """Put the stages of a recipe, which add adapters to models, beside the others."""
+    inner = recipe.get("stages")
+    for key, stage in inner.entries().items() if inner is not None else ():
+        if key in names or key in stages:
+            what = f"an adapter makes a model called `{key}` here, and so is another recipe"
+            problems.add(what, stage.mark, "rename the recipe")
+        stages[key] = stage

@@ -103,7 +103,8 @@ class Translator:
                 if node.value is not None:
                     found[key] = node
             elif key == "name":
-                self.notes.add("`name` is left out: it names a recipe among several", node.key)
+                if not self.references.stages:
+                    self.notes.add("`name` is left out: it names a recipe among several", node.key)
             elif key not in OURS:
                 hint = nearest(key, (*KEYS, *OURS))
                 if key in {name for method in METHODS.values() for name in method.settings}:

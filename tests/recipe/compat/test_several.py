@@ -86,3 +86,23 @@ def test_several_of_ours_are_still_one_too_many(refused: Refused) -> None:
 def test_a_name_alone_is_read_past(write: Write) -> None:
     text = CHAIN[: CHAIN.index("---")]
     assert load(write(text)).base == "./a"
+
+
+def test_stages_of_stages_stand_side_by_side(write: Write) -> None:
+    text = CHAIN.replace("models: [{model: ./b}]", "models: [{model: ./b+./lora}]")
+    last = CHAIN[CHAIN.index("---\n") :].replace("model: inner", "model: ./b+./lora2")
+    outer = last.replace("---\n", "---\nname: outer\n")
+    problems = Problems()
+    tree: dict[str, Any] = read_tree(write(text + outer), (), problems).root.plain()
+    problems.raise_if_any()
+    assert list(tree["stages"]) == ["lora", "inner", "lora2", "outer"]
+    assert tree["stages"]["inner"]["experts"] == {"lora": {"model": "@lora"}}
+    assert "stages" not in tree["stages"]["inner"]
+
+
+def test_an_adapter_and_a_recipe_of_one_name(refused: Refused) -> None:
+    text = CHAIN.replace("{model: ./c,", "{model: inner,").replace(
+        "{model: inner,", "{model: ./c+./inner,", 1
+    )
+    (problem,) = [p for p in refused(text) if "so is another recipe" in p.what]
+    assert problem.hint == "rename the recipe"
