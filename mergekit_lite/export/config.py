@@ -65,7 +65,8 @@ def edit_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
     """
     edited = dict(config)
     # A nested config that is given whole comes before single entries of it.
-    for key, value in sorted(changes.items(), key=lambda pair: not isinstance(pair[1], Mapping)):
+    order = sorted(changes, key=lambda key: (not isinstance(changes[key], Mapping), key))
+    for key, value in ((key, changes[key]) for key in order):
         inside = [p for p in NESTED if isinstance(config.get(p), Mapping) and key in config[p]]
         for part in inside:
             edited[part] = {**edited[part], key: value}

@@ -76,7 +76,9 @@ def additions(base: Data, others: Sequence[Data], more: Sequence[Data] = ()) -> 
         # What is a token of its own for one and a piece of the model for the other stays the base's
         # way, unless it is special: special tokens must not be reached by spelling them out.
         if token not in old and (token in new or entry.get("special")):
-            entries.setdefault(token, {**entry, "id": new.get(token, known.get(token))})
+            whole = {**entry, "id": new.get(token, known.get(token))}
+            # Sorted, because a plan that has travelled as JSON has its keys in that order.
+            entries.setdefault(token, dict(sorted(whole.items())))
     pieces = {token: number for token, number in new.items() if token not in entries}
     found: dict[str, Any] = {"entries": list(entries.values()), "pieces": list(pieces.items())}
     if pieces and isinstance(base["model"]["vocab"], list):
