@@ -15,7 +15,7 @@ from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.staged import Fused
 from mergekit_lite.engine.supplies import supply_of
-from mergekit_lite.errors import DataError, Interrupted
+from mergekit_lite.errors import DataError, Interrupted, RecipeError
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.plan.build import prepare
 from mergekit_lite.plan.types import Plan, Read
@@ -347,3 +347,40 @@ def test_experts_of_a_stage_are_read_in_the_layout_of_the_base(tmp_path: Path) -
     outer += f"steps: [task_arithmetic]\n{F32}"
     found = run(tmp_path, tmp_path / "out", staged(inner, outer))
     same(found, in_two(tmp_path, tmp_path / "runs", inner, outer))
+
+
+def test_a_kept_result_of_other_inputs_is_not_used(models: Path, tmp_path: Path) -> None:
+    math = perturbed(models / "base", tmp_path / "math", seed=1, scale=0.02)
+    inner = f"base: {models / 'base'}\nexperts: {{math: {math}}}\nsteps: [task_arithmetic]\n"
+    outer = "base: '@inner'\nexperts: {chat: chat}\nsteps: [{ties: {density: 0.3}}]\n" + F32
+    text = staged(inner + "keep: true\n", outer)
+    first = run(models, tmp_path / "out", text)
+    perturbed(models / "base", math, seed=2, scale=0.02)
+    (tmp_path / "out").rename(tmp_path / "before")
+    with pytest.raises(RecipeError, match="not empty"):
+        run(models, tmp_path / "out", text)
+    again = run(models, tmp_path / "out", text, overwrite=True)
+    assert any(not torch.equal(first[name], again[name]) for name in first)
+    same(again, run(models, tmp_path / "streamed", staged(inner, outer)))
+
+
+def test_a_run_that_stops_while_a_stage_is_written_is_taken_up(
+    models: Path, tmp_path: Path
+) -> None:
+    inner = inner_of(CHAINS["random"])
+    outer = "base: '@inner'\nexperts: {chat: chat}\nsteps: [{ties: {density: 0.3}}]\n"
+    text = staged(inner + "keep: true\noutput: {shard_size: 60kB}\n", outer)
+    path = models / "stopped-inside.yaml"
+    path.write_text(text)
+
+    def stop(event: Event) -> None:
+        if event.kind == "shard" and event.shard == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        api.run(path, tmp_path / "out", emit=stop, threads=1)
+    assert not (tmp_path / "out").exists()
+    told: list[str] = []
+    api.run(path, tmp_path / "out", emit=lambda event: told.append(event.text))
+    assert any("shards were done and are intact" in text for text in told)
+    same(read_weights(tmp_path / "out"), run(models, tmp_path / "whole", staged(inner, outer)))
