@@ -74,7 +74,9 @@ def show(
 ) -> None:
     """Print a plan with its cost; raises `ResourceError` after that where a run would."""
     from mergekit_lite.plan.estimate import estimate, require
+    from mergekit_lite.plan.stages import within_memory
 
+    plan = within_memory(plan, threads=threads, max_memory=max_memory)
     cost = estimate(plan, threads=threads, max_memory=max_memory, out=out, refuse=False)
     if as_json:
         print_json({**json.loads(plan.to_json()), "estimate": asdict(cost)})

@@ -21,7 +21,7 @@ from mergekit_lite.export.target import check_target, partial_folder
 from mergekit_lite.plan.digests import DigestCache
 from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.lock import input_digests
-from mergekit_lite.plan.stages import leaf_models
+from mergekit_lite.plan.stages import leaf_models, within_memory
 from mergekit_lite.plan.types import Plan
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def merge(
             take_back(plan, out)
     check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
     work = partial_folder(out)
+    plan = within_memory(plan, threads=options.threads, max_memory=options.max_memory)
     estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))

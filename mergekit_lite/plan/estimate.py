@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -126,19 +126,20 @@ def estimate(
     table += RUN_BYTES * sum(
         len(found.runs) + len(found.shared) for found in plan.row_maps.values()
     )
-    resident = max((whole_bytes(job, specs) for job in plan.jobs), default=0)
-    ranked = max((_rank_bytes(job, specs) for job in plan.jobs), default=0)
-    kept = max((_kept_bytes(job, specs) for job in plan.jobs), default=0)
-    inputs = max((_inputs(job) for job in plan.jobs if job.kind == "merge"), default=0)
+    jobs = _with_results(plan)
+    resident = max((whole_bytes(job, specs) for job in jobs), default=0)
+    ranked = max((_rank_bytes(job, specs) for job in jobs), default=0)
+    kept = max((_kept_bytes(job, specs) for job in jobs), default=0)
+    inputs = max((_inputs(job) for job in jobs if job.kind == "merge"), default=0)
     fixed = PROCESS_BYTES + table + max(resident, torch_bytes(plan))
     tiles = 4 * (inputs + 2) if inputs else 0
     tiles *= TORCH_COPIES if torch_bytes(plan) else 1
     # Under a cap, rows that cannot be cut run one at a time; without one, on every worker.
-    made = max((_made(job) for job in plan.jobs), default=0)
+    made = max((_made(job) for job in jobs), default=0)
     more_rows = (workers - 1) * max(made, resident - TORCH_BYTES)
     peak = fixed + workers * (TILE_ENTRIES * tiles + ranked + kept) + more_rows
     least = fixed + workers * (LEAST_TILE * tiles + ranked)
-    inner = [plan.stages[name] for name in plan.written]
+    inner = [stage for name, stage in plan.stages.items() if name in plan.written]
     written = sum(shard.nbytes for stage in inner for shard in stage.shards)
     result = Estimate(
         read_bytes=read_bytes,
@@ -213,6 +214,25 @@ def _inputs(job: Job) -> int:
     reads = [*job.reads, *([job.base] if job.base else [])]
     # Codes and what they are looked up in take as much again as the numbers; so do a stage's.
     return len(reads) + sum(read.made for read in reads)
+
+
+def _with_results(plan: Plan) -> list[Job]:
+    """Return the rows as they are once stages have been written: these results are just read."""
+    names = {name for name, source in plan.inputs.items() if source.stage in plan.written}
+    if not names:
+        return list(plan.jobs)
+
+    def settled(read: Read) -> Read:
+        return replace(read, made=False, held=0) if read.source in names else read
+
+    return [
+        replace(
+            job,
+            base=job.base and settled(job.base),
+            reads=tuple(settled(read) for read in job.reads),
+        )
+        for job in plan.jobs
+    ]
 
 
 def _made(job: Job) -> int:

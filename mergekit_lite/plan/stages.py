@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from mergekit_lite.checkpoint import FLOAT_DTYPES, Computed, Header, TensorInfo
 from mergekit_lite.errors import MergekitLiteError, Problem, RecipeError
 from mergekit_lite.ops import registry
-from mergekit_lite.plan.estimate import made_bytes, read_bytes_of
+from mergekit_lite.plan.estimate import estimate, made_bytes, read_bytes_of
 from mergekit_lite.plan.questions import questions_of
 from mergekit_lite.plan.types import Input, Job, Plan
 from mergekit_lite.recipe.schema import Recipe, Stage
 from mergekit_lite.recipe.stages import SIGN
 from mergekit_lite.sources import Model
 
+FOR_MEMORY = "computing it while it is read does not fit into the memory that is allowed"
+"""Why a stage is written that would stream through with more memory."""
 KEPT = "keep: true"
 """Why a stage is written that the recipe wants to keep."""
 
@@ -169,6 +171,24 @@ def written_first(plan: Plan, stages: Mapping[str, Plan], recipe: Recipe) -> dic
         elif name in whole:
             reasons[name] = "statistics of the whole model are asked of its result"
     return reasons
+
+
+def within_memory(plan: Plan, *, threads: int | None, max_memory: int | None) -> Plan:
+    """Return a plan that has its stages written first, where that alone lets it fit into memory."""
+    left = [name for name in plan.stages if name not in plan.written]
+    if max_memory is None or not left:
+        return plan
+
+    def fits(candidate: Plan) -> bool:
+        cost = estimate(candidate, threads=threads, max_memory=max_memory, refuse=False)
+        return cost.least_memory <= max_memory
+
+    if fits(plan):
+        return plan
+    reasons = {name: plan.written.get(name, FOR_MEMORY) for name in plan.stages}
+    each = [replace(stage, written=reasons) for stage in plan.stages.values()]
+    written = replace(plan, written=reasons)
+    return written if all(map(fits, (written, *each))) else plan
 
 
 def _used_by(plan: Plan) -> Iterator[str]:

@@ -194,8 +194,9 @@ base), and then gives what merging in two runs would give. Either way the result
 dtypes of the first base, unless the recipe says otherwise.
 
 A stage is written first, beside the output, where statistics of the whole model are asked in it or
-of it, and where it says `keep: true`; `plan` says which and what that costs. Only what is kept is
-there when the run has ended.
+of it, where computing it while it is read does not fit into `--max-memory`, and where it says
+`keep: true`; `plan` says which and what that costs. Only what is kept is there when the run has
+ended.
 """
 
 _STEPS = """

@@ -11,7 +11,7 @@ from mergekit_lite.errors import DataError, MergekitLiteError, RecipeError, Sour
 from mergekit_lite.plan.build import build, prepare
 from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.explain import explain, explain_text
-from mergekit_lite.plan.stages import leaf_models
+from mergekit_lite.plan.stages import FOR_MEMORY, leaf_models, within_memory
 from mergekit_lite.plan.types import Plan
 from tests.plan.hollow import llama, llama_config, recipe, write, write_adapter
 
@@ -142,3 +142,23 @@ def test_quantised_settings_of_a_first_base_do_not_come_back(root: Path) -> None
     settings = {"quant_method": "fp8"}
     write(root / "base", llama(), llama_config() | {"quantization_config": settings})
     assert planned(root).config_without == ("quantization_config",)
+
+
+def test_a_stage_that_does_not_fit_into_memory_is_written_first(root: Path) -> None:
+    large = {"a.weight": ("BF16", (8192, 4096))}
+    for name in ("base", "math", "code"):
+        write(root / name, large)
+    text = TWO.replace("[task_arithmetic]", "[iso_c]").replace(
+        "[{ties: {density: 0.5}}]", "[iso_c]"
+    )
+    whole = planned(root, text)
+    streamed = estimate(whole, threads=1, refuse=False).least_memory
+    ample = within_memory(whole, threads=1, max_memory=streamed)
+    assert ample.written == {}
+    limit = streamed * 7 // 10
+    tight = within_memory(whole, threads=1, max_memory=limit)
+    assert tight.written == {"inner": FOR_MEMORY}
+    assert estimate(tight, threads=1, refuse=False).least_memory <= limit
+    assert tight.content_digest() == whole.content_digest()
+    hopeless = within_memory(whole, threads=1, max_memory=1_000_000)
+    assert hopeless.written == {}
