@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -13,6 +12,7 @@ from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.errors import Problem, ResourceError
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._statistics import Order
+from mergekit_lite.plan.disk import already_written, free_at
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.sweeps import ModelSweep, sweeps_of
@@ -145,12 +145,12 @@ def estimate(
         read_bytes=read_bytes,
         write_bytes=write_bytes,
         peak_memory=peak if max_memory is None else min(peak, max(max_memory, least)),
-        disk_free=None if out is None else _free(out),
+        disk_free=None if out is None else free_at(out),
         seconds=sum(_seconds(part, specs, workers) for part in (plan, *plan.stages.values()))
         + _sweep_seconds(sweeps, workers),
         sweeps=tuple(map(sweep_text, sweeps)),
         least_memory=least,
-        disk_needed=write_bytes + written - (0 if out is None else _already_written(plan, out)),
+        disk_needed=write_bytes + written - (0 if out is None else already_written(plan, out)),
     )
     if refuse:
         require(result, max_memory=max_memory, out=out)
@@ -391,28 +391,3 @@ def _sweep_seconds(sweeps: Sequence[ModelSweep], workers: int) -> float:
     """Return how long the sweeps over the whole model take; two bytes are about an entry."""
     nbytes = sum(sweep.read_bytes for sweep in sweeps)
     return nbytes / _READ_BYTES_A_SECOND + nbytes / 2 * _STATISTIC_SECONDS / workers
-
-
-def _existing(folder: Path) -> Path:
-    """Return the nearest folder that is there, which lies on the same filesystem-to-be."""
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
-def _free(out: Path) -> int:
-    return shutil.disk_usage(_existing(out)).free
-
-
-def _already_written(plan: Plan, out: Path) -> int:
-    """Return the bytes that an interrupted run has left where this one goes on."""
-    partial = out.with_name(out.name + ".partial")
-    total = 0
-    for shard in plan.shards:
-        for file in (partial / shard.file, partial / f"{shard.file}.partial"):
-            if file.is_file():
-                # Allocated blocks, not length: a file with planned offsets is sparse at first.
-                total += min(shard.nbytes, file.stat().st_blocks * 512)
-                break
-    return total

@@ -155,7 +155,7 @@ def test_leftovers_of_another_recipe(world: World) -> None:
 
 def test_disk_too_small_for_the_plan(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = (10**6, 10**6 - 100, 100)
-    monkeypatch.setattr("mergekit_lite.plan.estimate._free", lambda out: usage[2])
+    monkeypatch.setattr("mergekit_lite.plan.estimate.free_at", lambda out: usage[2])
     path = world.write(LINEAR)
     before = world.files()
     result = world.call("run", path, "-o", world.out)
