@@ -35,7 +35,9 @@ def test_a_sound_one_merges(world: World, adapter: Path) -> None:
     [
         ({"peft_type": "IA3"}, ("type IA3", "LORA only")),
         ({"use_qalora": True}, ("QALoRA", "use_qalora", "not supported")),
-        ({"kasa_config": {"beta": 1}}, ("KaSA", "kasa_config", "not supported")),
+        ({"peft_type": "VERA"}, ("type VERA", "LORA only")),
+        ({"peft_type": "LOHA"}, ("type LOHA", "LORA only")),
+        ({"layer_replication": [[0, 1]]}, ("layer replication", "not supported")),
         ({"init_lora_weights": "pissa"}, ("pissa", "changes the base")),
     ],
 )
@@ -52,6 +54,8 @@ def test_kinds_that_are_not_supported(
     ("changes", "says"),
     [
         ({"r": 0}, "`r` is 0"),
+        ({"kasa_config": {"beta": 1}}, "says KaSA"),
+        ({"use_dora": True}, "says DoRA"),
         ({"r": 8}, "rank 8"),
         ({"lora_alpha": "big"}, "`lora_alpha` is 'big'"),
         ({"rank_pattern": {"(": 3}}, "not a regular expression"),
