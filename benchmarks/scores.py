@@ -124,7 +124,7 @@ def measure(method: Method, folder: Path, windows: int) -> dict[str, Any]:
     tried = {}
     for scale in SCALES:
         out, seconds = merged(method, scale, folder)
-        tried[scale] = mean(bits(str(out), "validation", 2))
+        tried[scale] = mean(bits(str(out), "validation", 1))
     best = min(tried, key=lambda scale: tried[scale])
     if best != SCALES[-1]:
         out, seconds = merged(method, best, folder)
@@ -150,7 +150,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
-    parser.add_argument("--windows", type=int, default=8, help="test windows of each domain")
+    parser.add_argument("--windows", type=int, default=4, help="test windows of each domain")
     parser.add_argument("--json", type=Path, help="write, and take up, every figure here")
     arguments = parser.parse_args()
     known = arguments.methods.split(",")
