@@ -30,9 +30,9 @@ TORCH_COPIES = 4
 """Copies of a tile that an op in torch makes on its way."""
 _FUSED = frozenset(
     {"magnitude", "breadcrumbs", "dare", "graft", "linear", "task_arithmetic", "take"}
-    | {"passthrough", "scale", "magmax", "ram", "consensus", "nearswap"}
+    | {"passthrough", "scale", "magmax", "magprune", "ram", "consensus", "nearswap"}
 )
-"""Ops that the fused kernels know, whatever their parameters."""
+"""Ops that the fused kernels know, nearly whatever their parameters."""
 TILE_ENTRIES = 1 << 18
 """Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`.
 
@@ -292,7 +292,7 @@ def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
     if spec.blend is not None:
         asked = all(needs.asked(step.params, 1) for needs in spec.statistics)
         return asked and not any(step.expert for step in job.steps)
-    return spec.name in _FUSED
+    return spec.name in _FUSED and (spec.name, step.params.get("rescale")) != ("magprune", "l1")
 
 
 def _rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
