@@ -23,7 +23,9 @@ def of_each(
     op: str, one: Callable[[list[float]], float], entry: list[float], **params: float
 ) -> None:
     got = merge_tensors(op, [torch.tensor([x]) for x in entry], **params)
-    assert got.item() == pytest.approx(one(entry), rel=1e-6, abs=1e-12)
+    # What cancels leaves the rounding of what it was made of.
+    slack = 1e-6 * max(map(abs, entry)) + 1e-12
+    assert got.item() == pytest.approx(one(entry), rel=1e-6, abs=slack)
 
 
 @given(ENTRIES)
@@ -45,7 +47,11 @@ def test_ram_averages_what_is_active(entry: list[float], epsilon: float) -> None
     of_each("ram", one, entry, epsilon=epsilon)
 
 
-@given(st.lists(st.floats(-4, 4, width=16), min_size=2, max_size=5), st.integers(1, 2))
+@given(
+    # Sums of sixty-fourths are exact in fp32, so no claim is decided by rounding.
+    st.lists(st.integers(-256, 256).map(lambda x: x / 64), min_size=2, max_size=5),
+    st.integers(1, 2),
+)
 @settings(deadline=None)
 def test_consensus_counts_claims(entry: list[float], least: int) -> None:
     def one(xs: list[float]) -> float:
