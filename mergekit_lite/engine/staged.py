@@ -8,6 +8,7 @@ computed whole, once for each row that reads it.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from math import prod
@@ -63,7 +64,7 @@ def stage_supply(source: str, name: str, readers: Readers) -> Supply:
     return Chained(stage, job, inner, plan)
 
 
-class _Result:
+class _Result(ABC):
     """A tensor that is computed tile by tile.
 
     Args:
@@ -106,9 +107,9 @@ class _Result:
                 out[(low - first) * self._entry : (high - first) * self._entry] = part
 
     @property
+    @abstractmethod
     def _ready(self) -> tuple[Row, Callable[[int, int], Bytes]]:
         """The row with all its statistics found, and what makes a tile of it."""
-        raise NotImplementedError
 
 
 def _named(problem: Problem, stage: str) -> Problem:
