@@ -28,6 +28,8 @@ def joined(job: Job) -> Job:
     is_sum = bool(job.steps) and job.steps[0].op == "task_arithmetic"
     if job.kind != "merge" or job.fusion is not None or not is_sum:
         return job
+    if any(_looks_at_experts(step) for step in job.steps[1:]):
+        return job
     plain = [read for read in job.reads if _is_plain(read)]
     if len(plain) < 2:
         return job
@@ -57,6 +59,12 @@ def joined(job: Job) -> Job:
     params |= {"weights": left, "normalize": False}
     step = Step(combine.op, params, combine.expert)
     return replace(job, reads=tuple(reads), steps=(step, *job.steps[1:]))
+
+
+def _looks_at_experts(step: Step) -> bool:
+    """Return whether a post sees more than the sum: the experts' deltas, or sums over them."""
+    spec = registry()[step.op]
+    return bool(spec.specials - {"place"} or spec.statistics)
 
 
 def _side_by_side(parts: list[tuple[Read, float]]) -> JoinedRead:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mergekit_lite.engine.joined import JoinedRead, joined
 from mergekit_lite.errors import DataError
+from mergekit_lite.ops import merge, registry
 from mergekit_lite.plan.types import Job, Step
 from mergekit_lite.sources import Model
 from mergekit_lite.sources.resolve import resolve
@@ -99,8 +100,26 @@ def test_which_rows_are_joined(tmp_path: Path) -> None:
         [Step("magnitude", {"density": 0.5}, "one"), Step("task_arithmetic")],
         [Step("sign_consensus")],
         [Step("linear")],
+        [Step("task_arithmetic"), Step("svc")],
+        [Step("task_arithmetic"), Step("lines")],
+        [Step("task_arithmetic"), Step("scale"), Step("svc")],
     ):
         assert not any(isinstance(read, JoinedRead) for read in made(*steps).reads)
+
+
+@pytest.mark.parametrize("post", sorted(n for n, s in registry().items() if s.kind == "post"))
+def test_posts_after_a_sum_of_adapters_see_all_of_them(tmp_path: Path, post: str) -> None:
+    models = with_adapters(tmp_path)
+    params = {"scale": {"lambda": 0.5}, "lines": {"alpha": 0.25}}.get(post, {})
+    steps = [Step("task_arithmetic", {"weights": [1.0, 1.0, 1.0]}), Step(post, params)]
+    run(plan_with(models, steps), models, tmp_path / "out")
+    base, got = load_file(models["base"].root), output(tmp_path / "out")
+    for name in TOUCHED:
+        experts = {expert: base[name] + low_rank(models[expert], name) for expert in NAMES}
+        wanted = merge(base[name], experts, steps, name=name)
+        plain = merge(base[name], experts, steps[:1], name=name)
+        torch.testing.assert_close(got[name].float(), wanted, rtol=1e-2, atol=1e-4)
+        assert float((wanted - plain).abs().max()) > 1e-2
 
 
 def test_of_joined_adapters_the_broken_one_is_named(tmp_path: Path) -> None:
