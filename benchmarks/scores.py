@@ -90,7 +90,7 @@ METHODS: Mapping[str, Method] = {
     "nuslerp": Method(["nuslerp"], TWO, is_scaled=False),
     "nearswap": Method([{"nearswap": {"t": 0.001}}], ("german",), is_scaled=False),
     "arcee_fusion": Method(["arcee_fusion"], ("german",), is_scaled=False),
-    "half_reset": Method(["half_reset"], ("german",), is_scaled=False),
+    "half_reset": Method([{"half_reset": {"source": "german"}}], ("german",), is_scaled=False),
 }
 
 

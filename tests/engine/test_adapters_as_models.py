@@ -29,8 +29,8 @@ SHAPES = {
 }
 
 
-# They rank the whole model, which is what a step is applied to: tensors that an adapter leaves alone
-# are not ranked with the others.
+# They rank the whole model, which is what a step is applied to: what an adapter leaves alone is
+# not ranked with the others.
 _RANK_ALL = {"graft", "localize_and_stitch", "pcb", "tatr"}
 
 
