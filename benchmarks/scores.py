@@ -84,7 +84,8 @@ METHODS: Mapping[str, Method] = {
     "cart": Method(["cart"]),
     "task_arithmetic+svc": Method(["task_arithmetic", "svc"]),
     "sign_consensus+svc": Method(["sign_consensus", "svc"]),
-    "wudi": Method(["wudi"]),
+    # Its default is 300 steps of Adam for each matrix.
+    "wudi-closed-form": Method([{"wudi": {"closed_form": True}}]),
     "ace": Method(["ace"]),
     "slerp": Method([{"slerp": {"t": 0.5}}], TWO, is_scaled=False),
     "nuslerp": Method(["nuslerp"], TWO, is_scaled=False),
