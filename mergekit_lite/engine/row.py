@@ -20,6 +20,7 @@ from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.steps import row_scratch
 from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BLOCK, work_shape
+from mergekit_lite.ops import registry
 from mergekit_lite.plan.estimate import LEAST_TILE
 from mergekit_lite.plan.types import Job, Read
 
@@ -143,6 +144,15 @@ class Row:
     def contributions(self) -> dict[str, Contribution]:
         """Return what each expert gave to this row."""
         return contributions_of(self.slots, self.norms.tolist(), self.weight_space)
+
+
+def whole_width(job: Job) -> int:
+    """Return the entries of a tensor row where a step of the job works on whole rows, else 0."""
+    for step in job.steps:
+        spec = registry()[step.op]
+        if spec.reach_for({**spec.defaults(), **step.params}) == "row":
+            return job.shape[-1] if job.shape else 1
+    return 0
 
 
 def tile_and_block(tile: int, width: int) -> tuple[int, int]:

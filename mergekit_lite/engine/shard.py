@@ -17,7 +17,6 @@ from mergekit_lite.engine.joined import joined
 from mergekit_lite.engine.known import Known
 from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
 from mergekit_lite.kernels import enabled
-from mergekit_lite.ops import registry
 from mergekit_lite.ops._chain import space_of, split
 from mergekit_lite.plan.stack_layers import stack_layers
 from mergekit_lite.plan.types import Job, Plan
@@ -240,22 +239,17 @@ class Worker:
 
     def torch_row(self, job: Job) -> TorchRow:
         """Return a row's chain in torch, with all whole-model answers that are known."""
-        from mergekit_lite.engine.row import Row
+        from mergekit_lite.engine.row import Row, whole_width
         from mergekit_lite.engine.statistic_files import calibration_of
         from mergekit_lite.engine.torch_row import TorchRow
 
         lane = self.lane
-        specs = [registry()[step.op] for step in job.steps]
-        rows = any(
-            spec.reach_for({**spec.defaults(), **step.params}) == "row"
-            for spec, step in zip(specs, job.steps, strict=True)
-        )
         row = Row(
             job,
             self.readers,
             lane.sides[0],
             tile=self.tile if self.device == "cpu" else DEVICE_TILE_ENTRIES,
-            width=(job.shape[-1] if job.shape else 1) if rows else 0,
+            width=whole_width(job),
             weight_space=space_of(job.steps[split(job.steps)[1]]) == "weight",
         )
         return TorchRow(

@@ -18,7 +18,7 @@ from mergekit_lite.engine.inputs import Readers, TilePool, as_float32
 from mergekit_lite.engine.known import Known
 from mergekit_lite.engine.lanes import HostLane
 from mergekit_lite.engine.options import Options
-from mergekit_lite.engine.row import Row
+from mergekit_lite.engine.row import Row, whole_width
 from mergekit_lite.engine.sweep import answers_of
 from mergekit_lite.engine.torch_row import TorchRow
 from mergekit_lite.errors import RecipeError
@@ -135,11 +135,7 @@ def _sums(
     none = Sums.none(len(experts))
     if job.kind == "copy" or not job.steps:
         return replace(none, tensors=1, entries=prod(job.shape), base=_square(job, readers))
-    rows = any(
-        get(s.op).reach_for({**get(s.op).defaults(), **s.params}) == "row" for s in job.steps
-    )
-    width = (job.shape[-1] if job.shape else 1) if rows else 0
-    row = Row(job, readers, lane.sides[0], tile=TILE, width=width, weight_space=False)
+    row = Row(job, readers, lane.sides[0], tile=TILE, width=whole_width(job), weight_space=False)
     chain = TorchRow(
         row, lane, seed=plan.seed, layers=plan.layers, known=known.of_row(job), calibration={}
     )
