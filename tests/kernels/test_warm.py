@@ -189,7 +189,7 @@ def test_a_kernel_that_needs_memory_of_its_own_is_refused(monkeypatch: pytest.Mo
 def test_a_run_that_is_stopped_ends_the_compilers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    spied(monkeypatch, tmp_path, before="import time; time.sleep(60)")
+    spied(monkeypatch, tmp_path, before="import time; time.sleep(600)")
     started: list[subprocess.Popen[str]] = []
     start = warm._start
 
@@ -204,7 +204,7 @@ def test_a_run_that_is_stopped_ends_the_compilers(
     with pytest.raises(KeyboardInterrupt):
         warm.compile_kernels(unwritten("one", "two"))
     assert started[0].returncode is not None
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
     assert len(warm.missing(unwritten("one", "two"))) == 2
 
 

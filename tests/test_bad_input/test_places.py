@@ -195,7 +195,7 @@ def test_disk_full_in_mid_run(world: World, call: str, code: int) -> None:
 
 def _wait_for_a_finished_shard(world: World) -> None:
     journal = world.folder / "out.partial" / "journal.jsonl"
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while len(journal.read_text().splitlines()) < 2 and time.monotonic() < until:
         time.sleep(0.01)
 
