@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_origin
 
@@ -30,7 +30,8 @@ _WEIGHTS: Schema = {
 def field_docs() -> dict[str, dict[str, str]]:
     """Return the text under each field of the recipe's models, by model and field."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    files = sorted(file for folder in schema.__path__ for file in Path(folder).glob("*.py"))
+    for node in (node for file in files for node in ast.parse(file.read_text()).body):
         if not isinstance(node, ast.ClassDef):
             continue
         texts = found.setdefault(node.name, {})

@@ -1,0 +1,34 @@
+"""What a recipe may say, as frozen models.
+
+The models hold a recipe after its short forms were written out (`shape.py`). Unknown keys and
+chains of ops are checked before (`order.py`, `steps.py`), where the place of every key is known.
+"""
+
+from __future__ import annotations
+
+from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
+from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
+from mergekit_lite.recipe.schema.output import LoraOutput, Output
+from mergekit_lite.recipe.schema.recipe import Recipe, Stage
+from mergekit_lite.recipe.schema.rules import ACTIONS, ROLES, Match, Rule, Slice
+from mergekit_lite.recipe.schema.tokens import Tokenizer, TokenRule, TokenSource
+
+__all__ = [
+    "ACTIONS",
+    "BASE",
+    "ROLES",
+    "SIZE_FORMS",
+    "Expert",
+    "LoraOutput",
+    "Match",
+    "Output",
+    "Recipe",
+    "RecipeStep",
+    "Rule",
+    "Slice",
+    "Stage",
+    "TokenRule",
+    "TokenSource",
+    "Tokenizer",
+    "parse_size",
+]
