@@ -14,7 +14,7 @@ from mergekit_lite.engine.row import Row
 from mergekit_lite.kernels.chain_ranks import Ranked, sample_for
 from mergekit_lite.kernels.order import PIVOTS, magnitudes_of_tile
 from mergekit_lite.ops._place import Cut
-from mergekit_lite.plan.estimate import rank_room
+from mergekit_lite.plan.row_memory import rank_room
 
 SAMPLE_CHUNK = 4096
 SAMPLED = 64

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
 from mergekit_lite.errors import DataError
-from mergekit_lite.plan.estimate import TILE_ENTRIES
+from mergekit_lite.plan.row_memory import TILE_ENTRIES
 
 if TYPE_CHECKING:
     from mergekit_lite.checkpoint.reader import Reader

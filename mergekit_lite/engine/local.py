@@ -24,8 +24,8 @@ from mergekit_lite.engine.shard import Emit, OpenShard, Worker
 from mergekit_lite.engine.sweep import sweep_model
 from mergekit_lite.engine.warming import compile_for
 from mergekit_lite.errors import DataError, Interrupted, ResourceError
-from mergekit_lite.plan.estimate import TILE_ENTRIES
 from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.row_memory import TILE_ENTRIES
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:

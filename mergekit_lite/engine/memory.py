@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from mergekit_lite.engine.options import Options
 from mergekit_lite.ops import registry
-from mergekit_lite.plan.estimate import (
+from mergekit_lite.plan.estimate import estimate
+from mergekit_lite.plan.row_memory import (
     KEPT_BYTES,
     LEAST_TILE,
     PROCESS_BYTES,
     TILE_ENTRIES,
     TORCH_COPIES,
-    estimate,
     torch_bytes,
     whole_bytes,
 )

@@ -36,7 +36,7 @@ from mergekit_lite.kernels.order import (
     scan_tile,
 )
 from mergekit_lite.ops._place import Cut
-from mergekit_lite.plan.estimate import LEAST_RANK_ROOM
+from mergekit_lite.plan.row_memory import LEAST_RANK_ROOM
 
 _LOOKED_AT = 1 << 17
 """Entries looked at together for the last tie."""

@@ -21,7 +21,7 @@ from mergekit_lite.kernels.steps import row_scratch
 from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BLOCK, work_shape
 from mergekit_lite.ops import registry
-from mergekit_lite.plan.estimate import LEAST_TILE
+from mergekit_lite.plan.row_memory import LEAST_TILE
 from mergekit_lite.plan.types import Job, Read
 
 Write = Callable[[NDArray[np.uint8], int], None]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from mergekit_lite.checkpoint import FLOAT_DTYPES, Computed, Header, TensorInfo
 from mergekit_lite.errors import MergekitLiteError, Problem, RecipeError
 from mergekit_lite.ops import registry
-from mergekit_lite.plan.estimate import estimate, made_bytes, read_bytes_of
+from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.questions import questions_of
+from mergekit_lite.plan.row_memory import made_bytes, read_bytes_of
 from mergekit_lite.plan.types import Input, Job, Plan
 from mergekit_lite.recipe.schema import Recipe, Stage
 from mergekit_lite.recipe.stages import SIGN

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mergekit_lite.engine.program import compile_job
-from mergekit_lite.plan.estimate import torch_bytes
+from mergekit_lite.plan.row_memory import torch_bytes
 from mergekit_lite.plan.types import Step
 from tests.engine.plans import (
     EXPERTS,

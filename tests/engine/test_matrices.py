@@ -15,7 +15,7 @@ from mergekit_lite.checkpoint import role_of
 from mergekit_lite.errors import DataError
 from mergekit_lite.ops import merge
 from mergekit_lite.ops._chain import Stage
-from mergekit_lite.plan.estimate import TORCH_BYTES, whole_bytes
+from mergekit_lite.plan.row_memory import TORCH_BYTES, whole_bytes
 from tests.checkpoints import perturbed, read_weights, tiny_llama
 
 Q = "model.layers.0.self_attn.q_proj.weight"

@@ -11,13 +11,8 @@ import pytest
 from mergekit_lite.engine import memory
 from mergekit_lite.engine.memory import MemoryGate, keep_for, tile_for
 from mergekit_lite.engine.options import Options
-from mergekit_lite.plan.estimate import (
-    KEPT_BYTES,
-    LEAST_TILE,
-    PROCESS_BYTES,
-    TILE_ENTRIES,
-    estimate,
-)
+from mergekit_lite.plan.estimate import estimate
+from mergekit_lite.plan.row_memory import KEPT_BYTES, LEAST_TILE, PROCESS_BYTES, TILE_ENTRIES
 from mergekit_lite.plan.types import Job, Plan, Read, Step
 from tests.engine.plans import each, plan_for, save_models
 from tests.engine.processes import Command

@@ -20,7 +20,7 @@ from mergekit_lite.engine.row import Row
 from mergekit_lite.ops._place import Cut
 from mergekit_lite.ops._statistics import EVERY, order_cuts
 from mergekit_lite.ops.transform.breadcrumbs import band
-from mergekit_lite.plan.estimate import LEAST_RANK_ROOM as SMALL
+from mergekit_lite.plan.row_memory import LEAST_RANK_ROOM as SMALL
 from mergekit_lite.plan.types import Step
 from tests.engine.memory_models import one_tensor
 from tests.engine.plans import plan_for

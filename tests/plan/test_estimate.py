@@ -12,15 +12,12 @@ import pytest
 from mergekit_lite.errors import ResourceError
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.build import build
-from mergekit_lite.plan.estimate import (
+from mergekit_lite.plan.estimate import Estimate, estimate, require, size_text
+from mergekit_lite.plan.row_memory import (
     LEAST_TILE,
     PROCESS_BYTES,
     TILE_ENTRIES,
     TORCH_BYTES,
-    Estimate,
-    estimate,
-    require,
-    size_text,
     torch_bytes,
     whole_bytes,
 )
@@ -43,7 +40,7 @@ def test_bytes_are_those_of_the_tensors_read_and_of_the_files_written(
     assert cost.read_bytes == 3 * SIZE
     assert estimate(plan(root, "[task_arithmetic]")).read_bytes == 3 * SIZE
     with monkeypatch.context() as patch:
-        patch.setattr("mergekit_lite.plan.estimate.KEPT_BYTES", 0)
+        patch.setattr("mergekit_lite.plan.row_memory.KEPT_BYTES", 0)
         # Norms keep all their entries, so they alone need no sweep that ranks them first.
         norms = sum(2 * job.shape[0] for job in made.jobs if len(job.shape) == 1)
         assert estimate(made).read_bytes == 3 * (2 * SIZE - norms)

@@ -1,0 +1,190 @@
+"""What one row reads and keeps in memory, and how often it must see its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.ops import OpSpec, registry
+from mergekit_lite.ops._statistics import Order
+from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.types import Job, Plan, Read, Step
+
+PROCESS_BYTES = 112_000_000
+"""Resident memory of the interpreter with numpy, llvmlite and compiled kernels.
+
+The first run after an installation compiles them in two processes of 270 MB each, one after the
+other where memory is capped.
+"""
+TORCH_BYTES = 250_000_000
+"""What loading torch adds, which only rows beyond the fused kernels need."""
+TORCH_COPIES = 4
+"""Copies of a tile that an op in torch makes on its way."""
+_FUSED = frozenset(
+    {"magnitude", "breadcrumbs", "dare", "graft", "linear", "task_arithmetic", "take"}
+    | {"passthrough", "scale", "magmax", "magprune", "ram", "consensus", "nearswap"}
+)
+"""Ops that the fused kernels know, nearly whatever their parameters."""
+TILE_ENTRIES = 1 << 18
+"""Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`.
+
+Smaller ones cost time in calls, larger ones in writes of a megabyte (docs/benchmarks.md).
+"""
+LEAST_TILE = 1 << 12
+"""No tile is smaller: sums are blocked by this many entries."""
+RANK_ROOM = 1 << 21
+"""Magnitudes, with their indices, that a worker keeps for all exact ranks it looks for."""
+LEAST_RANK_ROOM = 1 << 16
+"""Those it keeps for one rank, however many there are; tensors up to this size are kept whole."""
+RANK_SAMPLE = 1 << 19
+"""Magnitudes that it samples of each input."""
+KEPT_BYTES = 48 << 20
+"""Inputs of a row of at most this size are read once, however often the row is swept."""
+ROW_BYTES = 600
+"""Resident memory of a plan for each read and each step of each row."""
+
+RUN_BYTES = 250
+"""That of a run of rows in a map between vocabularies."""
+
+
+def bytes_once(job: Job) -> int:
+    """Return the bytes of all inputs of a row."""
+    if job.kind == "copy":
+        return job.reads[0].nbytes
+    reads = {(r.source, r.name): r.nbytes for r in job.reads if not r.zero}
+    if job.base is not None:
+        reads[job.base.source, job.base.name] = job.base.nbytes
+    return sum(reads.values())
+
+
+def inputs_of(job: Job) -> int:
+    """Return for how many inputs a row's tiles need room."""
+    reads = [*job.reads, *([job.base] if job.base else [])]
+    # Codes and what they are looked up in take as much again as the numbers; so do a stage's.
+    return len(reads) + sum(read.made for read in reads)
+
+
+def made_in_memory(job: Job) -> int:
+    """Return the memory that stays in use while inputs are made of codes or by stages."""
+    return sum(read.held for read in (*job.reads, *([job.base] if job.base else [])))
+
+
+def read_bytes_of(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return the bytes that computing a row reads, every sweep counted."""
+    return passes(job, specs) * bytes_once(job)
+
+
+def made_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return the memory that a stage's row takes while another row reads its result."""
+    if job.kind == "copy":
+        return 0
+    tiles = 4 * TILE_ENTRIES * (inputs_of(job) + 2)
+    result = job_bytes(job) if any(is_whole(specs[step.op], step) for step in job.steps) else 0
+    kept = kept_bytes(job, specs)
+    return tiles + result + kept + rank_bytes(job, specs) + whole_bytes(job, specs)
+
+
+def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return the bytes that a row takes beside its tiles: whole tensors in fp32, factors, codes."""
+    if job.kind == "copy":
+        return 0
+    factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
+    if truncated := sum(1 for read in job.reads if read.lora and read.lora.diagonal):
+        factors += TORCH_BYTES + 16 * prod(job.shape) * truncated  # the matrix and its SVD
+    factors += made_in_memory(job)
+    entries, inputs = prod(job.shape), len(job.reads)
+    if not any(is_whole(specs[step.op], step) for step in job.steps):
+        # Statistics are held whole, whatever the tile.
+        asked = [step for step in job.steps if specs[step.op].calibration]
+        held = sum(specs[s.op].workspace_bytes(s.params, job.shape, inputs) for s in asked)
+        return factors + (TORCH_BYTES + held if held else 0)
+    # As stored, in fp32 with the base, the result, and what becomes of it on the way to its bytes.
+    stored = bytes_once(job) + 4 * entries * sum(1 for read in job.reads if read.lora)
+    work = max(specs[s.op].workspace_bytes(s.params, job.shape, inputs) for s in job.steps)
+    return TORCH_BYTES + factors + stored + 4 * entries * (inputs + 4) + work
+
+
+def torch_bytes(plan: Plan) -> int:
+    """Return what loading torch takes, where a row or a sweep over the model needs it."""
+    specs = registry()
+    needed = any(
+        job.kind == "merge" and not all(_is_fused(specs[s.op], s, job) for s in job.steps)
+        for job in plan.jobs
+    )
+    return TORCH_BYTES if needed else 0
+
+
+def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
+    """Return whether the fused kernels know an op with these parameters."""
+    if spec.name == "sign_consensus":
+        return not any(needs.of_model(step.params) for needs in spec.statistics)
+    if spec.blend is not None:
+        asked = all(needs.asked(step.params, 1) for needs in spec.statistics)
+        return asked and not any(step.expert for step in job.steps)
+    return spec.name in _FUSED and (spec.name, step.params.get("rescale")) != ("magprune", "l1")
+
+
+def rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return what one worker keeps while it looks for the k-th largest magnitudes of a row."""
+    size = prod(job.shape)
+    ranks = max(
+        (
+            len(needs.ranks(step.params, size))
+            for step in job.steps
+            for needs in specs[step.op].statistics
+            if isinstance(needs, Order) and not needs.of_model(step.params)
+        ),
+        default=0,
+    )
+    if not ranks:
+        return 0
+    slots = len(job.reads) * ranks
+    kept = slots * (rank_room(size, slots) + 8)
+    sampled = min(size, RANK_SAMPLE) * (len(job.reads) + 2)
+    return 12 * kept + 4 * sampled
+
+
+def rank_room(size: int, slots: int) -> int:
+    """Return how many magnitudes are kept for each of `slots` ranks of a tensor's deltas."""
+    return min(size, max(LEAST_RANK_ROOM, RANK_ROOM // slots))
+
+
+def is_whole(spec: OpSpec, step: Step) -> bool:
+    """Return whether a step must have whole tensors."""
+    return spec.reach_for(step.params) not in ("element", "row")
+
+
+def is_swept(spec: OpSpec, step: Step, size: int) -> bool:
+    """Return whether a step needs a sweep over the tensor before its first tile."""
+    return any(
+        needs.asked(step.params, size) and not needs.of_model(step.params)
+        for needs in spec.statistics
+    )
+
+
+def passes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return how often the inputs of a row are read."""
+    return 1 if kept_bytes(job, specs) or not _is_row_swept(job, specs) else 2
+
+
+def _is_row_swept(job: Job, specs: Mapping[str, OpSpec]) -> bool:
+    size = prod(job.shape)
+    return any(is_swept(specs[step.op], step, size) for step in job.steps)
+
+
+def kept_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return the bytes of inputs that are kept between the sweeps of a row."""
+    if job.kind == "copy" or not _is_row_swept(job, specs):
+        return 0
+    entries = prod(job.shape)
+    reads = [*job.reads, *([job.base] if job.base else [])]
+    total = sum(_held(read, entries) for read in reads if not read.zero)
+    return total if total <= KEPT_BYTES else 0
+
+
+def _held(read: Read, entries: int) -> int:
+    """Return the bytes that an input takes in memory as a whole."""
+    if read.gather is not None:
+        return entries * DTYPE_BYTES[read.gather.dtype]
+    return 4 * entries if read.lora or read.made else read.nbytes

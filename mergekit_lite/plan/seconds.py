@@ -1,0 +1,61 @@
+"""A guess of how long a plan takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from mergekit_lite.ops import OpSpec
+from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.row_memory import bytes_once, inputs_of, is_swept, is_whole, passes
+from mergekit_lite.plan.sweeps import ModelSweep
+from mergekit_lite.plan.types import Plan
+
+# Measured on one core of a two-core x86-64 machine with files in the page cache, a 551 M
+# parameter bf16 base and three experts (docs/benchmarks.md); an expectation, not a promise.
+_START_SECONDS = 0.8
+_READ_BYTES_A_SECOND = 2.5e9
+_WRITE_BYTES_A_SECOND = 1.0e9
+_COPY_BYTES_A_SECOND = 2.5e9
+_FUSED_SECONDS = 0.25e-9  # for each entry and input in the fused loop
+_STATISTIC_SECONDS = 1.0e-9  # for each entry and input in a sweep that counts or sums
+_ROW_SECONDS = 8.0e-9  # for each entry and input of an op that ranks every row
+_RANDOM_SECONDS = 1.0e-9  # for each entry and input that draws a mask
+_WHOLE_SECONDS = 8.0e-9  # for each entry and input of an op that must see whole tensors
+_OPERATION_SECONDS = 6.0e-11  # for each fp64 operation of a decomposition
+_LORA_SECONDS = 2.0e-9  # for each entry of a low-rank product, as the ranks are small
+
+
+def seconds_of(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
+    """Return how long a plan's rows take with so many workers."""
+    moved = arithmetic = 0.0
+    for job in plan.jobs:
+        nbytes = bytes_once(job)
+        if job.kind == "copy":
+            moved += nbytes / _COPY_BYTES_A_SECOND
+            continue
+        entries = prod(job.shape)
+        each = _FUSED_SECONDS * inputs_of(job)
+        each += _LORA_SECONDS * sum(1 for read in job.reads if read.lora)
+        for step in job.steps:
+            spec, inputs = specs[step.op], 1 if step.expert else len(job.reads)
+            swept = is_swept(spec, step, entries)
+            each += inputs * _STATISTIC_SECONDS * swept
+            each += inputs * _ROW_SECONDS * (spec.reach_for(step.params) == "row")
+            each += inputs * _RANDOM_SECONDS * spec.random
+            each += inputs * _WHOLE_SECONDS * is_whole(spec, step)
+            if spec.work is not None:
+                done = spec.work(step.params, job.shape, len(job.reads))
+                arithmetic += done * _OPERATION_SECONDS
+        moved += (
+            passes(job, specs) * nbytes / _READ_BYTES_A_SECOND
+            + job_bytes(job) / _WRITE_BYTES_A_SECOND
+        )
+        arithmetic += entries * each
+    return _START_SECONDS + moved + arithmetic / workers
+
+
+def sweep_seconds(sweeps: Sequence[ModelSweep], workers: int) -> float:
+    """Return how long the sweeps over the whole model take; two bytes are about an entry."""
+    nbytes = sum(sweep.read_bytes for sweep in sweeps)
+    return nbytes / _READ_BYTES_A_SECOND + nbytes / 2 * _STATISTIC_SECONDS / workers
