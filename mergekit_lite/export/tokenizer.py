@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.errors import DataError
 from mergekit_lite.export.companions import copy_companions
 from mergekit_lite.export.config import edit_config
 from mergekit_lite.plan.types import Plan
 from mergekit_lite.plan.vocabulary.ids import GENERATION
+from mergekit_lite.tokenizer.document import decoded, spliced
 from mergekit_lite.tokenizer.files import (
     ADDED,
     MERGES,
@@ -26,8 +29,7 @@ from mergekit_lite.tokenizer.files import (
     is_tokenizer_file,
     read_object,
 )
-from mergekit_lite.tokenizer.read import read_data, regular
-from mergekit_lite.tokenizer.unite import extended
+from mergekit_lite.tokenizer.read import regular
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model
@@ -70,10 +72,14 @@ def _remove(folder: Path, names: Sequence[str]) -> set[str]:
 
 def _write_union(root: Path, additions: Mapping[str, Any], folder: Path) -> set[str]:
     """Write the united tokenizer, and the older files beside it that repeat its vocabulary."""
-    united = extended(read_data(root) or {}, additions)
-    # On one line: indenting takes ten times as long, and the base's need not be told apart by eye.
-    text = json.dumps(united, ensure_ascii=False, separators=(",", ":"))
-    (folder / TOKENIZER_JSON).write_text(text + "\n", encoding="utf-8")
+    raw = (root / TOKENIZER_JSON).read_bytes()
+    if sha256(raw).hexdigest() != additions["sha256"]:
+        raise DataError(
+            f"`{root / TOKENIZER_JSON}` is no longer what it was when the merge was planned",
+            hint="plan again, and leave the inputs alone until the merge is done",
+        )
+    text = spliced(decoded(raw), additions)
+    (folder / TOKENIZER_JSON).write_bytes(text.encode("utf-8", "surrogatepass"))
     if (settings := read_object(folder / SETTINGS)) is not None:
         listed = settings.get("added_tokens_decoder")
         if isinstance(listed, dict):
@@ -87,12 +93,17 @@ def _write_union(root: Path, additions: Mapping[str, Any], folder: Path) -> set[
             {**added, **{entry["content"]: entry["id"] for entry in additions["entries"]}},
         )
     if additions["pieces"]:
-        _write_vocabulary(united, folder)
+        _write_vocabulary(text, folder)
     return {TOKENIZER_JSON}
 
 
-def _write_vocabulary(united: Mapping[str, Any], folder: Path) -> None:
+def _write_vocabulary(text: str, folder: Path) -> None:
     """Write the files of older tokenizers where they are there; a binary one cannot be."""
+    for name in PIECES:
+        (folder / name).unlink(missing_ok=True)
+    if not any((folder / name).exists() for name in (VOCAB_JSON, VOCAB_TEXT, MERGES)):
+        return
+    united = json.loads(text)
     pieces = regular(united)
     if (folder / VOCAB_JSON).exists():
         _write(folder / VOCAB_JSON, pieces)
@@ -104,8 +115,6 @@ def _write_vocabulary(united: Mapping[str, Any], folder: Path) -> None:
         lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
         text = "#version: 0.2\n" + "".join(f"{line}\n" for line in lines)
         (folder / MERGES).write_text(text, encoding="utf-8")
-    for name in PIECES:
-        (folder / name).unlink(missing_ok=True)
 
 
 def _write_template(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from mergekit_lite.errors import DataError
 
@@ -28,6 +30,8 @@ _NAMES = frozenset(
     }
 )  # fmt: skip
 
+Kind = TypeVar("Kind")
+
 
 def is_tokenizer_file(path: PurePath) -> bool:
     """Return whether a file, by its path in the model's folder, belongs to the tokenizer."""
@@ -41,24 +45,41 @@ def is_template_file(path: PurePath) -> bool:
     return path.name in (TEMPLATE, TEMPLATE_JSON) or path.parts[:1] == (MORE_TEMPLATES,)
 
 
+@contextmanager
+def many_objects() -> Iterator[None]:
+    """Hold off the search for garbage: of a vocabulary's objects none is, and it takes long."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, None where there is no such file.
 
     Raises:
         DataError: the file cannot be read, or holds something else.
     """
+    return read_as(path, json.loads, dict)
+
+
+def read_as(path: Path, parse: Callable[[bytes], Any], kind: type[Kind]) -> Kind | None:
+    """Return what `parse` makes of the JSON object in a file, None where there is no such file.
+
+    Raises:
+        DataError: the file cannot be read, or `parse` makes something else than `kind` of it.
+    """
     if not path.is_file():
         return None
     hint = "fetch it again, or take it from the model that this one was made from"
-    collecting = gc.isenabled()
-    gc.disable()  # a vocabulary is so many objects that looking for garbage takes a quarter longer
     try:
-        value = json.loads(path.read_bytes())
+        with many_objects():
+            value = parse(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"`{path}` does not hold valid JSON: {error}", hint=hint) from error
-    finally:
-        if collecting:
-            gc.enable()
-    if not isinstance(value, dict):
+    if not isinstance(value, kind):
         raise DataError(f"`{path}` does not hold a JSON object", hint=hint)
     return value

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mergekit_lite.errors import DataError
+from mergekit_lite.tokenizer.document import Document, parsed
 from mergekit_lite.tokenizer.files import (
     ADDED,
     PIECES,
@@ -18,6 +20,7 @@ from mergekit_lite.tokenizer.files import (
     TOKENIZER_JSON,
     VOCAB_JSON,
     VOCAB_TEXT,
+    read_as,
     read_object,
 )
 from mergekit_lite.tokenizer.pieces import read_pieces
@@ -34,12 +37,17 @@ class Tokens:
     Attributes:
         ids: token -> id, in order of ids.
         origin: the file that most of it comes from.
-        data: the content of `tokenizer.json`, where it is that file.
+        document: `tokenizer.json`, where it is that file.
     """
 
     ids: Mapping[str, int] = field(repr=False)
     origin: str
-    data: Mapping[str, Any] | None = field(default=None, repr=False)
+    document: Document | None = field(default=None, repr=False)
+
+    @property
+    def data(self) -> Mapping[str, Any] | None:
+        """The content of `tokenizer.json`, where it is that file."""
+        return self.document.data if self.document else None
 
     @cached_property
     def by_id(self) -> dict[int, str]:
@@ -63,9 +71,9 @@ def read_tokens(folder: Path) -> Tokens | None:
     """
     if not folder.is_dir():
         return None
-    data = read_data(folder)
-    if data is not None:
-        return Tokens(_by_id(tokens_of(data, str(folder / TOKENIZER_JSON))), TOKENIZER_JSON, data)
+    document = read_as(folder / TOKENIZER_JSON, parsed, Document)
+    if document is not None:
+        return tokens_in(document, _added(folder), str(folder / TOKENIZER_JSON))
     found = _vocabulary(folder)
     if found is None:
         return None
@@ -90,24 +98,33 @@ def highest_added(folder: Path) -> int:
     return max(numbers, default=-1)
 
 
-def read_data(folder: Path) -> dict[str, Any] | None:
-    """Return the content of a `tokenizer.json` with the tokens that files beside it add.
+def tokens_in(
+    document: Document,
+    more: Mapping[str, tuple[int, Mapping[str, Any]]] = MappingProxyType({}),
+    name: str = TOKENIZER_JSON,
+) -> Tokens:
+    """Return the tokens of a `tokenizer.json`.
+
+    Args:
+        document: what it says.
+        more: tokens that files beside it add, with id and what is said of them.
+        name: how errors call the file.
 
     Raises:
-        DataError: one of the files is damaged.
+        DataError: the content is no tokenizer.
     """
-    data = read_object(folder / TOKENIZER_JSON)
-    if data is None:
-        return None
-    known = tokens_of(data, str(folder / TOKENIZER_JSON))
-    more = [
-        {**entry, "id": number, "content": token}
-        for token, (number, entry) in _added(folder).items()
-        if token not in known
-    ]
-    if more:
-        data["added_tokens"] = [*(data.get("added_tokens") or ()), *more]
-    return data
+    ids = tokens_of(document.data, name)
+    lacking = {token: told for token, told in more.items() if token not in ids}
+    if lacking:
+        ids.update({token: number for token, (number, _) in lacking.items()})
+        entries = [
+            dict(sorted({**entry, "id": number, "content": token}.items()))
+            for token, (number, entry) in lacking.items()
+        ]
+        listed = [*(document.data.get("added_tokens") or ()), *entries]
+        data = {**document.data, "added_tokens": listed}
+        document = replace(document, data=data, more=entries)
+    return Tokens(_by_id(ids), TOKENIZER_JSON, document)
 
 
 def plain_entry(token: str) -> dict[str, Any]:
@@ -118,8 +135,9 @@ def plain_entry(token: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _by_id(ids: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(ids.items(), key=itemgetter(1)))
+def _by_id(ids: dict[str, int]) -> dict[str, int]:
+    numbers = list(ids.values())
+    return ids if numbers == sorted(numbers) else dict(sorted(ids.items(), key=itemgetter(1)))
 
 
 def tokens_of(data: Mapping[str, Any], name: str = TOKENIZER_JSON) -> dict[str, int]:

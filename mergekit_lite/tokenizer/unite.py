@@ -5,149 +5,150 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mergekit_lite.tokenizer.read import added, regular, tokens_of
+from mergekit_lite.tokenizer.read import Tokens, added
 
 Data = Mapping[str, Any]
 """The content of a `tokenizer.json`."""
 
-_PARTS = ("normalizer", "pre_tokenizer", "decoder")
-_MODEL_PARTS = ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
 _UNLIKELY = 10.0
 """How far below the least likely piece a piece that only holds an id's place is put."""
 
 
-def misfit(base: Data, other: Data) -> str:
-    """Return why two tokenizers cannot be united, or nothing.
-
-    Tokens that are added to a tokenizer are matched as text before its model runs, so those of any
-    other tokenizer can be taken over. Tokens of the model itself mean something only under the same
-    kind of model and the same spelling of spaces and bytes.
-    """
-    mine, theirs = base["model"], other["model"]
-    known = tokens_of(base)
-    others_added = {str(entry["content"]) for entry in added(other)}
-    if regular(other).keys() <= known.keys() | others_added:
-        return ""
-    if _kind(mine) != _kind(theirs):
-        return f"it is of the kind {_kind(theirs)}, the base's of the kind {_kind(mine)}"
-    odd = [part for part in _PARTS if base.get(part) != other.get(part)]
-    odd += [part for part in _MODEL_PARTS if (mine.get(part) or "") != (theirs.get(part) or "")]
-    return f"its {' and '.join(f'`{part}`' for part in odd)} differ from the base's" if odd else ""
-
-
 def new_tokens(base: Mapping[str, int], others: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return the tokens that the base lacks with their new ids: next to the base's, in order."""
+    """Return the tokens that the base lacks with their new ids: next to the base's, in order.
+
+    Args:
+        base: token -> id.
+        others: token -> id of the others, each in order of ids.
+    """
     after = max(base.values(), default=-1) + 1
     found: dict[str, int] = {}
     for ids in others:
-        for token in sorted(ids.keys() - base.keys() - found.keys(), key=ids.__getitem__):
-            found[token] = after + len(found)
+        new = [token for token in ids if token not in base and token not in found]
+        first = after + len(found)
+        found |= {token: first + number for number, token in enumerate(new)}
     return found
 
 
-def unite(base: Data, others: Sequence[Data], more: Sequence[Data] = ()) -> Data:
-    """Return the base's tokenizer with every token that the others have and it lacks.
+def additions(base: Tokens, others: Sequence[Tokens], more: Sequence[Data] = ()) -> dict[str, Any]:
+    """Return what is to be put into the text of the base's tokenizer, as plain data.
+
+    No id of the base changes.
 
     Args:
-        base: content of the base's `tokenizer.json`.
+        base: its tokens, read from a `tokenizer.json`.
         others: those of the experts; `misfit` says nothing about any of them.
         more: further tokens, as entries of `added_tokens` without an id.
 
     Returns:
-        The content of the united `tokenizer.json`. No id of the base changes.
+        `entries` of new added tokens, and `unlisted`, which the text's list lacks; `pieces` to be
+        put behind the model's own, pairs of token and id or, where it has scores, of token and
+        score; and `merges` to be put behind its own. `places` says where in the text, `sha256` in
+        which one. Nothing where nothing is new.
     """
-    return extended(base, additions(base, others, more))
+    if base.document is None:
+        return {}
+    data = base.document.data
+    asked = {str(entry["content"]): number for number, entry in enumerate(more)}
+    new = new_tokens(base.ids, [*(other.ids for other in others), asked])
+    entries = _new_entries(base, others, more, new)
+    pieces = {token: number for token, number in new.items() if token not in entries}
+    if not entries and not pieces:
+        return {}
+    found: dict[str, Any] = {
+        "entries": list(entries.values()),
+        "unlisted": [*base.document.more, *entries.values()],
+        "places": {key: list(place) for key, place in base.document.places.items()},
+        "sha256": base.document.sha256,
+    }
+    listed = [*added(data), *entries.values()]
+    found["pieces"] = _pieces(data["model"]["vocab"], others, pieces, listed)
+    if pieces and "merges" in data["model"]:
+        found["merges"] = _new_merges(data, others, pieces)
+    return found
 
 
-def additions(base: Data, others: Sequence[Data], more: Sequence[Data] = ()) -> dict[str, Any]:
-    """Return what `extended` is to add to the base's tokenizer, as plain data; see `unite`.
-
-    Returns:
-        `entries` of added tokens, `pieces` of the model as pairs of token and id, and where the
-        model has them their `scores` and the `merges` that make them.
-    """
-    known = tokens_of(base)
-    asked = [{str(entry["content"]): number for number, entry in enumerate(more)}]
-    new = new_tokens(known, [*map(tokens_of, others), *asked])
-    old = {str(entry["content"]) for entry in added(base)}
+def _new_entries(
+    base: Tokens, others: Sequence[Tokens], more: Sequence[Data], new: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Return the entries of added tokens that the base lacks, by token."""
+    old = {str(entry["content"]) for entry in added(base.data or {})}
     entries: dict[str, dict[str, Any]] = {}
-    for entry in [entry for other in others for entry in added(other)] + list(more):
+    every = [entry for other in others for entry in added(other.data or {})]
+    for entry in every + list(more):
         token = str(entry["content"])
         # What is a token of its own for one and a piece of the model for the other stays the base's
         # way, unless it is special: special tokens must not be reached by spelling them out.
         if token not in old and (token in new or entry.get("special")):
-            whole = {**entry, "id": new.get(token, known.get(token))}
+            whole = {**entry, "id": new.get(token, base.ids.get(token))}
             # Sorted, because a plan that has travelled as JSON has its keys in that order.
             entries.setdefault(token, dict(sorted(whole.items())))
-    pieces = {token: number for token, number in new.items() if token not in entries}
-    found: dict[str, Any] = {"entries": list(entries.values()), "pieces": list(pieces.items())}
-    if pieces and isinstance(base["model"]["vocab"], list):
-        every = (pair for other in reversed(others) for pair in other["model"]["vocab"])
-        scores = {piece: score for piece, score in every if piece in pieces}
-        found["scores"] = [scores[piece] for piece in pieces]
-    if pieces and "merges" in base["model"]:
-        found["merges"] = _new_merges(base, others, pieces)
-    return found
+    return entries
 
 
-def extended(base: Data, more: Mapping[str, Any]) -> Data:
-    """Return a tokenizer with what `additions` found."""
-    if not more["entries"] and not more["pieces"]:
-        return base
-    entries = sorted([*added(base), *more["entries"]], key=lambda entry: int(entry["id"]))
-    model = dict(base["model"])
-    pieces = dict(more["pieces"])
-    if pieces and isinstance(model["vocab"], list):
-        model["vocab"] = _scored(model["vocab"], pieces, more["scores"], entries)
-    elif pieces:
-        # Loaders count added tokens on from the model's size, so those between stand in it too.
-        last = max(pieces.values())
-        held = {str(e["content"]): int(e["id"]) for e in entries if int(e["id"]) < last}
-        model["vocab"] = {**model["vocab"], **held, **pieces}
-    if more.get("merges"):
-        model["merges"] = [*model["merges"], *more["merges"]]
-    return {**base, "added_tokens": entries, "model": model}
-
-
-def _kind(model: Data) -> str:
-    if model.get("type"):
-        return str(model["type"])
-    return "BPE" if "merges" in model else "Unigram" if isinstance(model["vocab"], list) else ""
-
-
-def _scored(
-    vocab: Sequence[Sequence[Any]],
+def _pieces(
+    vocab: Mapping[str, int] | Sequence[Sequence[Any]],
+    others: Sequence[Tokens],
     pieces: Mapping[str, int],
-    scores: Sequence[float],
-    entries: Sequence[Data],
-) -> list[Sequence[Any]]:
-    """Return a list of pieces and scores in which each new piece stands at its id.
+    listed: Sequence[Data],
+) -> list[list[Any]]:
+    """Return what is put behind the pieces of a model, so that each new one has its id.
 
-    A list has no gaps, so the ids of added tokens in between are held by the tokens themselves.
+    Args:
+        vocab: the model's own, by id, or as a list of pieces and scores.
+        others: tokenizers that the new ones come from.
+        pieces: the new ones with their ids.
+        listed: the added tokens of the result.
     """
-    names = {int(entry["id"]): str(entry["content"]) for entry in entries}
+    if not pieces:
+        return []
+    last = max(pieces.values())
+    names = {int(e["id"]): str(e["content"]) for e in listed if int(e["id"]) < last}
+    if isinstance(vocab, Mapping):
+        # Loaders count added tokens on from the model's size, so those between stand in it too.
+        held = [[token, number] for number, token in names.items() if token not in vocab]
+        return held + [[token, number] for token, number in pieces.items()]
+    # A list has no gaps, so the ids of added tokens in between are held by the tokens themselves.
+    every = (pair for other in reversed(others) for pair in _scored(other))
+    scores = {piece: score for piece, score in every if piece in pieces}
     least = min(float(score) for _, score in vocab) - _UNLIKELY
-    pairs = zip(pieces.items(), scores, strict=True)
-    by_id = {number: [piece, score] for (piece, number), score in pairs}
-    behind = range(len(vocab), max(pieces.values()) + 1)
-    return [*vocab, *(by_id.get(n) or [names.get(n, f"<unused_{n}>"), least] for n in behind)]
+    by_id = {number: [piece, scores[piece]] for piece, number in pieces.items()}
+    behind = range(len(vocab), last + 1)
+    return [by_id.get(n) or [names.get(n, f"<unused_{n}>"), least] for n in behind]
 
 
-def _new_merges(base: Data, others: Sequence[Data], pieces: Mapping[str, int]) -> list[Any]:
+def _scored(tokens: Tokens) -> Iterable[Sequence[Any]]:
+    vocab = (tokens.data or {})["model"]["vocab"] if tokens.data else ()
+    return vocab if isinstance(vocab, list) else ()
+
+
+def _new_merges(base: Data, others: Sequence[Tokens], pieces: Mapping[str, int]) -> list[Any]:
     """Return the merges that the base lacks and whose tokens are known, as the base writes them."""
-    merges, vocab = base["model"]["merges"], base["model"]["vocab"].keys() | pieces.keys()
+    merges, vocab = base["model"]["merges"], base["model"]["vocab"]
     as_text = bool(merges) and isinstance(merges[0], str)
-    known = set(_pairs(merges))
+    known = set(_merges(merges, as_text=as_text))
     found: list[Any] = []
     for other in others:
-        new = [pair for pair in _pairs(other["model"].get("merges") or ()) if pair not in known]
-        new = [(a, b) for a, b in new if a in vocab and b in vocab and a + b in vocab]
-        known.update(new)
-        found += [f"{a} {b}" for a, b in new] if as_text else map(list, new)
+        theirs = _merges(
+            (other.data or {"model": {}})["model"].get("merges") or (), as_text=as_text
+        )
+        for merge in [merge for merge in theirs if merge not in known]:
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            whole = left + right
+            if (
+                (left in vocab or left in pieces)
+                and (right in vocab or right in pieces)
+                and (whole in pieces or whole in vocab)
+            ):
+                known.add(merge)
+                found.append(merge)
     return found
 
 
-def _pairs(merges: Sequence[str | Sequence[str]]) -> Iterable[tuple[str, ...]]:
-    if merges and isinstance(merges[0], str):
-        return (tuple(str(merge).split(" ")) for merge in merges)
-    return map(tuple, merges)
+def _merges(
+    merges: Sequence[str | Sequence[str]], *, as_text: bool
+) -> Iterable[str | tuple[str, ...]]:
+    """Return merges in one of the two ways that they are written: as text, or as pairs."""
+    if bool(merges) and isinstance(merges[0], str):
+        return map(str, merges) if as_text else (tuple(str(merge).split(" ")) for merge in merges)
+    return map(" ".join, merges) if as_text else map(tuple, merges)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from mergekit_lite.tokenizer.misfit import misfit
 from mergekit_lite.tokenizer.read import plain_entry, tokens_of
-from mergekit_lite.tokenizer.unite import misfit, unite
-from tests.tokenizer.tokenizers import added, bpe, unigram, word_level
+from tests.tokenizer.tokenizers import added, bpe, read, unigram, unite, word_level
 
 
 def loaded(data: Any) -> Tokenizer:
@@ -57,7 +57,11 @@ def test_merges_of_both_are_kept_the_bases_first() -> None:
 def test_merges_are_written_the_way_the_base_writes_them() -> None:
     base = bpe("ab", [("a", "b")])
     base["model"]["merges"] = ["a b"]
-    assert unite(base, [bpe("ab", [("b", "a")])])["model"]["merges"] == ["a b", "b a"]
+    other = bpe("ab", [("b", "a")])
+    assert unite(base, [other])["model"]["merges"] == ["a b", "b a"]
+    assert unite(other, [base])["model"]["merges"] == [["b", "a"], ["a", "b"]]
+    other["model"]["merges"] = ["b a"]
+    assert unite(base, [other])["model"]["merges"] == ["a b", "b a"]
 
 
 def test_pieces_with_scores_stand_at_their_ids() -> None:
@@ -83,14 +87,15 @@ def test_further_tokens_can_be_added() -> None:
 
 
 def test_what_cannot_be_united_is_named() -> None:
-    base = bpe("ab", [("a", "b")])
-    assert misfit(base, word_level(["x"])) == (
+    base = read(bpe("ab", [("a", "b")]))
+    assert misfit(base, read(word_level(["x"]))) == (
         "it is of the kind WordLevel, the base's of the kind BPE"
     )
-    other = {**bpe("abc", []), "pre_tokenizer": {"type": "ByteLevel"}}
+    other = read({**bpe("abc", []), "pre_tokenizer": {"type": "ByteLevel"}})
     assert misfit(base, other) == "its `pre_tokenizer` differ from the base's"
     # Only added tokens are new, and those are taken over whatever the model.
-    assert misfit(base, {**bpe("ab", [], [("<s>", 2)]), "decoder": {"type": "ByteLevel"}}) == ""
+    byte_level = {**bpe("ab", [], [("<s>", 2)]), "decoder": {"type": "ByteLevel"}}
+    assert misfit(base, read(byte_level)) == ""
 
 
 words = st.lists(
@@ -105,12 +110,18 @@ def some(own: list[str], special: list[str]) -> dict[str, Any]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(words, specials, words, specials, words, specials)
+@given(words, specials, words, specials, words, specials, st.sampled_from([None, 0, 2]))
 def test_every_token_has_one_id_and_the_bases_ids_stay(
-    w0: list[str], s0: list[str], w1: list[str], s1: list[str], w2: list[str], s2: list[str]
+    w0: list[str],
+    s0: list[str],
+    w1: list[str],
+    s1: list[str],
+    w2: list[str],
+    s2: list[str],
+    indent: int | None,
 ) -> None:
     base, first, second = some(w0, s0), some(w1, s1), some(w2, s2)
-    data = unite(base, [first, second])
+    data = unite(base, [first, second], indent=indent)
     ids = tokens_of(data)
     assert loaded(data).get_vocab() == ids
     assert sorted(ids.values()) == list(range(len(ids)))

@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+from mergekit_lite.tokenizer import Tokens
+from mergekit_lite.tokenizer.document import Document, parsed, spliced
+from mergekit_lite.tokenizer.read import tokens_in
+from mergekit_lite.tokenizer.unite import additions
+
+
+def read(data: dict[str, Any], indent: int | None = None) -> Tokens:
+    document = parsed(json.dumps(data, indent=indent).encode())
+    assert isinstance(document, Document)
+    return tokens_in(document)
+
+
+def unite(
+    base: dict[str, Any],
+    others: Sequence[dict[str, Any]],
+    more: Sequence[dict[str, Any]] = (),
+    indent: int | None = None,
+) -> Any:
+    """Return the content of the text that a union writes."""
+    found = additions(read(base, indent), [read(other) for other in others], more)
+    text = json.dumps(base, indent=indent)
+    return json.loads(spliced(text, found) if found else text)
 
 
 def added(content: str, number: int, *, special: bool = True) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mergekit_lite.errors import RecipeError
+import mergekit_lite
+from mergekit_lite.errors import DataError, RecipeError
+from mergekit_lite.tokenizer import document, read
 from tests.checkpoints import read_weights, write_json
 from tests.tokenizer.tokenizers import bpe
 from tests.vocabulary.models import (
@@ -84,6 +86,24 @@ def test_a_union_with_nothing_new_is_the_base_byte_for_byte(tmp_path: Path) -> N
     for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         written = (tmp_path / "out" / file).read_bytes()
         assert written == (tmp_path / "base" / file).read_bytes() or file == "config.json"
+
+
+def test_each_tokenizer_is_parsed_once(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+    monkeypatch.setattr(read, "parsed", lambda raw: parsed.append(len(raw)) or document.parsed(raw))
+    merge(three, experts=BOTH, vocab="union")
+    assert len(parsed) == 3
+
+
+def test_a_tokenizer_that_changed_since_the_plan_is_not_added_to(three: Path) -> None:
+    expert = {"model": str(three / "math"), "weight": 0.5}
+    recipe = {"base": str(three / "base"), "experts": {"math": expert}, "vocab": "union"}
+    plan = mergekit_lite.plan({**recipe, "steps": ["task_arithmetic"]})
+    file = three / "base" / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(DataError, match="no longer what it was when the merge was planned"):
+        mergekit_lite.run(plan, three / "out")
+    assert not (three / "out").exists()
 
 
 def test_older_files_of_the_tokenizer_agree_with_the_union(tmp_path: Path) -> None:

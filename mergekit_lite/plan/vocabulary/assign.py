@@ -83,6 +83,7 @@ class Assignment:
                 self._forced |= own < 0
         named = np.zeros(target.rows, bool)
         named[list((target.ids or {}).values())] = True
+        self._in_result = {name: int((own[named] >= 0).sum()) for name, own in self._own.items()}
         self.made_up = np.flatnonzero(named & (self._source == MEAN)).tolist()
 
     def _fall_back(self) -> None:
@@ -173,4 +174,6 @@ class Assignment:
         if tokens is None or self._target.ids is None:
             return []
         mine = self._sides[name].known(self._base) or {}
+        if self._in_result[name] == len(mine):
+            return []
         return [token for token in mine if token not in self._target.ids]

@@ -18,6 +18,7 @@ from mergekit_lite.plan.vocabulary.sides import Side, side_of
 from mergekit_lite.plan.vocabulary.target import UNION, Target, target_of
 from mergekit_lite.plan.vocabulary.templates import template_of
 from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.tokenizer.files import many_objects
 from mergekit_lite.tokenizer.unite import additions
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def _settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Vo
             sides[name] = side
     try:
         if rule:
-            return _follow(recipe, found, sides, names, rule, findings)
+            with many_objects():
+                return _follow(recipe, found, sides, names, rule, findings)
         beyond(recipe, base, findings)
     except DataError as error:
         findings.problems += placed(error.problems, recipe.at("tokenizer"))
@@ -292,9 +294,8 @@ def _files(
     found: dict[str, Any] = {}
     if target.owner.name != "base":
         found = {"source": target.owner.name, "generation": dict(generation)}
-    data = target.owner.tokens.data if target.owner.tokens else None
-    if data is not None and (target.united or target.entries):
-        tokens = [sides[name].tokens for name in target.united]
-        others = [own.data for own in tokens if own is not None and own.data is not None]
-        found["additions"] = additions(data, others, target.entries)
+    if target.owner.tokens is not None and (target.united or target.entries):
+        others = [own for name in target.united if (own := sides[name].tokens) is not None]
+        if more := additions(target.owner.tokens, others, target.entries):
+            found["additions"] = more
     return found

@@ -10,8 +10,9 @@ from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.vocabulary.compare import few
 from mergekit_lite.plan.vocabulary.sides import Side
 from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.tokenizer.misfit import misfit
 from mergekit_lite.tokenizer.read import added, plain_entry
-from mergekit_lite.tokenizer.unite import misfit, new_tokens
+from mergekit_lite.tokenizer.unite import new_tokens
 
 UNION = "union"
 
@@ -111,12 +112,11 @@ def _united(
             )
             continue
         ids = side.tokens.ids
-        new = sorted(ids.keys() - known.keys(), key=ids.__getitem__)
+        new = [token for token in ids if token not in known]
         if not new:
             continue
-        mine, theirs = (owner.tokens.data if owner.tokens else None), side.tokens.data
-        odd = misfit(mine, theirs) if mine and theirs else "it has no `tokenizer.json`"
-        if odd and mine:
+        odd = misfit(owner.tokens, side.tokens) if owner.tokens and owner.tokens.data else ""
+        if odd:
             findings.problem(
                 f"the tokenizer of expert `{name}` cannot be united with the base's: {odd}; it has"
                 f" {len(new)} tokens that the base lacks ({few(new)})",
