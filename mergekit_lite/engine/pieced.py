@@ -1,10 +1,11 @@
-"""A tensor that is put together of runs of entries of others."""
+"""A tensor that is put together of runs of entries of others, in their order or in another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.inputs import as_float32
-from mergekit_lite.plan.types import Piece, Read
+from mergekit_lite.plan.types import Piece, Read, Turn
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.supplies import Supply
@@ -65,7 +66,51 @@ class Pieced:
         out.view(np.float32)[:] = as_float32(raw, supply.dtype)
 
 
-def pieced(read: Read, stored: Callable[[str], Supply]) -> Pieced:
+@dataclass
+class Turned:
+    """Entries whose blocks have their dimensions exchanged; the block in use stays in memory.
+
+    Args:
+        stored: the entries as they are stored.
+        turn: the blocks, and the order of their dimensions.
+    """
+
+    stored: Pieced
+    turn: Turn
+    is_delta = False
+    _number: int = -1
+    _block: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    @property
+    def dtype(self) -> str:
+        return self.stored.dtype
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        size, width = prod(self.turn.shape), DTYPE_BYTES[self.dtype]
+        done = 0
+        while done < count:
+            number, inside = divmod(self.turn.first + first + done, size)
+            n = min(size - inside, count - done)
+            self._load(number, size, width)
+            part = self._block[inside * width : (inside + n) * width]
+            out[done * width : (done + n) * width] = part
+            done += n
+
+    def _load(self, number: int, size: int, width: int) -> None:
+        if number == self._number:
+            return
+        self._number = -1
+        raw = np.empty(size * width, np.uint8)
+        self.stored.fill(number * size, size, raw)
+        entries = raw.view(f"u{width}").reshape(self.turn.shape).transpose(self.turn.axes)
+        self._block = np.ascontiguousarray(entries).reshape(-1).view(np.uint8)
+        self._number = number
+
+
+def pieced(read: Read, stored: Callable[[str], Supply]) -> Pieced | Turned:
     """Return what supplies an input that is made of pieces.
 
     Args:
@@ -76,4 +121,5 @@ def pieced(read: Read, stored: Callable[[str], Supply]) -> Pieced:
     for piece in read.pieces:
         if piece.name not in known:
             known[piece.name] = stored(piece.name)
-    return Pieced([(piece, known[piece.name]) for piece in read.pieces])
+    whole = Pieced([(piece, known[piece.name]) for piece in read.pieces])
+    return whole if read.turn is None else Turned(whole, read.turn)

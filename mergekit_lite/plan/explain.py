@@ -158,7 +158,8 @@ def _stored(read: Read, part: str, model: Model) -> list[tuple[str, TensorInfo]]
         return [(label, tensors[name]) for name, label in parts.items()]
     if read.pieces:
         counts = Counter(piece.name for piece in read.pieces)
-        parts = {n: f"{part}, in {plural(count, 'piece')}" for n, count in counts.items()}
+        how = ", turned" if read.turn is not None else ""
+        parts = {n: f"{part}, in {plural(count, 'piece')}{how}" for n, count in counts.items()}
         return [(label, tensors[name]) for name, label in parts.items()]
     info = tensors[read.name]
     if info.coded is None:

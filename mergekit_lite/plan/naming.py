@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 from mergekit_lite.checkpoint import layer_of
-from mergekit_lite.plan.expert_layout import match_expert_layout
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.plan.names import Prefix, few, plural, prefixes_between
+from mergekit_lite.plan.routed.match import match_expert_layout
 from mergekit_lite.recipe.renames import Renaming, in_scope
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.sources import Model

@@ -38,6 +38,21 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """Entries in blocks whose dimensions are exchanged, the matrix of one expert after the other.
+
+    Attributes:
+        shape: of a block as it is stored.
+        axes: its dimensions in the order in which they are wanted.
+        first: entry of the result at which the input begins.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """One input of a row: a whole stored tensor, or the factors of an adapter's delta.
 
@@ -53,6 +68,7 @@ class Read:
         gather: how its rows are found, where they are not those of the stored tensor.
         pieces: the runs of stored entries that it is made of, where it is no stored tensor;
             `name` is then that of the first.
+        turn: how the entries of the pieces are ordered anew, where their order is another.
     """
 
     source: str
@@ -64,6 +80,7 @@ class Read:
     held: int = 0
     gather: Gather | None = None
     pieces: tuple[Piece, ...] = ()
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +257,14 @@ class Plan:
             if lora:
                 lora = LoraFactors(**{**lora, "rows": tuple(lora["rows"])})
             if gather is not None:
-                parts = tuple(r for r in map(read, gather["parts"]) if r)
-                gather = Gather(gather["map"], parts, gather["dtype"])
+                stored = tuple(r for r in map(read, gather["parts"]) if r)
+                gather = Gather(gather["map"], stored, gather["dtype"])
             pieces = tuple(Piece(**piece) for piece in value["pieces"])
-            return Read(**{**value, "lora": lora, "gather": gather, "pieces": pieces})
+            turn = value["turn"]
+            if turn is not None:
+                turn = Turn(tuple(turn["shape"]), tuple(turn["axes"]), turn["first"])
+            parts = {"lora": lora, "gather": gather, "pieces": pieces, "turn": turn}
+            return Read(**{**value, **parts})
 
         def fusion(value: dict[str, Any] | None) -> Fusion | None:
             return Fusion(**{**value, "shape": tuple(value["shape"])}) if value else None

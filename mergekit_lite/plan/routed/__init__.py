@@ -1,0 +1,1 @@
+"""Routed experts that one model stores in another layout than the base."""
