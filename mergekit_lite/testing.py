@@ -29,6 +29,7 @@ from mergekit_lite.ops._chain import (
 )
 from mergekit_lite.ops._place import Place
 from mergekit_lite.ops._spec import Vector
+from mergekit_lite.ops._statistics import answer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -223,6 +224,26 @@ def _tiled_equals_whole(spec: OpSpec, way: Vector) -> None:
     _same(torch.cat(pieces), apply(deltas, place).flatten(), "tiles")
 
 
+def _zeros_count_as_declared(spec: OpSpec, way: Vector) -> None:
+    """Statistics of a whole model know tensors that nobody changes without reading them."""
+    import torch
+
+    params = {**spec.defaults(), "weights": [1.0] * len(way.deltas), **way.params}
+    place = Place(name="t", size=36, layer=way.layer, layers=way.layers)
+    deltas = _deltas(way, (4, 9))
+    values = [deltas[0], *deltas] if spec.kind == "post" else deltas
+    zeros, found = [torch.zeros_like(value) for value in values], list[Any]()
+    for needs in spec.statistics:
+        asked = needs.asked(params, 36)
+        if needs.of_model(params) and asked:
+            alike = getattr(needs, "of_zeros", ()) or (0.0,) * (2 * len(values))
+            for tensor, value in zip(
+                needs.of(zeros, place, params, tuple(found)), alike, strict=False
+            ):
+                _hold(bool((tensor == value).all()), f"zeros give {tensor}, not {value}")
+        found.append(answer_of(needs, params, values, place, tuple(found)))
+
+
 def _mask_depends_on_names_alone(spec: OpSpec, way: Vector) -> None:
     import torch
 
@@ -288,6 +309,8 @@ def _properties(spec: OpSpec) -> Iterator[tuple[str, Callable[[OpSpec, Vector], 
         yield "order of experts", _order_of_experts
     if spec.kind != "preset":
         yield "tiled equals whole", _tiled_equals_whole
+    if any(needs.whole or needs.scope for needs in spec.statistics):
+        yield "zeros count as declared", _zeros_count_as_declared
     if spec.random:
         yield "mask depends on names alone", _mask_depends_on_names_alone
     yield "same on the GPU", _same_on_gpu

@@ -22,9 +22,12 @@ class Ranking:
         ranks: the wanted k, from 1 on; 0 wants nothing.
         size: entries in all; a larger k counts as this number.
         signed: the entries are signed keys.
+        zeros: how many of them are zero and are never shown.
     """
 
-    def __init__(self, ranks: Sequence[int], size: int, *, signed: bool = False) -> None:
+    def __init__(
+        self, ranks: Sequence[int], size: int, *, signed: bool = False, zeros: int = 0
+    ) -> None:
         self.ranks = [min(rank, size) for rank in ranks]
         self.signed = signed
         self.shift = 16 if signed else 15
@@ -33,7 +36,11 @@ class Ranking:
         """Rank among the entries tied with the k-th, once that is known."""
         self.found = [0] * len(self.ranks)
         """Upper bits after the first count, all bits after the second."""
+        self.zeros = zeros
+        self.zero = UPPER // 2 if signed else 0
+        """Upper bits of zero, whose other bits are none."""
         self.bins: dict[int, NDArray[np.int64]] = {0: np.zeros(UPPER, np.int64)}
+        self.bins[0][self.zero] = zeros
         self._lock = threading.Lock()
 
     @property
@@ -64,6 +71,8 @@ class Ranking:
         if self.stage == 0:
             digits = {self.found[slot] for slot in wanted}
             self.bins = {digit: np.zeros(self.lower, np.int64) for digit in digits}
+            if self.zero in digits:
+                self.bins[self.zero][0] = self.zeros
         self.stage += 1
         return bool(wanted) and self.stage < 2
 

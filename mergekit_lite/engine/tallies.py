@@ -71,7 +71,8 @@ class OrderTally:
         with self._lock:
             while len(self._each) < inputs:
                 size, signed = self.question.size, self.needs.signed
-                self._each.append(Ranking(self.ranks, size, signed=signed))
+                zeros = sum(entries for _, entries in self.question.untouched)
+                self._each.append(Ranking(self.ranks, size, signed=signed, zeros=zeros))
         return self._each
 
     def row(self, layer: int | None) -> RowTally:
@@ -132,11 +133,25 @@ class TotalsTally:
     def answer(self) -> Answer:
         from mergekit_lite.engine.collect import sums_of
 
+        self._add_untouched()
         every = {
             layer: sums_of(self.needs, self.inputs, lambda part, sums=sums: sums[part].total())  # type: ignore[misc]
             for layer, sums in sorted(self._sums.items())
         }
         return every if self.needs.by_layer else every[OUTSIDE]
+
+    def _add_untouched(self) -> None:
+        """Add what no row brings: entries that are all the same number, mostly zero."""
+        alike = self.needs.of_zeros or (0.0,) * self.inputs
+        for layer, entries in self.question.untouched:
+            place = layer if self.needs.by_layer else OUTSIDE
+            blocks = {}
+            for i, left in enumerate(alike):
+                blocks["absolute", i, i] = [abs(left) * entries]
+                blocks["plain", i, i] = [left * entries]
+                for j, right in enumerate(alike[: i + 1]):
+                    blocks["gram", j, i] = [left * right * entries]
+            self.add(place, blocks, 0)
 
 
 class _SummedRow:

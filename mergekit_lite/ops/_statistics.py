@@ -84,6 +84,9 @@ class Statistic:
 class Order(Statistic):
     """The k-th largest magnitudes of the op's input, one `Cut` for each rank.
 
+    What is ranked must be zero where all of the op's inputs are: so tensors that nobody changes
+    are ranked with the others without being read.
+
     Attributes:
         ranks: (parameters, number of entries) -> the ranks k; none means no sweep is needed.
         ties: name of the op's parameter that may say "threshold" or "official": all entries tied
@@ -118,6 +121,8 @@ class Totals(Statistic):
         gram: inner products are wanted.
         plain: sums of the entries as they are are wanted.
         wanted: parameters -> whether this step needs the sums at all.
+        of_zeros: what each of the tensors that are summed holds where all of the op's inputs are
+            zero; empty means zero. So are tensors counted that nobody changes.
         by_layer: only of a whole model: the answer has the `Sums` of each layer by its index, and
             those of all tensors outside the layers at `OUTSIDE`.
     """
@@ -126,6 +131,7 @@ class Totals(Statistic):
     gram: bool = False
     plain: bool = False
     wanted: Callable[[Params], bool] = _always
+    of_zeros: tuple[float, ...] = ()
     by_layer: bool = False
 
     def of_model(self, params: Params) -> bool:

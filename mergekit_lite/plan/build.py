@@ -123,7 +123,7 @@ def _build(
     findings = Findings(warnings=list(recipe.notes))
     jobs: list[Job] = []
     frame, config, adapter = Frame((), 0), dict[str, Any](), dict[str, Any]()
-    vocabulary = Vocabulary()
+    vocabulary, untouched = Vocabulary(), dict[str, Any]()
     found = _check_inputs(recipe, models, findings)
     if found:
         base = found["base"]
@@ -131,18 +131,19 @@ def _build(
         if not base.settled and (stack is not None or not recipe.slices):
             vocabulary = settle(recipe, found, findings)
             frame, config = assemble(recipe, found, stack, findings)
-            jobs = _rows(recipe, found, frame, findings)
+            jobs, untouched = _rows(recipe, found, frame, findings)
         if not errors and not findings.all_problems():
             _check_output(recipe, found["base"], jobs, findings)
         if recipe.output.lora is not None:
             rows = AdapterRows(recipe, found, findings)
             jobs, adapter = rows.rows(jobs), rows.config()
+            untouched = {}  # their entries are those of small spaces
     if problems := findings.all_problems():
         errors = [*errors, RecipeError(problems)]
     if errors:
         raise _joined(errors)
     config = {**config, **(found["base"].changes)}
-    return _plan(recipe, found, jobs, frame, config, vocabulary, adapter, findings)
+    return _plan(recipe, found, jobs, frame, config, vocabulary, adapter, untouched, findings)
 
 
 def _resolve_all(
@@ -205,14 +206,17 @@ def _check_inputs(
     return found
 
 
-def _rows(recipe: Recipe, found: Mapping[str, View], frame: Frame, findings: Findings) -> list[Job]:
+def _rows(
+    recipe: Recipe, found: Mapping[str, View], frame: Frame, findings: Findings
+) -> tuple[list[Job], dict[str, tuple[tuple[int, int], ...]]]:
+    """Return all rows, and what no row brings to whole-model statistics."""
     rows = Rows(recipe, found, frame.layers, findings)
     jobs = [job for target in frame.targets if (job := rows.row(target)) is not None]
     check_rules(rows.rules, frame.layers, findings, [target.name for target in frame.targets])
     check_used(recipe, found, findings)
-    rows.statistics.check_used()
+    rows.steps.statistics.check_used()
     found["base"].changes.update(class_changes(rows.heads, found, recipe, findings))
-    return jobs
+    return jobs, rows.steps.untouched.table()
 
 
 def _check_output(recipe: Recipe, base: View, jobs: list[Job], findings: Findings) -> None:
@@ -241,6 +245,7 @@ def _plan(
     config: Mapping[str, Any],
     vocabulary: Vocabulary,
     adapter: Mapping[str, Any],
+    untouched: Mapping[str, tuple[tuple[int, int], ...]],
     findings: Findings,
 ) -> Plan:
     dtype = main_dtype(jobs)
@@ -279,6 +284,7 @@ def _plan(
             layer_map=frame.layer_map,
             row_maps=vocabulary.row_maps,
             tokenizer=vocabulary.tokenizer,
+            untouched=untouched,
             adapter=adapter,
         )
     )

@@ -8,8 +8,9 @@ one sweep over all rows; a later level sees the answers of those before it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -30,7 +31,8 @@ class Question:
         order: how far down the chain it is asked: (part of the chain, position, index).
         params: the op's parameters, without weights, as the first row has them.
         uses: (row, position in its steps) wherever it is asked.
-        size: entries of all these rows together.
+        size: entries of all these rows together, and of the tensors that nobody changes.
+        untouched: (layer, entries) of the latter, which no row brings: all are zero.
         level: sweeps of lower levels come first.
     """
 
@@ -42,6 +44,7 @@ class Question:
     params: Mapping[str, Any] = field(default_factory=dict)
     uses: tuple[tuple[int, int], ...] = ()
     size: int = 0
+    untouched: tuple[tuple[int, int], ...] = ()
     level: int = 0
 
     @property
@@ -64,6 +67,20 @@ class Question:
     def passes(self) -> int:
         """How often its rows are read to answer it."""
         return 2 if isinstance(self.needs, Order) else 1
+
+
+@cache
+def _asking() -> frozenset[str]:
+    return frozenset(
+        name
+        for name, spec in registry().items()
+        if any(needs.whole or needs.scope for needs in spec.statistics)
+    )
+
+
+def may_ask(ops: Iterable[str]) -> bool:
+    """Return whether any of these ops may ask something of the whole model."""
+    return not _asking().isdisjoint(ops)
 
 
 def asked_by(job: Job) -> Iterator[tuple[int, Question]]:
@@ -105,20 +122,18 @@ def relevant(needs: Statistic, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def questions_of(plan: Plan) -> list[Question]:
     """Return all questions of a plan, those of lower levels first; not all need be asked."""
-    specs = registry()
-    asking = {
-        name
-        for name, spec in specs.items()
-        if any(needs.whole or needs.scope for needs in spec.statistics)
-    }
     found: dict[str, Question] = {}
     for number, job in enumerate(plan.jobs):
-        if not any(step.op in asking for step in job.steps):
+        if not may_ask(step.op for step in job.steps):
             continue
         for at, question in asked_by(job):
             known = found.get(question.key, question)
             uses, size = (*known.uses, (number, at)), known.size + prod(job.shape)
             found[question.key] = replace(known, uses=uses, size=size)
+    for key, untouched in plan.untouched.items():
+        if key in found:
+            size = found[key].size + sum(entries for _, entries in untouched)
+            found[key] = replace(found[key], untouched=untouched, size=size)
     return _levelled(plan, sorted(found.values(), key=lambda question: question.order))
 
 

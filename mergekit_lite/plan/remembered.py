@@ -32,6 +32,7 @@ MOST_BYTES = 4_000_000
 """Size of the file beyond which the oldest answers are forgotten."""
 _NOT_ASKED = frozenset(
     {"inputs", "jobs", "shards", "dtype", "seed", "warnings", "recipe", "config", "folder"}
+    | {"untouched"}
 )
 """Fields of a plan that no answer depends on, or that are looked at in more detail."""
 
@@ -110,6 +111,7 @@ def digest_of(plan: Plan, question: Question, table: Mapping[str, Answer]) -> st
     facts = {
         "question": question.key,
         "rows": rows,
+        "untouched": question.untouched,
         "files": files,
         "measured": measured,
         "upstream": {key: to_data(table[key]) for key in sorted(upstream)},

@@ -16,18 +16,15 @@ from mergekit_lite.plan.frame import Target
 from mergekit_lite.plan.inputs import View, check_tensor, shape_text
 from mergekit_lite.plan.layout import output_dtype
 from mergekit_lite.plan.names import plural
+from mergekit_lite.plan.row_steps import IDENTITY, RowSteps
 from mergekit_lite.plan.rules import Decision, Rules
 from mergekit_lite.plan.shortcuts import least_inputs, same_as, wanted
-from mergekit_lite.plan.statistic_files import StatisticFiles
 from mergekit_lite.plan.types import Job, Read, Step
 from mergekit_lite.recipe.cascade import Chain
 from mergekit_lite.recipe.schema import Recipe
 
 _EXPERTS = re.compile(r"experts?\b|_moe\b", re.IGNORECASE)
 """What names of a routed model hold, whose modules called `gate` are routers."""
-
-_IDENTITY = Step("passthrough", {"source": None, "scale": 1.0, "weights": [1.0]})
-"""What a row does that only changes the dtype, or only forms an adapter's weight."""
 
 
 class Rows:
@@ -49,7 +46,7 @@ class Rows:
         self.rules = Rules(recipe)
         self.chains = Chains(recipe, layers, findings)
         self.heads: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self.statistics = StatisticFiles(recipe, findings)
+        self.steps = RowSteps(recipe, findings)
         self.routed = any(_EXPERTS.search(name) for name in found["base"].tensors)
         self._ops = registry()
 
@@ -196,7 +193,7 @@ class Rows:
         same = same_as(spec, chain.params, reads, weights)
         if same is not None:
             return self._copy(target, same, decision, f"`{spec.name}` gives back {same.source}")
-        step = self._combine(spec, chain, weights, target, names, decision)
+        step = self.steps.combine(spec, chain, weights, target, names, decision.where)
         return self._computed(target, reads, [step], decision)
 
     def _merge_deltas(
@@ -207,8 +204,10 @@ class Rows:
         names: Sequence[str],
         decision: Decision,
     ) -> Job:
-        base = self._whole(self.found["base"], target)
+        base, where = self._whole(self.found["base"], target), decision.where
         reads = [self.found[name].read(target.name) for name in names]
+        if any(read.zero for read in reads):
+            self.steps.count_untouched(target, spec, chain, reads, where)
         if all(read.zero for read in reads):
             return self._copy(target, base, decision, "every delta is zero")
         weights = [chain.weights.get(name, 1.0) for name in names]
@@ -218,49 +217,14 @@ class Rows:
             for read in reads
             if not read.zero
             for op, params in chain.transforms.get(read.source, ())
-            if (step := self._step(op, params, target, [read.source], decision)) is not None
+            if (step := self.steps.step(op, params, target, [read.source], where)) is not None
         ]
-        combine = self._combine(spec, chain, weights, target, names, decision)
+        combine = self.steps.combine(spec, chain, weights, target, names, where)
         why = "" if combine.op == spec.name else f"`{spec.name}` leaves it to `{combine.op}`"
         steps.append(combine)
-        posts = (self._step(op, params, target, names, decision) for op, params in chain.posts)
+        posts = (self.steps.step(op, p, target, names, where) for op, p in chain.posts)
         steps += [post for post in posts if post is not None]
         return self._computed(target, reads, steps, decision, base=base, why=why)
-
-    def _combine(
-        self,
-        spec: OpSpec,
-        chain: Chain,
-        weights: Sequence[float],
-        target: Target,
-        names: Sequence[str],
-        decision: Decision,
-    ) -> Step:
-        step = self._step(spec.name, chain.params, target, names, decision) or _IDENTITY
-        return Step(step.op, {**step.params, "weights": list(weights)})
-
-    def _step(
-        self,
-        op: str,
-        params: Mapping[str, Any],
-        target: Target,
-        names: Sequence[str],
-        decision: Decision,
-    ) -> Step | None:
-        """Return a step for a tensor, or what stands in for it there; None for nothing."""
-        spec, shape = self._ops[op], target.info.shape
-        other = spec.stand_in(params, shape, target.role, len(names))
-        if other is None and spec.calibration:
-            has = self.statistics.has(spec, params, target.info, names, decision.where)
-            if not has and spec.without is not None:
-                other = spec.without(params, len(names))
-        if other is None:
-            return Step(op, spec.params_for(params, shape))
-        op, params = other
-        if not op:
-            return None
-        spec = self._ops[op]
-        return Step(op, spec.params_for({**spec.defaults(), **params}, shape))
 
     def _reads_named(
         self,
@@ -336,7 +300,7 @@ class Rows:
             return Job(
                 info.name, dtype, info.shape, 0, 0, "copy", (read,), layer=layer, rule=reason
             )
-        return self._computed(target, [read], [_IDENTITY], decision, why=why)
+        return self._computed(target, [read], [IDENTITY], decision, why=why)
 
     def _computed(
         self,

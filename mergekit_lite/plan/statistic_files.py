@@ -66,6 +66,13 @@ class StatisticFiles:
             self._check(spec, path, name, info, found[name], wanted, where)
         return True
 
+    def holds(
+        self, spec: OpSpec, params: Mapping[str, Any], name: str, names: Sequence[str], where: str
+    ) -> bool:
+        """Return whether any file of an op has a statistic of a tensor; nothing is noted."""
+        files = files_of(params, names).values()
+        return any([self._tensor(spec, path, name, where) is not None for path in files])
+
     def _assigned(
         self, spec: OpSpec, files: Mapping[str, str], names: Sequence[str], where: str
     ) -> bool:

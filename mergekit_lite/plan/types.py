@@ -206,6 +206,8 @@ class Plan:
         layer_map: of a recipe with slices, where each layer of the output comes from.
         row_maps: how inputs of another vocabulary are gathered, by `Gather.map`.
         tokenizer: how the output's tokenizer files are made, where they are not just the base's.
+        untouched: question about the whole model -> (layer, entries) of the tensors that it is
+            about and no row brings to it, as nobody changes them (`plan/questions.py`).
         adapter: `adapter_config.json` of an output that is an adapter; empty for a model.
         stages: the plans of all stages by name, those first that others use; of the whole only.
         written: stages that are written before they are used, and why.
@@ -226,6 +228,7 @@ class Plan:
     layer_map: tuple[Mapping[str, Any], ...] = ()
     row_maps: Mapping[str, RowMap] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    untouched: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Plan] = field(default_factory=dict)
     written: Mapping[str, str] = field(default_factory=dict)
@@ -281,6 +284,9 @@ class Plan:
                 }
             )
 
+        def untouched(value: list[list[int]]) -> tuple[tuple[int, int], ...]:
+            return tuple((layer, entries) for layer, entries in value)
+
         tuples = ("missing", "extra")
         inputs = {
             name: Input(**{**value, **{key: tuple(value[key]) for key in tuples}})
@@ -295,6 +301,7 @@ class Plan:
             layer_map=tuple(raw.pop("layer_map")),
             config_without=tuple(raw.pop("config_without")),
             row_maps={key: RowMap.from_plain(v) for key, v in raw.pop("row_maps").items()},
+            untouched={key: untouched(value) for key, value in raw.pop("untouched").items()},
             **raw,
         )
 
@@ -325,6 +332,7 @@ class Plan:
             "compat": self.compat,
             "row_maps": self.row_maps,
             "tokenizer": self.tokenizer,
+            **({"untouched": self.untouched} if self.untouched else {}),
         }
         return hashlib.sha256(_json(content).encode()).hexdigest()
 

@@ -18,6 +18,8 @@ from mergekit_lite.ops import OpSpec, registry
 from tests.checkpoints import read_weights, write_json
 
 LAYERS, RANK, SCALE = 4, 4, 2.0
+LEFT_ALONE = {expert: (3,) for expert in EXPERTS} | {EXPERTS[1]: (0, 3)}
+"""Layers that an adapter has no factors for; a model has the base's weights there."""
 SHAPES = {
     f"model.layers.{layer}.{module}": shape
     for layer in range(LAYERS)
@@ -29,18 +31,12 @@ SHAPES = {
 }
 
 
-# They rank the whole model, which is what a step is applied to: what an adapter leaves alone is
-# not ranked with the others.
-_RANK_ALL = {"graft", "localize_and_stitch", "pcb", "tatr"}
-
-
 def _compares(spec: OpSpec) -> bool:
     """Return whether both forms are the same request.
 
     Statistic files name a model's own tensors, and a fold is of adapters alone.
     """
-    apart = {"lora_fold", *_RANK_ALL}
-    return not (spec.calibration or spec.structural or spec.name in apart)
+    return not (spec.calibration or spec.structural or spec.name == "lora_fold")
 
 
 NAMES = sorted(name for name, spec in registry().items() if _compares(spec))
@@ -62,6 +58,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         factors: dict[str, torch.Tensor] = {}
         whole = dict(base)
         for name, (tall, wide) in SHAPES.items():
+            if any(f"layers.{layer}." in name for layer in LEFT_ALONE[expert]):
+                continue
             a, b = 0.1 * noise(RANK, wide), 0.1 * noise(tall, RANK)
             factors[f"base_model.model.{name}.lora_A.weight"] = a
             factors[f"base_model.model.{name}.lora_B.weight"] = b
@@ -81,12 +79,15 @@ def _write_model(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     write_json(folder / "config.json", {"model_type": "made-up", "num_hidden_layers": LAYERS})
 
 
-def _merged(place: Path, out: Path, spec: OpSpec, form: str) -> dict[str, torch.Tensor]:
-    recipe: dict[str, Any] = yaml.safe_load(example_recipe(spec))
+def _merged(
+    place: Path, out: Path, name: str, form: str, steps: Any = None
+) -> dict[str, torch.Tensor]:
+    recipe: dict[str, Any] = yaml.safe_load(example_recipe(registry()[name]))
+    recipe["steps"] = steps or recipe["steps"]
     recipe["base"] = str(place / "base")
     key = "lora" if form == "lora" else "model"
     recipe["experts"] = {e: {key: str(place / f"{e}-{form}")} for e in recipe["experts"]}
-    if spec.name == "layer_swap":
+    if name == "layer_swap":
         recipe["steps"][0]["layer_swap"] |= {"bottom": 1, "top": 1}
     shutil.rmtree(out, ignore_errors=True)
     mergekit_lite.run(recipe, out, threads=1)
@@ -98,12 +99,48 @@ def test_an_adapter_is_the_model_it_stands_for(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("MERGEKIT_LITE_JIT", "0")
+    _compare(place, *(_merged(place, tmp_path / "out", name, form) for form in ("lora", "model")))
+
+
+def _compare(
+    place: Path, low: Mapping[str, torch.Tensor], whole: Mapping[str, torch.Tensor]
+) -> None:
     base = read_weights(place / "base")
-    low, whole = (
-        _merged(place, tmp_path / "out", registry()[name], form) for form in ("lora", "model")
-    )
     apart = torch.cat([(low[key] - whole[key]).flatten() for key in base])
     change = torch.cat([(whole[key] - base[key]).flatten() for key in base])
     # The model's weights were rounded once more than the adapter's factors.
     assert float(apart.norm()) <= 1e-4 * float(change.norm())
     assert float(change.norm()) > 0
+
+
+WHOLE_MODEL: list[tuple[str, dict[str, Any]]] = [
+    ("ties", {"scope": "model", "density": 0.3, "zero_sign": "majority"}),
+    ("ties", {"scope": "model", "density": 0.9, "tie_mode": "official"}),  # zeros are kept too
+    ("dare_ties", {"scope": "model", "density": 0.5}),
+    ("tatr", {"quantile": 0.9}),
+    ("tatr", {"quantile": 0.3}),  # the threshold is zero: all that two have changed falls out
+    ("pcb", {"ratio": 0.3}),
+    # The median is over all layers, those of no adapter among them.
+    ("mediator_split", {"keep": EXPERTS[0], "density": 0.9}),
+]
+
+
+@pytest.mark.parametrize("jit", ["1", "0"])
+@pytest.mark.parametrize(("name", "params"), WHOLE_MODEL)
+def test_a_share_of_the_model_counts_what_an_adapter_leaves_alone(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    params: dict[str, Any],
+    jit: str,
+) -> None:
+    monkeypatch.setenv("MERGEKIT_LITE_JIT", jit)
+    monkeypatch.setattr(
+        "mergekit_lite.plan.remembered.cache_folder", lambda part: tmp_path / "cache" / part
+    )
+    forms = ("lora", "model")
+    _compare(
+        place,
+        *(_merged(place, tmp_path / "out", name, form, [{name: params}]) for form in forms),
+    )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergekit_lite.engine.collect import OrderCollector, TotalsCollector
+from mergekit_lite.engine.collect import OrderCollector, TotalsCollector, count, keys_of
+from mergekit_lite.engine.ranking import Ranking
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._spec import REGISTRY, transform
 from mergekit_lite.ops._statistics import Totals, order_cuts, totals
@@ -53,6 +54,24 @@ def test_cuts_do_not_depend_on_tiles(tile: int, keep_ties: bool) -> None:
             collector.add(part, first)
         again = collector.next()
     assert collector.answer() == order_cuts(values, ranks, keep_ties=keep_ties)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_zeros_that_are_not_shown_are_ranked_all_the_same(signed: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(900, generator=generator)
+    shown = torch.cat([values, torch.tensor([0.0, -0.0])])
+    every = torch.cat([shown, torch.zeros(700)])
+    ranks = (1, 300, 460, 901, 1200, 1601, 5000)
+    ranking = Ranking(ranks, len(every), signed=signed, zeros=700)
+    again = True
+    while again:
+        ranking.add(count(keys_of(shown, signed=signed), ranking))
+        again = ranking.next()
+    expected = order_cuts(every, ranks, keep_ties=True, signed=signed)
+    assert [ranking.threshold(slot) for slot in range(len(ranks))] == [
+        c.threshold for c in expected
+    ]
 
 
 def test_an_op_that_needs_whole_tensors_gets_them(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from mergekit_lite.plan.remembered import Remembered, digest_of
 from mergekit_lite.plan.stack_layers import stack_layers
 from mergekit_lite.plan.sweeps import sweeps_of
 from mergekit_lite.plan.types import Job, Plan
-from tests.plan.hollow import llama, recipe
+from tests.plan.hollow import llama, recipe, write, write_adapter
 
 SIZE = sum(2 * shape[0] * (shape[1] if shape[1:] else 1) for _, shape in llama().values())
 TENSORS = len(llama())
+ONE_MODULE = {"model.layers.0.self_attn.q_proj": (32, 32)}
 ANSWER = (Cut(0.5, EVERY),)
 
 
@@ -58,6 +59,46 @@ def test_only_what_is_asked_about_is_read(root: Path) -> None:
     left = plan(root, "[{graft: {density: 1}}, task_arithmetic]")
     assert sweeps_of(left) == []
     assert len(questions_of(left)) == 2
+
+
+def test_what_an_adapter_leaves_alone_is_counted_and_not_read(root: Path) -> None:
+    write_adapter(root / "lora", ONE_MODULE)
+    text = "base: base\nexperts: {math: {model: math}, low: {lora: lora}}\n"
+    made = build(recipe(root, f"{text}steps: [graft, {{tatr: {{quantile: 0.5}}}}]"))
+    math, low, both = questions_of(made)
+    assert (math.expert, low.expert, both.op) == ("math", "low", "tatr")
+    assert math.size == low.size == both.size == SIZE // 2
+    assert sum(entries for _, entries in low.untouched) == SIZE // 2 - 32 * 32
+    assert not math.untouched
+    assert not both.untouched
+    assert len(low.uses) == 1
+    assert len(both.uses) == TENSORS
+    # The first layer lacks a module of its entries, the second none.
+    assert dict(low.untouched)[1] - dict(low.untouched)[0] == 32 * 32
+    (first, _) = sweeps_of(made)
+    assert first.read_bytes == 2 * (2 * SIZE + 4 * 2 * 4 * 32)
+    alone = build(recipe(root, f"{text}steps: [{{tatr: {{weights: {{low: 1}}}}}}]"))
+    (question,) = questions_of(alone)
+    assert question.size == SIZE // 2
+    assert [job.kind for job in alone.jobs].count("copy") == TENSORS - 1
+    assert Plan.from_json(alone.to_json()) == alone
+    fewer = replace(alone, untouched={})
+    assert fewer.content_digest() != alone.content_digest()
+    assert digest_of(fewer, questions_of(fewer)[0], {}) != digest_of(alone, question, {})
+
+
+def test_what_a_model_may_lack_is_counted_too(root: Path) -> None:
+    tensors = {name: info for name, info in llama().items() if "1.mlp" not in name}
+    write(root / "math", tensors)
+    made = plan(root, "[{ties: {scope: model}}]", "allow_missing: ['model.layers.1.mlp.*']")
+    assert {question.size for question in questions_of(made)} == {SIZE // 2}
+
+
+def test_an_adapter_made_of_adapters_ranks_its_own_space(root: Path) -> None:
+    write_adapter(root / "lora", ONE_MODULE)
+    text = "base: base\nexperts: {low: {lora: lora}, high: {lora: lora}}\nsteps: [ties]\n"
+    made = build(recipe(root, f"{text}output: {{lora: {{method: core_space}}}}"))
+    assert made.untouched == {}
 
 
 def test_what_an_earlier_run_has_found_is_not_read_again(root: Path, tmp_path: Path) -> None:

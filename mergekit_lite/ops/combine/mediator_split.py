@@ -85,7 +85,14 @@ def _vector(expect: list[float], source: str, **params: Any) -> Vector:
     reports=manifest,
     needs=(
         Order(ranks, whole=True, each=True, depends=("density",)),
-        Totals(whole=True, absolute=True, by_layer=True, derived=opposed, depends=("density",)),
+        Totals(
+            whole=True,
+            absolute=True,
+            by_layer=True,
+            derived=opposed,
+            depends=("density",),
+            of_zeros=(0.0, 1.0),
+        ),
     ),
     vectors=[
         _vector([1.5, -4, 1.5, 0], "a single layer has the median conflict: an average"),
