@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from math import prod
 from typing import Any
 
@@ -69,18 +68,10 @@ class Question:
         return 2 if isinstance(self.needs, Order) else 1
 
 
-@cache
-def _asking() -> frozenset[str]:
-    return frozenset(
-        name
-        for name, spec in registry().items()
-        if any(needs.whole or needs.scope for needs in spec.statistics)
-    )
-
-
 def may_ask(ops: Iterable[str]) -> bool:
     """Return whether any of these ops may ask something of the whole model."""
-    return not _asking().isdisjoint(ops)
+    specs = registry()
+    return any(needs.whole or needs.scope for op in ops for needs in specs[op].statistics)
 
 
 def asked_by(job: Job) -> Iterator[tuple[int, Question]]:
