@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,14 @@ from mergekit_lite.engine.kinds import merge_loop
 from mergekit_lite.engine.program import Program, set_gram
 from mergekit_lite.engine.ranks import find_cuts
 from mergekit_lite.engine.row import Row, Write
+from mergekit_lite.engine.selecting import find_selection
 from mergekit_lite.engine.totals import find_factors, gram_of
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.tile import merge_tile
+
+Finder = Callable[[Row, Program, threading.Event], None]
+FINDERS: Mapping[str, Finder] = {"sce": find_selection}
+"""What finds the statistics of combines that have a kind of their own."""
 
 
 def merge_row(
@@ -32,6 +37,8 @@ def prepare(row: Row, program: Program, stop: threading.Event, *, allow_nonfinit
     find_statistics(row, program, stop)
     if program.gram is not None:
         set_gram(program, gram_of(row, stop))
+    if program.finder and row.size:
+        FINDERS[program.finder](row, program, stop)
     row.check_finite(allow_nonfinite)
 
 

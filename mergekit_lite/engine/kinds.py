@@ -16,10 +16,11 @@ from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.chain import Kind, kernel_for
 from mergekit_lite.kernels.chain_ranks import Ranked, sample_for, scan_for
 from mergekit_lite.kernels.chain_sums import kept_for
-from mergekit_lite.kernels.codec import CODES
+from mergekit_lite.kernels.codec import CODES, F32
 from mergekit_lite.kernels.combine import WEIGHTED_SUM
 from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
+from mergekit_lite.kernels.selection_sums import selected_squares_tile, variance_tile
 from mergekit_lite.kernels.steps import DARE
 from mergekit_lite.kernels.sums import gram_tile, kept_tile
 from mergekit_lite.kernels.tile import merge_tile
@@ -32,6 +33,10 @@ WORTHWHILE = 1 << 24
 """Entries of a kind of row that are worth a loop of its own, which takes seconds to compile."""
 FEW = 4
 """Loops that are sooner compiled than a general kernel."""
+_FOUND: Mapping[str, tuple[int, tuple[Kernel, ...]]] = {
+    "sce": (1, (variance_tile, selected_squares_tile)),
+}
+"""Combine -> how many ranks of derived values it asks for, and the kernels that it has for that."""
 _ALL = 1 << 32  # what a random drop keeps of 32-bit numbers when it drops none
 
 
@@ -116,6 +121,7 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
             always[low_rank_tile] = None
         if program.gram is not None:
             always[gram_tile] = None
+        always |= dict.fromkeys(_found_by(program.finder))
         if program.wanted:
             always[nth_equal] = None
     small = [k for k, count in entries.items() if not k.is_compiled and count < WORTHWHILE]
@@ -128,6 +134,15 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
         if model.plan is not None:
             always |= dict.fromkeys(wanted_kernels(model.plan, model.parts))
     return list(always)
+
+
+def _found_by(finder: str) -> list[Kernel]:
+    """Return the kernels that find a combine's own statistics, but for those of rare cases."""
+    if not finder:
+        return []
+    ranks, kernels = _FOUND[finder]
+    kind = Ranked(base=-1, code=F32, is_delta=True, kinds=(), ranks=ranks)
+    return [*kernels, *([scan_for(kind), sample_for(kind), nth_equal] if ranks else [])]
 
 
 def stored(job: Job, models: Mapping[str, Model]) -> tuple[list[int], list[bool]]:

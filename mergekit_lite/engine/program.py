@@ -22,6 +22,7 @@ from mergekit_lite.kernels.combine import (
     FARTHEST,
     MAX,
     MEAN,
+    SELECTED,
     SUM,
     VOTE,
     WEIGHTED_SUM,
@@ -87,6 +88,8 @@ class Program:
         weight_space: whether experts enter as whole weights.
         width: entries of a row when a step works on rows, else 0.
         gram: inner products -> weights, of a combine that needs them (`set_gram`).
+        finder: the combine, if it has statistics of a kind of its own (`cpu.FINDERS`).
+        params: of that combine.
     """
 
     kinds: NDArray[np.int64]
@@ -105,11 +108,13 @@ class Program:
     of_model: set[tuple[int, int]] = field(default_factory=set)
     by_l1: dict[tuple[int, int], float] = field(default_factory=dict)
     gram: Callable[[Sums], Sequence[float]] | None = None
+    finder: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_swept(self) -> bool:
         """Whether statistics of the row must be found before its first tile."""
-        return bool(self.wanted or self.by_l1 or self.gram is not None)
+        return bool(self.wanted or self.by_l1 or self.gram is not None or self.finder)
 
     def waiting(self) -> dict[int, int]:
         """Return the first transform of each expert that waits for a statistic.
@@ -226,7 +231,7 @@ def _assemble(
     experts, depth = len(job.reads), max((len(row) for row in rows), default=0)
     weights = np.array(params.get("weights") or [1.0] * experts, np.float32)
     divisor, options, kind = np.float32(0.0), np.zeros(4, np.int64), WEIGHTED_SUM
-    gram = None
+    gram, finder = None, ""
     if combine.op in ("linear", "task_arithmetic"):
         if params["normalize"]:
             divisor = np.float32(total_weight(weights.tolist()))
@@ -252,12 +257,15 @@ def _assemble(
         weights = np.array([params.get("scale", 1.0)], np.float32)
     elif spec.blend is not None and isinstance(spec.needs, Totals) and spec.needs.wanted(params):
         gram = partial(spec.blend, params, weights.tolist())
+    elif combine.op == "sce":
+        kind, finder = SELECTED, combine.op
+        options[2] = params["merge_masked"]
     else:
         return None
     steps = [step for row in rows for step in row]
     width = max((step.width for step in steps), default=0)
-    if gram is not None and depth:
-        return None  # inner products are those of the inputs as they are stored
+    if depth and (gram is not None or finder):
+        return None  # sums are those of the inputs as they are stored
     if width and any(step.l1_density is not None for step in steps):
         return None  # sums are taken in blocks that do not end where rows do
     program = Program(
@@ -272,6 +280,8 @@ def _assemble(
         weight_space=spec.space_for(params) == "weight",
         width=width,
         gram=gram,
+        finder=finder,
+        params=params,
     )
     for e, row in enumerate(rows):
         for t, step in enumerate(row):

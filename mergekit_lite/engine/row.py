@@ -44,6 +44,7 @@ class Row:
         weight_space: whether experts enter as whole weights.
         keep: inputs of at most so many bytes together are read once and kept, for a row that is
             swept more than once.
+        slots: what supplies the inputs; by default what the job's reads say.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class Row:
         width: int = 0,
         weight_space: bool,
         keep: int = 0,
+        slots: list[Slot] | None = None,
     ) -> None:
         self.job = job
         self.weight_space = weight_space
         self.readers = readers
         self.pool = pool
         self.size = prod(job.shape)
-        self.slots = slots_of(job, readers)
+        self.slots = slots_of(job, readers) if slots is None else slots
         self.codes = np.array([CODES[s.dtype] if s.dtype else -1 for s in self.slots], np.int64)
         self.is_delta = np.array([s.is_delta for s in self.slots], np.int64)
         self.width = width

@@ -18,7 +18,16 @@ import numpy as np
 from mergekit_lite.kernels import entry
 from mergekit_lite.kernels._jit import Inlined, Kernel, inlined
 from mergekit_lite.kernels.codec import LARGEST, WIDTHS, non_finite_stored
-from mergekit_lite.kernels.combine import ACTIVE_MEAN, CLAIMED, CLIPPED, FARTHEST, MAX, MEAN, VOTE
+from mergekit_lite.kernels.combine import (
+    ACTIVE_MEAN,
+    CLAIMED,
+    CLIPPED,
+    FARTHEST,
+    MAX,
+    MEAN,
+    VOTE,
+    WEIGHTED_SUM,
+)
 from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY
 
 MOST_INPUTS: Final = 12
@@ -71,7 +80,8 @@ class Kind:
         kinds = {kind for row in self.kinds for kind in row}
         # Non-finite weights are found by what comes out, which a transform might hide.
         hidden = self.weight_space and bool(kinds)
-        return len(self.codes) <= MOST_INPUTS and kinds <= KNOWN and not hidden
+        written = self.combine in _COMBINES
+        return written and len(self.codes) <= MOST_INPUTS and kinds <= KNOWN and not hidden
 
 
 @lru_cache(maxsize=256)
@@ -146,7 +156,7 @@ def source(kind: Kind) -> str:
         for t, step in enumerate(kind.kinds[e - 1]):
             transform(str(e), f"{e - 1}, {t}", t, step, before, lines)
         before.append(f"w{e} = weights[{e - 1}]")
-    lines += _COMBINES.get(kind.combine, _weighted)(kind, experts)
+    lines += _COMBINES[kind.combine](kind, experts)
     for k in range(kind.posts):
         before.append(f"post{k} = posts[{k}]")
         lines.append(f"y = y * post{k}")
@@ -283,6 +293,7 @@ def _clipped(kind: Kind, experts: range) -> list[str]:
 
 
 _COMBINES: Final[dict[int, Callable[[Kind, range], list[str]]]] = {
+    WEIGHTED_SUM: _weighted,
     VOTE: _vote,
     FARTHEST: _largest,
     ACTIVE_MEAN: _active_mean,

@@ -15,6 +15,7 @@ FARTHEST: Final = 2
 ACTIVE_MEAN: Final = 3
 CLAIMED: Final = 4
 CLIPPED: Final = 5
+SELECTED: Final = 6
 
 MEAN: Final = 0
 SUM: Final = 1

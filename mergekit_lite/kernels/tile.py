@@ -14,6 +14,7 @@ from mergekit_lite.kernels.combine import (
     CLAIMED,
     CLIPPED,
     FARTHEST,
+    SELECTED,
     VOTE,
     active_mean,
     claimed,
@@ -23,6 +24,7 @@ from mergekit_lite.kernels.combine import (
     weighted_sum,
 )
 from mergekit_lite.kernels.row_drop import drop_rows
+from mergekit_lite.kernels.selection import select, shared, variance
 from mergekit_lite.kernels.steps import (
     BAND,
     CUT,
@@ -205,6 +207,11 @@ def merge_tile(
             claimed(x, experts, n, weights, divisor, options[1], merged, mass)
         elif combine == CLIPPED:
             clipped(x, n, divisor, merged)
+        elif combine == SELECTED:
+            if options[2] != 0:
+                variance(x, experts, n, ballot, mass)
+                select(x, experts, n, first + start, np.uint32(options[0]), options[1], mass)
+            shared(x, experts, n, weights, merged, ballot, mass)
         else:
             weighted_sum(x, experts, n, weights, divisor, merged)
         for k in range(posts.shape[0]):

@@ -26,6 +26,9 @@ _FUSED = frozenset(
     | {"passthrough", "scale", "magmax", "magprune", "ram", "consensus", "nearswap"}
 )
 """Ops that the fused kernels know, nearly whatever their parameters."""
+_DERIVED = {"sce": 1}
+"""Combines that they know of inputs which no transform has changed -> for how many ranks of values
+that they derive from all inputs they sweep the row."""
 TILE_ENTRIES = 1 << 18
 """Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`.
 
@@ -80,7 +83,7 @@ def made_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     if job.kind == "copy":
         return 0
     tiles = 4 * TILE_ENTRIES * (inputs_of(job) + 2)
-    result = job_bytes(job) if any(is_whole(specs[step.op], step) for step in job.steps) else 0
+    result = job_bytes(job) if any(is_whole(specs[step.op], step, job) for step in job.steps) else 0
     kept = kept_bytes(job, specs)
     return tiles + result + kept + rank_bytes(job, specs) + whole_bytes(job, specs)
 
@@ -94,7 +97,7 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
         factors += TORCH_BYTES + 16 * prod(job.shape) * truncated  # the matrix and its SVD
     factors += made_in_memory(job)
     entries, inputs = prod(job.shape), len(job.reads)
-    if not any(is_whole(specs[step.op], step) for step in job.steps):
+    if not any(is_whole(specs[step.op], step, job) for step in job.steps):
         # Statistics are held whole, whatever the tile.
         asked = [step for step in job.steps if specs[step.op].calibration]
         held = sum(specs[s.op].workspace_bytes(s.params, job.shape, inputs) for s in asked)
@@ -119,6 +122,8 @@ def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
     """Return whether the fused kernels know an op with these parameters."""
     if spec.name == "sign_consensus":
         return not any(needs.of_model(step.params) for needs in spec.statistics)
+    if spec.name in _DERIVED:
+        return not any(step.expert for step in job.steps)
     if spec.blend is not None:
         asked = all(needs.asked(step.params, 1) for needs in spec.statistics)
         return asked and not any(step.expert for step in job.steps)
@@ -137,12 +142,14 @@ def rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
         ),
         default=0,
     )
-    if not ranks:
+    derived = sum(_DERIVED.get(step.op, 0) for step in job.steps)
+    if not ranks and not derived:
         return 0
-    slots = len(job.reads) * ranks
+    slots = len(job.reads) * ranks + derived
     kept = slots * (rank_room(size, slots) + 8)
     sampled = min(size, RANK_SAMPLE) * (len(job.reads) + 2)
-    return 12 * kept + 4 * sampled
+    values = 2 * min(size, TILE_ENTRIES) if derived else 0
+    return 12 * kept + 4 * (sampled + values)
 
 
 def rank_room(size: int, slots: int) -> int:
@@ -150,14 +157,15 @@ def rank_room(size: int, slots: int) -> int:
     return min(size, max(LEAST_RANK_ROOM, RANK_ROOM // slots))
 
 
-def is_whole(spec: OpSpec, step: Step) -> bool:
+def is_whole(spec: OpSpec, step: Step, job: Job) -> bool:
     """Return whether a step must have whole tensors."""
-    return spec.reach_for(step.params) not in ("element", "row")
+    tiled = spec.reach_for(step.params) in ("element", "row")
+    return not tiled and not (spec.name in _DERIVED and _is_fused(spec, step, job))
 
 
 def is_swept(spec: OpSpec, step: Step, size: int) -> bool:
     """Return whether a step needs a sweep over the tensor before its first tile."""
-    return any(
+    return spec.name in _DERIVED or any(
         needs.asked(step.params, size) and not needs.of_model(step.params)
         for needs in spec.statistics
     )

@@ -43,7 +43,7 @@ def seconds_of(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
             each += inputs * _STATISTIC_SECONDS * swept
             each += inputs * _ROW_SECONDS * (spec.reach_for(step.params) == "row")
             each += inputs * _RANDOM_SECONDS * spec.random
-            each += inputs * _WHOLE_SECONDS * is_whole(spec, step)
+            each += inputs * _WHOLE_SECONDS * is_whole(spec, step, job)
             if spec.work is not None:
                 done = spec.work(step.params, job.shape, len(job.reads))
                 arithmetic += done * _OPERATION_SECONDS

@@ -84,6 +84,9 @@ CHAINS = {
     "multislerp": [Step("multislerp", WEIGHTS)],
     "karcher": [Step("karcher", {"weights": [1.0, 2.0, 0.5], "space": "delta"})],
     "model stock": [Step("model_stock", {"clamp_t": False}), Step("scale", {"lambda": 0.7})],
+    "sce": [Step("sce"), Step("scale", {"lambda": 0.7})],
+    "sce, half of what varies": [Step("sce", {"select_topk": 0.5, "merge_masked": False})],
+    "sce of everything": [Step("sce", {"select_topk": 1.0})],
     "whole model": [*each("magnitude", {"density": 0.2, "scope": "model"}), MEAN],
 }
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mergekit_lite.ops._arithmetic import single
 from mergekit_lite.ops._order import cuts_of, kept_in, tiles
 from mergekit_lite.ops._place import Cut
-from mergekit_lite.ops._rows import row_sums
 from mergekit_lite.ops._spec import Doc, Range, Vector, combine
+from mergekit_lite.ops._statistics import add_blocks, block_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +30,12 @@ def variance(parts: Sequence[Tensor], count: int) -> Tensor:
     mean = parts[0].new_zeros(parts[0].shape)
     for part in apart:
         mean += part
-    mean /= count
+    whole = mean.new_full((), count)  # CUDA multiplies by the reciprocal of a Python number
+    mean /= whole
     total = mean.square()
     for part in apart:
         total += part.sub_(mean).square_()
-    return total.div_(count)
+    return total.div_(whole)
 
 
 LEAST = 2.0**-126
@@ -57,8 +58,8 @@ class Selection:
         for tile in tiles(self.size):
             self.spread[tile] = variance([x[tile] for x in flat], len(flat))
             varying += int(torch.count_nonzero(self.spread[tile]))
-        if varying:
-            self.cut = cuts_of(self.spread, [max(1, int(select_topk * varying))])[0]
+        if rank := rank_of(select_topk, varying):
+            self.cut = cuts_of(self.spread, [rank])[0]
 
     def mask(self, tile: slice) -> Tensor | None:
         """Return 1 or 0 for each entry of a tile, None where everything is selected."""
@@ -74,15 +75,24 @@ class Selection:
             yield tile, mask, parts if mask is None else [x * mask for x in parts]
 
 
+def rank_of(select_topk: float, varying: int) -> int:
+    """Return how many entries are selected of those that vary; 0 stands for all there are."""
+    return max(1, int(select_topk * varying)) if varying else 0
+
+
+def shares_of(squares: Sequence[float]) -> list[float]:
+    """Return each expert's share of a total of squares, rounded to fp32."""
+    total = math.fsum(squares)
+    return [single(one / total) if total else single(1.0 / len(squares)) for one in squares]
+
+
 def shares(selection: Selection) -> list[float]:
     """Return each expert's share of the squares of what is selected."""
     squares: list[list[float]] = [[] for _ in selection.flat]
     for _, _, parts in selection.tiles():
         for found, part in zip(squares, parts, strict=True):
-            found.append(float(row_sums(part.double().square_().reshape(1, -1))))
-    each = [math.fsum(found) for found in squares]
-    total = math.fsum(each)
-    return [single(one / total) if total else single(1.0 / len(each)) for one in each]
+            found += block_sums(part.double().square_())
+    return shares_of([add_blocks(found) for found in squares])
 
 
 @combine(
@@ -133,9 +143,9 @@ def sce(
     Order of operations: v = variance over the n experts in fp32: d_i = x_i - x_0, m = (d_1 + d_2 +
     ...) / n, v = (m^2 + (d_1 - m)^2 + ...) / n; the max(1, floor(select_topk * nonzero v)) largest
     are selected, ties by flat index. Shares eta_i = float32(s_i / sum s) of squares in fp64, added
-    by halves in tiles of 2^17 entries. s = x_0 + x_1 + ... of what is selected, plus where it is 0;
-    num = sum of eta_i * x_i and den = sum of eta_i over those of that sign, in order; y = num /
-    den, +0.0 where den is 0.
+    in blocks of 4096 entries, as all sums over tensors are. s = x_0 + x_1 + ... of what is
+    selected, plus where it is 0; num = sum of eta_i * x_i and den = sum of eta_i over those of that
+    sign, in order; y = num / den, 0 where den is 0.
     """
     import torch
 
