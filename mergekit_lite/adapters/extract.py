@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.adapters.files import write_json
+from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.low_rank import Wanted, factors
 from mergekit_lite.adapters.place import making
 from mergekit_lite.adapters.spool import Spool
@@ -117,8 +118,9 @@ def extract(
     rows = [job for job in plan.jobs if job.kind == "merge" or not _of_base(job)]
     found: list[_Part] = []
     unplaced: list[str] = []
+    made = Making("extract-lora", {**asdict(wanted), "dtype": dtype}, plan, models)
     try:
-        with making(plan, out, overwrite=overwrite, emit=emit) as folder, Spool(folder) as spool:
+        with making(made, out, overwrite=overwrite, emit=emit) as folder, Spool(folder) as spool:
             for done, (job, part) in enumerate(_in_order(work, rows, threads), start=1):
                 if part is None:
                     unplaced.append(job.name)

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 def plan_of(models: Mapping[str, Model]) -> Plan:
     """Return a plan of no rows that names the inputs, which an output must stay clear of."""
     inputs = {
-        name: Input(model.reference, str(model.root), model.kind) for name, model in models.items()
+        name: Input(
+            model.reference,
+            str(model.root),
+            model.kind,
+            revision=model.revision or "",
+            files=dict(model.header.files),
+        )
+        for name, model in models.items()
     }
     return Plan(inputs=inputs, jobs=(), shards=(), seed=0, layers=0, dtype="F32")
 

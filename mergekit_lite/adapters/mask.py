@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.adapters.files import plan_of
+from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.place import making
 from mergekit_lite.adapters.spool import Spool
 from mergekit_lite.engine.events import Event
@@ -62,9 +63,10 @@ def rose_mask(
         columns.add(pair.b)
     readers = Readers({"adapter": model})
     kept: dict[str, float] = {}
-    plan = plan_of({"adapter": model})
+    models = {"adapter": model}
+    made = Making("adapter rose-mask", {"keep": keep}, plan_of(models), models)
     try:
-        with making(plan, out, overwrite=overwrite, emit=emit) as folder, Spool(folder) as spool:
+        with making(made, out, overwrite=overwrite, emit=emit) as folder, Spool(folder) as spool:
             for name, info in model.header.tensors.items():
                 raw = np.empty(info.nbytes, np.uint8)
                 readers.read("adapter", info, 0, raw)

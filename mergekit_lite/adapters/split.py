@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mergekit_lite.adapters.files import plan_of, write_json
+from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.place import making
 from mergekit_lite.adapters.spool import Spool
 from mergekit_lite.checkpoint import FLOAT_DTYPES, FileReader, read_checkpoint, role_of
@@ -67,9 +68,9 @@ def corda_split(
     header = read_checkpoint(grams)
     names = _checked(model, header, grams, rank)
     readers = Readers({"model": model})
-    plan = plan_of({"model": model})
+    made = _made(model, header, grams, {"rank": rank, "method": method})
     try:
-        with making(plan, out, overwrite=overwrite, emit=emit) as folder, Spool(folder) as spool:
+        with making(made, out, overwrite=overwrite, emit=emit) as folder, Spool(folder) as spool:
             for name in names:
                 info = header.tensors[name]
                 raw = np.empty(info.nbytes, np.uint8)
@@ -139,6 +140,13 @@ def _checked(model: Model, grams: Header, file: Path, rank: int) -> list[str]:
     if problems:
         raise RecipeError(problems)
     return names
+
+
+def _made(model: Model, header: Header, grams: Path, parameters: Mapping[str, Any]) -> Making:
+    paths = [grams] if grams.is_file() else [grams / file for file in header.files]
+    models = {"model": model}
+    statistics = {path.as_posix(): path for path in paths}
+    return Making("adapter corda-split", parameters, plan_of(models), models, statistics)
 
 
 def _config(model: Model, names: list[str], rank: int) -> dict[str, Any]:
