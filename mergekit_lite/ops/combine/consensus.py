@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+from mergekit_lite.ops._annotations import Lambda
 from mergekit_lite.ops._arithmetic import single, weighted_sum
 from mergekit_lite.ops._spec import Doc, Range, Vector, combine
 
@@ -53,7 +54,7 @@ def consensus(
     at_least: Annotated[
         int, Range(at_least=1), Doc("how many experts must claim an entry for it to be kept")
     ] = 2,
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """Add the task vectors and keep only the entries that several experts lay claim to.
 

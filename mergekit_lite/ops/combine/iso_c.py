@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from mergekit_lite.ops._annotations import IsoAlpha, IsoTail
 from mergekit_lite.ops._place import Place
-from mergekit_lite.ops._spec import Doc, Range, Vector, combine
+from mergekit_lite.ops._spec import Vector, combine
 from mergekit_lite.ops._spectral import (
     TAIL,
     Embeddings,
@@ -59,14 +60,8 @@ def iso_c(
     *,
     place: Place,
     weights: Sequence[float],
-    alpha: Annotated[
-        float, Doc("multiplies the merged task vector; the authors tune it up to 3")
-    ] = 1.0,
-    sv_eps: Annotated[
-        float,
-        Range(above=0, below=1),
-        Doc("singular values below this part of the largest stay zero"),
-    ] = TAIL,
+    alpha: IsoAlpha = 1.0,
+    sv_eps: IsoTail = TAIL,
     embeddings: Embeddings = False,
     flatten_conv: FlattenConv = False,
 ) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from mergekit_lite.ops._annotations import IsoAlpha, IsoTail
 from mergekit_lite.ops._place import Place
 from mergekit_lite.ops._spec import Doc, Range, Vector, combine
 from mergekit_lite.ops._spectral import (
@@ -83,19 +84,13 @@ def iso_cts(
     *,
     place: Place,
     weights: Sequence[float],
-    alpha: Annotated[
-        float, Doc("multiplies the merged task vector; the authors tune it up to 3")
-    ] = 1.0,
+    alpha: IsoAlpha = 1.0,
     common_fraction: Annotated[
         float,
         Range(above=0, at_most=1),
         Doc("part of the directions taken from the sum; the rest is shared among the tasks"),
     ] = 0.8,
-    sv_eps: Annotated[
-        float,
-        Range(above=0, below=1),
-        Doc("singular values below this part of the largest stay zero"),
-    ] = TAIL,
+    sv_eps: IsoTail = TAIL,
     embeddings: Embeddings = False,
     flatten_conv: FlattenConv = False,
 ) -> Tensor:

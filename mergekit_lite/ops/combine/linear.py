@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.errors import RecipeError
+from mergekit_lite.ops._annotations import Normalize
 from mergekit_lite.ops._arithmetic import divide, negligible, total_weight, weighted_sum
-from mergekit_lite.ops._spec import Doc, Vector, combine
+from mergekit_lite.ops._spec import Vector, combine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ def linear(
     inputs: Sequence[Tensor],
     *,
     weights: Sequence[float],
-    normalize: Annotated[bool, Doc("divide by the sum of the weights")] = True,
+    normalize: Normalize = True,
 ) -> Tensor:
     """Average the weights of all models, entry by entry.
 

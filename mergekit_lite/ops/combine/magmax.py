@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from mergekit_lite.ops._annotations import Lambda
 from mergekit_lite.ops._arithmetic import single
-from mergekit_lite.ops._spec import Doc, Vector, combine
+from mergekit_lite.ops._spec import Vector, combine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ def magmax(
     inputs: Sequence[Tensor],
     *,
     weights: Sequence[float],
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """Keep, for each entry, the task vector that changes it most.
 

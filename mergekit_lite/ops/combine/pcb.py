@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
+from mergekit_lite.ops._annotations import Lambda, ModelScope
 from mergekit_lite.ops._arithmetic import divide, single
 from mergekit_lite.ops._place import Cut, Place
 from mergekit_lite.ops._spec import Doc, Range, Vector, combine
@@ -95,11 +96,8 @@ def pcb(
     ratio: Annotated[
         float, Range(above=0, at_most=1), Doc("share of each model's entries that count")
     ] = 0.1,
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.2,
-    scope: Annotated[
-        Literal["model", "tensor"],
-        Doc("rank all of the model together (the paper), or each tensor"),
-    ] = "model",
+    lambda_: Lambda = 1.2,
+    scope: ModelScope = "model",
 ) -> Tensor:
     """Average the task vectors, each entry weighted by how it fares in two competitions.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from mergekit_lite.ops._annotations import Aggregate
 from mergekit_lite.ops._arithmetic import divide, single
 from mergekit_lite.ops._place import Place, Sums
 from mergekit_lite.ops._spec import Doc, Vector, combine
@@ -166,9 +167,7 @@ def sign_consensus(
             " the largest share wins, or their sum"
         ),
     ] = "mass",
-    agg: Annotated[
-        Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
-    ] = "mean",
+    agg: Aggregate = "mean",
     zero_sign: Annotated[
         Literal["plus", "none", "majority"],
         Doc("a vote of exactly zero elects plus, nobody, or what most entries of the model elect"),

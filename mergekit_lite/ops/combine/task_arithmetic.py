@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.errors import RecipeError
+from mergekit_lite.ops._annotations import Lambda, Normalize
 from mergekit_lite.ops._arithmetic import (
     divide,
     negligible,
@@ -13,7 +14,7 @@ from mergekit_lite.ops._arithmetic import (
     total_weight,
     weighted_sum,
 )
-from mergekit_lite.ops._spec import Doc, Vector, combine
+from mergekit_lite.ops._spec import Vector, combine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +52,8 @@ def task_arithmetic(
     inputs: Sequence[Tensor],
     *,
     weights: Sequence[float],
-    normalize: Annotated[bool, Doc("divide by the sum of the weights")] = False,
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """Add the task vectors, each times its weight, and scale the sum by lambda.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from mergekit_lite.ops._annotations import Lambda
 from mergekit_lite.ops._arithmetic import single
-from mergekit_lite.ops._spec import Doc, Vector, post
+from mergekit_lite.ops._spec import Vector, post
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def scale(
     merged: Tensor,
     *,
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """Multiply the merged task vector by lambda.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from mergekit_lite.ops._spec import Doc, Range, Vector, preset
+from mergekit_lite.ops._annotations import Aggregate, Density, Elect, Gamma, Lambda, Unit
+from mergekit_lite.ops._spec import Vector, preset
 
 TAUS = [
     [[4, -3, 1, 0.5, 0, -2]],
@@ -34,25 +35,12 @@ TAUS = [
 )
 def breadcrumbs_ties(
     *,
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("fraction of entries kept"), "per_expert"
-    ] = 0.15,
-    gamma: Annotated[
-        float,
-        Range(at_least=0, below=1),
-        Doc("fraction of largest entries removed first"),
-        "per_expert",
-    ] = 0.01,
-    unit: Annotated[
-        Literal["row", "tensor"], Doc("rank the entries of each row, or of the whole tensor")
-    ] = "row",
-    elect: Annotated[
-        Literal["mass", "count"], Doc("vote by summed magnitude or by head count")
-    ] = "mass",
-    agg: Annotated[
-        Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
-    ] = "mean",
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    density: Density = 0.15,
+    gamma: Gamma = 0.01,
+    unit: Unit = "row",
+    elect: Elect = "mass",
+    agg: Aggregate = "mean",
+    lambda_: Lambda = 1.0,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Remove outliers and small entries of each task vector, then merge what agrees in sign.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from mergekit_lite.ops._spec import Doc, Range, Vector, preset
+from mergekit_lite.ops._annotations import Chance, Lambda, Normalize, Rescale
+from mergekit_lite.ops._spec import Vector, preset
 
 
 @preset(
@@ -24,15 +25,10 @@ from mergekit_lite.ops._spec import Doc, Range, Vector, preset
 )
 def dare_linear(
     *,
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("chance of an entry to be kept"), "per_expert"
-    ] = 0.5,
-    rescale: Annotated[
-        Literal["inv_density", "l1", "none"],
-        Doc("multiply what is kept by 1/density, or so that the sum of magnitudes is unchanged"),
-    ] = "inv_density",
-    normalize: Annotated[bool, Doc("divide by the sum of the weights")] = False,
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    density: Chance = 0.5,
+    rescale: Rescale = "inv_density",
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Drop random entries of each task vector, scale up the rest and add them.
 

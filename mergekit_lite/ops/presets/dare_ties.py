@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from mergekit_lite.ops._annotations import Aggregate, Chance, Elect, Lambda, Rescale
 from mergekit_lite.ops._spec import Doc, Range, Vector, preset
 
 TAUS = [
@@ -49,13 +50,8 @@ TAUS = [
 )
 def dare_ties(
     *,
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("chance of an entry to be kept"), "per_expert"
-    ] = 0.5,
-    rescale: Annotated[
-        Literal["inv_density", "l1", "none"],
-        Doc("multiply what is kept by 1/density, or so that the sum of magnitudes is unchanged"),
-    ] = "inv_density",
+    density: Chance = 0.5,
+    rescale: Rescale = "inv_density",
     trim_density: Annotated[
         float,
         Range(above=0, at_most=1),
@@ -71,13 +67,9 @@ def dare_ties(
         Literal["tensor", "model"],
         Doc("TIES trims each tensor, or the model as a whole as the authors do"),
     ] = "tensor",
-    elect: Annotated[
-        Literal["mass", "count"], Doc("vote by summed magnitude or by head count")
-    ] = "mass",
-    agg: Annotated[
-        Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
-    ] = "mean",
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    elect: Elect = "mass",
+    agg: Aggregate = "mean",
+    lambda_: Lambda = 1.0,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Drop random entries of each task vector, scale up the rest, then run TIES.
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from mergekit_lite.ops._spec import Doc, Range, Vector, preset
+from mergekit_lite.ops._annotations import (
+    Aggregate,
+    ChanceRescale,
+    ChanceSpread,
+    Elect,
+    Lambda,
+    MeanChance,
+)
+from mergekit_lite.ops._spec import Vector, preset
 from mergekit_lite.ops.transform.magprune import check
 
 TAUS = [[4, -3, 1, 0.5, 0, -2], [-1, -5, 2, -0.5, 3, 2], [2, 1, -6, 0.25, 0, 1]]
@@ -33,26 +41,12 @@ TAUS = [[4, -3, 1, 0.5, 0, -2], [-1, -5, 2, -0.5, 3, 2], [2, 1, -6, 0.25, 0, 1]]
 )
 def della(
     *,
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("mean chance of an entry to be kept"), "per_expert"
-    ] = 0.7,
-    epsilon: Annotated[
-        float,
-        Range(at_least=0, below=0.5),
-        Doc("the largest entry of a row has this much more chance, the smallest as much less"),
-        "per_expert",
-    ] = 0.07,
-    rescale: Annotated[
-        Literal["inv_prob", "l1", "none"],
-        Doc("divide what is kept by its chance, or keep the sum of magnitudes of the tensor"),
-    ] = "inv_prob",
-    elect: Annotated[
-        Literal["mass", "count"], Doc("vote by summed magnitude or by head count")
-    ] = "mass",
-    agg: Annotated[
-        Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
-    ] = "mean",
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    density: MeanChance = 0.7,
+    epsilon: ChanceSpread = 0.07,
+    rescale: ChanceRescale = "inv_prob",
+    elect: Elect = "mass",
+    agg: Aggregate = "mean",
+    lambda_: Lambda = 1.0,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Drop random entries of each task vector, small ones more often, then elect signs and merge.
 

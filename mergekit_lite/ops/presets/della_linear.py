@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from mergekit_lite.ops._spec import Doc, Range, Vector, preset
+from mergekit_lite.ops._annotations import (
+    ChanceRescale,
+    ChanceSpread,
+    Lambda,
+    MeanChance,
+    Normalize,
+)
+from mergekit_lite.ops._spec import Vector, preset
 from mergekit_lite.ops.transform.magprune import check
 
 
@@ -26,21 +33,11 @@ from mergekit_lite.ops.transform.magprune import check
 )
 def della_linear(
     *,
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("mean chance of an entry to be kept"), "per_expert"
-    ] = 0.7,
-    epsilon: Annotated[
-        float,
-        Range(at_least=0, below=0.5),
-        Doc("the largest entry of a row has this much more chance, the smallest as much less"),
-        "per_expert",
-    ] = 0.07,
-    rescale: Annotated[
-        Literal["inv_prob", "l1", "none"],
-        Doc("divide what is kept by its chance, or keep the sum of magnitudes of the tensor"),
-    ] = "inv_prob",
-    normalize: Annotated[bool, Doc("divide by the sum of the weights")] = False,
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    density: MeanChance = 0.7,
+    epsilon: ChanceSpread = 0.07,
+    rescale: ChanceRescale = "inv_prob",
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Drop random entries of each task vector, small ones more often, and add the rest.
 

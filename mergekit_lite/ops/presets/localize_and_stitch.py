@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+from mergekit_lite.ops._annotations import Lambda, ModelScope
 from mergekit_lite.ops._spec import Doc, Range, Vector, preset
 
 
@@ -25,11 +26,8 @@ def localize_and_stitch(
     density: Annotated[
         float, Range(above=0, at_most=1), Doc("fraction of each expert's entries"), "per_expert"
     ] = 0.01,
-    scope: Annotated[
-        Literal["model", "tensor"],
-        Doc("rank all of the model together (the paper), or each tensor"),
-    ] = "model",
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    scope: ModelScope = "model",
+    lambda_: Lambda = 1.0,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Keep the largest entries of each task vector and average them where they overlap.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from mergekit_lite.ops._annotations import Lambda
 from mergekit_lite.ops._spec import Doc, Range, Vector, preset
 
 
@@ -35,7 +36,7 @@ def sft_compose(
         Doc("how many entries instead, over the whole model"),
         "per_expert",
     ] = None,
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Add sparse fine-tunings, such as one of a language and one of a task.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from mergekit_lite.ops._spec import Doc, Range, Vector, preset
+from mergekit_lite.ops._annotations import Aggregate, Density, Density1d, Lambda
+from mergekit_lite.ops._spec import Doc, Vector, preset
 
 TAUS = [
     [[4, -3, 1, 0.5, 0, -2]],
@@ -70,15 +71,9 @@ TAUS = [
 )
 def ties(
     *,
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("fraction of entries kept"), "per_expert"
-    ] = 0.2,
-    lambda_: Annotated[float, Doc("multiplies the merged task vector")] = 1.0,
-    density_1d: Annotated[
-        float | None,
-        Range(above=0, at_most=1),
-        Doc("fraction kept of 1-D tensors, such as norms and biases; null means `density`"),
-    ] = 1.0,
+    density: Density = 0.2,
+    lambda_: Lambda = 1.0,
+    density_1d: Density1d = 1.0,
     scope: Annotated[
         Literal["tensor", "model"], Doc("trim each tensor, or the model as a whole (the paper)")
     ] = "tensor",
@@ -90,9 +85,7 @@ def ties(
         Literal["mass", "count", "normfrac", "normmass"],
         Doc("vote by summed magnitude, by head count, or by shares of norms: largest, or summed"),
     ] = "mass",
-    agg: Annotated[
-        Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")
-    ] = "mean",
+    agg: Aggregate = "mean",
     zero_sign: Annotated[
         Literal["plus", "none", "majority"],
         Doc("a vote of exactly zero elects plus, nobody, or the model's majority (the paper)"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.ops._annotations import Density, Gamma, Unit
 from mergekit_lite.ops._place import Cut, Place
-from mergekit_lite.ops._spec import Doc, Range, Vector, transform
+from mergekit_lite.ops._spec import Vector, transform
 from mergekit_lite.ops._statistics import Order
 
 if TYPE_CHECKING:
@@ -76,18 +77,9 @@ def breadcrumbs(
     *,
     place: Place,
     cut: tuple[Cut, ...],
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("fraction of entries kept"), "per_expert"
-    ] = 0.15,
-    gamma: Annotated[
-        float,
-        Range(at_least=0, below=1),
-        Doc("fraction of largest entries removed first"),
-        "per_expert",
-    ] = 0.01,
-    unit: Annotated[
-        Literal["row", "tensor"], Doc("rank the entries of each row, or of the whole tensor")
-    ] = "row",
+    density: Density = 0.15,
+    gamma: Gamma = 0.01,
+    unit: Unit = "row",
 ) -> Tensor:
     """Remove the largest entries, keep the band below them and set the rest to zero.
 

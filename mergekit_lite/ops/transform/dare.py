@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.ops._annotations import Chance, Rescale
 from mergekit_lite.ops._arithmetic import single
 from mergekit_lite.ops._place import Place, Sums
 from mergekit_lite.ops._random import kept
-from mergekit_lite.ops._spec import Doc, Range, Vector, transform
+from mergekit_lite.ops._spec import Vector, transform
 from mergekit_lite.ops._statistics import Totals
 
 if TYPE_CHECKING:
@@ -60,13 +61,8 @@ def dare(
     *,
     place: Place,
     sums: Sums | None,
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("chance of an entry to be kept"), "per_expert"
-    ] = 0.5,
-    rescale: Annotated[
-        Literal["inv_density", "l1", "none"],
-        Doc("multiply what is kept by 1/density, or so that the sum of magnitudes is unchanged"),
-    ] = "inv_density",
+    density: Chance = 0.5,
+    rescale: Rescale = "inv_density",
 ) -> Tensor:
     """Drop each entry with probability 1 - density and scale up what is left.
 

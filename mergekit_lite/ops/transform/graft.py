@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.ops._annotations import Density, ModelScope
 from mergekit_lite.ops._place import Cut
-from mergekit_lite.ops._spec import Doc, Range, Vector, transform
+from mergekit_lite.ops._spec import Vector, transform
 from mergekit_lite.ops._statistics import Order
 
 if TYPE_CHECKING:
@@ -46,13 +47,8 @@ def graft(
     delta: Tensor,
     *,
     cut: tuple[Cut, ...],
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("fraction of entries kept"), "per_expert"
-    ] = 0.01,
-    scope: Annotated[
-        Literal["model", "tensor"],
-        Doc("rank all of the model together (the paper), or each tensor"),
-    ] = "model",
+    density: Density = 0.01,
+    scope: ModelScope = "model",
 ) -> Tensor:
     """Keep the largest entries of all tensors together and set the rest to zero.
 

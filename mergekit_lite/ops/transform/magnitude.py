@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from mergekit_lite.ops._annotations import Density, Density1d
 from mergekit_lite.ops._place import Cut, Place
 from mergekit_lite.ops._spec import Doc, Range, Vector, transform
 from mergekit_lite.ops._statistics import Order
@@ -74,14 +75,8 @@ def magnitude(
     *,
     place: Place,
     cut: tuple[Cut, ...],
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("fraction of entries kept"), "per_expert"
-    ] = 0.2,
-    density_1d: Annotated[
-        float | None,
-        Range(above=0, at_most=1),
-        Doc("fraction kept of 1-D tensors, such as norms and biases; null means `density`"),
-    ] = 1.0,
+    density: Density = 0.2,
+    density_1d: Density1d = 1.0,
     scope: Annotated[
         Literal["tensor", "model"],
         Doc("rank each tensor on its own, or all of the model together (then also 1-D ones)"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.ops._annotations import ChanceRescale, ChanceSpread, MeanChance
 from mergekit_lite.ops._arithmetic import single
 from mergekit_lite.ops._order import ascending
 from mergekit_lite.ops._place import Place, Sums
 from mergekit_lite.ops._random import draws
 from mergekit_lite.ops._rows import as_rows
-from mergekit_lite.ops._spec import Doc, Range, Vector, transform
+from mergekit_lite.ops._spec import Vector, transform
 from mergekit_lite.ops._statistics import Totals
 
 if TYPE_CHECKING:
@@ -81,19 +82,9 @@ def magprune(
     *,
     place: Place,
     sums: Sums | None,
-    density: Annotated[
-        float, Range(above=0, at_most=1), Doc("mean chance of an entry to be kept"), "per_expert"
-    ] = 0.7,
-    epsilon: Annotated[
-        float,
-        Range(at_least=0, below=0.5),
-        Doc("the largest entry of a row has this much more chance, the smallest as much less"),
-        "per_expert",
-    ] = 0.07,
-    rescale: Annotated[
-        Literal["inv_prob", "l1", "none"],
-        Doc("divide what is kept by its chance, or keep the sum of magnitudes of the tensor"),
-    ] = "inv_prob",
+    density: MeanChance = 0.7,
+    epsilon: ChanceSpread = 0.07,
+    rescale: ChanceRescale = "inv_prob",
 ) -> Tensor:
     """Drop each entry at random, the small ones of each row more often than the large ones.
 
