@@ -1,0 +1,122 @@
+"""Which experts of a routed model are chosen, with what weight, and how much they then say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mergekit_lite.calibrate.collect._types import domains_of
+from mergekit_lite.calibrate.skeleton import Place, Skeleton
+from mergekit_lite.calibrate.tokens import Batch, Samples
+from mergekit_lite.calibrate.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RateCollector:
+    """Sums over the choices of each router, through the modules of the family itself.
+
+    Of N experts and D domains, named after the router (`model.layers.0.mlp.gate`): `.count` (D, N)
+    tokens that chose the expert; `.weight` and `.weight_square` (N) sums of its weight; `.norm`,
+    `.norm_square`, `.weighted_norm` (N) sums of the norm of its output, the last times its weight;
+    `.norm_max` (N); `.logit` (N) and `.logit_gram` (N, N) sums over all tokens; `.together` (N, N)
+    tokens that chose both. All in fp64. Padding is left out. Dense layers have none.
+    """
+
+    kind = "rates"
+
+    def __init__(self, samples: Samples, weights: Weights) -> None:
+        self._domains = len(samples.domains)
+        self._batch: Batch | None = None
+        self._handles: list[Any] = []
+        self._name = ""
+        self._sums: dict[str, Tensor] = {}
+        self._own = False
+
+    def watch(self, place: Place) -> None:
+        router, network = place.router(), place.feed_forward()
+        if router is None or network is None:
+            return
+        self._name = router[0]
+        self._handles = [
+            router[1].register_forward_hook(self._choices),
+            network[1].experts.register_forward_pre_hook(self._outputs),
+        ]
+
+    def before(self, batch: Batch, hidden: Tensor) -> None:
+        self._batch = batch
+
+    def take(self) -> dict[str, Tensor]:
+        for handle in self._handles:
+            handle.remove()
+        found = {f"{self._name}.{key}": value.cpu() for key, value in self._sums.items()}
+        self._handles, self._sums = [], {}
+        return found
+
+    @staticmethod
+    def held(skeleton: Skeleton, samples: int, domains: int) -> int:
+        """Return the bytes of the sums, which are small: an upper bound for 1024 experts."""
+        return 16 * 1024 * 1024
+
+    def _choices(self, module: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        import torch
+
+        if self._batch is None:
+            return
+        keep = self._batch.mask.reshape(-1).to(output[0].device)
+        logits, weights, chosen = (value.reshape(len(keep), -1)[keep] for value in output)
+        experts = logits.shape[1]
+        if not self._sums:
+            self._begin(experts, logits.device)
+        given = torch.zeros((len(logits), experts), dtype=torch.float64, device=logits.device)
+        given.scatter_(1, chosen.long(), weights.double())
+        picked = torch.zeros_like(given).scatter_(1, chosen.long(), 1.0)
+        domains = torch.nn.functional.one_hot(domains_of(self._batch), self._domains)
+        wide = logits.double()
+        sums = self._sums
+        sums["count"] += domains.to(given).T @ picked
+        sums["weight"] += given.sum(0)
+        sums["weight_square"] += given.square().sum(0)
+        sums["logit"] += wide.sum(0)
+        sums["logit_gram"] += wide.T @ wide
+        sums["together"] += picked.T @ picked
+
+    def _begin(self, experts: int, device: Any) -> None:
+        import torch
+
+        one = ("weight", "weight_square", "norm", "norm_square", "weighted_norm", "norm_max")
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys((*one, "logit"), (experts,))
+        shapes |= {"count": (self._domains, experts)}
+        shapes |= dict.fromkeys(("logit_gram", "together"), (experts, experts))
+        self._sums = {
+            key: torch.zeros(shape, dtype=torch.float64, device=device)
+            for key, shape in shapes.items()
+        }
+
+    def _outputs(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        """Run each expert alone on the tokens that chose it, for the norm of what it says."""
+        import torch
+
+        if self._batch is None or self._own:
+            return
+        keep = self._batch.mask.reshape(-1).to(inputs[0].device)
+        hidden = inputs[0].reshape(len(keep), -1)[keep]
+        chosen, weights = (value.reshape(len(keep), -1)[keep] for value in inputs[1:3])
+        self._own = True
+        try:
+            for expert in range(self._sums["weight"].shape[0]):
+                tokens, at = torch.where(chosen == expert)
+                if not len(tokens):
+                    continue
+                alone = torch.full_like(chosen[tokens, :1], expert)
+                said = module(hidden[tokens], alone, torch.ones_like(weights[tokens, :1]))
+                self._add_norms(expert, said.double().norm(dim=1), weights[tokens, at].double())
+        finally:
+            self._own = False
+
+    def _add_norms(self, expert: int, norms: Tensor, weights: Tensor) -> None:
+        sums = self._sums
+        sums["norm"][expert] += norms.sum()
+        sums["norm_square"][expert] += norms.square().sum()
+        sums["weighted_norm"][expert] += (norms * weights).sum()
+        sums["norm_max"][expert] = max(float(sums["norm_max"][expert]), float(norms.max()))

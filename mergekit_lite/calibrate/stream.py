@@ -1,0 +1,140 @@
+"""The forward pass with one decoder layer in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergekit_lite.calibrate.skeleton import Place, Skeleton
+from mergekit_lite.calibrate.tokens import Batch
+from mergekit_lite.calibrate.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Reached(Exception):
+    """Leaves the model's forward pass with what was wanted of it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Stream:
+    """Runs a model layer by layer over all batches, and keeps their hidden states in between.
+
+    The model's own forward pass is entered for each layer and batch, so masks, rotary embeddings
+    and whatever else a layer is handed are the model's own; all other layers let hidden states
+    pass. What is computed is what the model itself computes.
+
+    Args:
+        skeleton: the model.
+        weights: what brings layers into memory.
+    """
+
+    def __init__(self, skeleton: Skeleton, weights: Weights) -> None:
+        self.skeleton, self.weights = skeleton, weights
+        self._active = -1
+        self._held: Any = None
+        self._ends = False
+        self._tuple = 0
+        for place in skeleton.layers:
+            self._wrap(place)
+
+    def embed(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Return the hidden states that enter the first layer, (samples, longest, width) each.
+
+        Embedding and head are taken out of memory afterwards.
+        """
+        self.weights.load(None)
+        self._active, self._held = 0, None
+        found = [self._enter(batch, input_ids=batch.ids) for batch in batches]
+        self.weights.drop_vocabulary()
+        return found
+
+    def layers(
+        self,
+        batches: Sequence[Batch],
+        hidden: list[Tensor],
+        *,
+        first: int = 0,
+        watch: Callable[[Place], object] = lambda place: None,
+        before: Callable[[Batch, Tensor], object] = lambda batch, hidden: None,
+    ) -> Iterator[Place]:
+        """Run layer after layer over all batches; yield each when all batches are through it.
+
+        Args:
+            batches: what to run.
+            hidden: that enter layer `first`; replaced by those that leave each layer.
+            first: layer to begin with.
+            watch: called with a layer when its weights are in memory.
+            before: called with each batch, and the hidden states that enter the layer, before it
+                is run.
+        """
+        for place in self.skeleton.layers[first:]:
+            self.weights.load(place.index)
+            watch(place)
+            self._active = place.index
+            for number, batch in enumerate(batches):
+                before(batch, hidden[number])
+                self._held = hidden[number].to(self.skeleton.device)
+                hidden[number] = self._enter(batch, inputs_embeds=self._held)
+            self._held = None
+            yield place
+            self.weights.drop(place.index)
+
+    def logits(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """Return the model's logits for hidden states that left the last layer.
+
+        The weights outside the layers must be in memory.
+        """
+        self._active, self._ends = len(self.skeleton.layers) - 1, True
+        self._held = hidden.to(self.skeleton.device)
+        try:
+            with _inference():
+                found: Tensor = self._call(batch, inputs_embeds=self._held).logits
+            return found
+        finally:
+            self._held, self._ends = None, False
+
+    def _wrap(self, place: Place) -> None:
+        layer = place.module
+        own = layer.forward
+
+        def forward(hidden: Any, *args: Any, **kwargs: Any) -> Any:
+            if place.index != self._active:
+                return self._passed(hidden)
+            if self._held is None:
+                raise _Reached(hidden)
+            if self._ends:
+                return self._passed(self._held)
+            found = own(self._held, *args, **kwargs)
+            self._tuple = len(found) if isinstance(found, tuple) else 0
+            raise _Reached(found[0] if self._tuple else found)
+
+        layer.forward = forward
+
+    def _passed(self, hidden: Tensor) -> Any:
+        """Return hidden states in the form in which this model's layers return theirs."""
+        return (hidden, *[None] * (self._tuple - 1)) if self._tuple else hidden
+
+    def _enter(self, batch: Batch, **inputs: Any) -> Tensor:
+        try:
+            with _inference():
+                self._call(batch, **inputs)
+        except _Reached as reached:
+            found: Tensor = reached.value
+            return found.to("cpu")
+        raise RuntimeError("the forward pass ended before it came to its layer")
+
+    def _call(self, batch: Batch, **inputs: Any) -> Any:
+        device = self.skeleton.device
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        mask = batch.mask.to(device).long()
+        return self.skeleton.model(**inputs, attention_mask=mask, use_cache=False)
+
+
+def _inference() -> Any:
+    import torch
+
+    return torch.inference_mode()

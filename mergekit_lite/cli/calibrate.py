@@ -1,0 +1,113 @@
+"""`mergekit-lite calibrate`: measure a model on texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergekit_lite.cli import _parameters as parameters
+from mergekit_lite.cli._output import note, print_json
+
+
+@click.command(short_help="Measure a model on texts, for methods that need data.")
+@click.argument("model")
+@click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    metavar="[DOMAIN=]FILE",
+    help="Texts, .txt or .jsonl; may be repeated.",
+)
+@parameters.out("Folder of statistics to make.")
+@click.option(
+    "--collect",
+    default="gram",
+    show_default=True,
+    metavar="KIND,...",
+    help="What to collect: gram, router, hidden, rates.",
+)
+@click.option(
+    "--length",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Most tokens of a sample.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=16384,
+    show_default=True,
+    help="Most tokens of a domain.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=2048,
+    show_default=True,
+    help="Most tokens side by side, padding counted.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where it is computed.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Dtype of the forward pass; sums are fp64 always.",
+)
+@parameters.max_memory
+@click.option("--overwrite", is_flag=True, help="Replace a folder that holds statistics.")
+@parameters.as_json
+def command(
+    model: str,
+    data: tuple[str, ...],
+    out: Path | None,
+    collect: str,
+    length: int,
+    max_tokens: int,
+    batch: int,
+    device: str,
+    dtype: str,
+    max_memory: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Run texts through MODEL, one layer in memory at a time, and write statistics.
+
+    \b
+    gram    X^T X / n of the inputs of every linear layer: `file: STATS/gram` of regmean and lot
+    router  sums over the inputs of feed-forward networks by domain, for gates
+    hidden  hidden states between layers at each sample's last token, and their mean
+    rates   which experts of a routed model are chosen, with what weight, how loud they are
+
+    A .txt file is one running text; a line of a .jsonl file has "text" or "messages" and may have
+    "domain". The domain of a file is its name up to the first dot, unless DOMAIN= is given. An
+    interrupted run goes on after its last layer when the same command is given again.
+
+    \b
+    Examples:
+      mergekit-lite calibrate ./math --data math.jsonl -o math-stats
+      mergekit-lite calibrate ./base --data math.txt --data code.txt -o stats --collect router
+    """
+    from mergekit_lite.calibrate.run import Settings, calibrate
+    from mergekit_lite.calibrate.texts import data_files, read_texts
+    from mergekit_lite.sources import resolve
+
+    if out is None:
+        raise click.UsageError("name the folder to make with -o/--out")
+    kinds = [kind.strip() for kind in collect.split(",") if kind.strip()]
+    record = calibrate(
+        resolve(model, relative_to=Path(), kind="checkpoint"),
+        read_texts(data_files(data)),
+        out,
+        kinds=kinds,
+        settings=Settings(length, max_tokens, batch, device, dtype),
+        max_memory=max_memory,
+        overwrite=overwrite,
+        tell=note,
+    )
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(str(out))
