@@ -9,6 +9,7 @@ from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.marks import Node, Problems, kind_of, show
 from mergekit_lite.recipe.places import keys_of
 from mergekit_lite.recipe.schema import BASE, Tokenizer, TokenRule, TokenSource
+from mergekit_lite.tokenizer.chat import NAMED
 
 UNION = "union"
 ZERO = "zero"
@@ -55,7 +56,8 @@ class TokenizerReader:
                 "leave one of the two out: a union has the tokenizer `union`, and no other has",
             )
         if template is not None and isinstance(template.value, str) and "{" not in template.value:
-            self._name(template, "chat_template", (AUTO,), "or the text of a template, with `{{`")
+            words = (AUTO, *NAMED)
+            self._name(template, "chat_template", words, "or the text of a template, with `{{`")
 
     def _rule(self, token: str, node: Node) -> Any:
         owner = f"tokenizer.tokens.{token}"

@@ -11,6 +11,7 @@ import yaml
 
 from mergekit_lite import api
 from mergekit_lite.errors import DataError, RecipeError
+from mergekit_lite.tokenizer.chat import NAMED
 from tests.checkpoints import perturbed, read_weights, tiny_llama, write_weights
 from tests.peer.conftest import Job, Peer, Weights
 from tests.peer.ties import tied
@@ -66,6 +67,13 @@ RECIPES = {
     "rescaled": ("plain", one("ties", "{weight: 1, density: 0.5, rescale: true}")),
     "wide": ("plain", one("task_arithmetic", "{weight: 0.5}") + "out_dtype: float32\n"),
     "padded": ("padded", one("linear", "{weight: 1}") + "tokenizer_source: base\n"),
+    **{
+        name: (
+            "plain",
+            one("linear", "{weight: 1}") + f"tokenizer_source: base\nchat_template: {name}\n",
+        )
+        for name in NAMED
+    },
 }
 """Name -> the models and the recipe, in fp32 but for `wide`, which computes in bf16."""
 
@@ -288,6 +296,24 @@ def test_nothing_is_rounded_before_the_end(theirs: Peer, mine: Mine, places: Pla
 def test_rows_of_padding_stay(theirs: Peer, mine: Mine) -> None:
     assert theirs.weights("padded")["model.embed_tokens.weight"].shape == (64, 32)
     assert mine("padded")["model.embed_tokens.weight"].shape == (72, 32)
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_chat_templates_by_name(name: str, theirs: Peer, mine: Mine, tmp_path: Path) -> None:
+    mine(name)
+    assert theirs.errors[name] == "", theirs.errors[name]
+    here, there = rendered(tmp_path / "out"), rendered(theirs.out(name))
+    assert (here == there) == (name in ("chatml", "mistral"))
+    assert "".join(here.split()) == "".join(there.split())
+
+
+def rendered(folder: Path) -> str:
+    """Return a conversation as the chat template of a model writes it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "system", "content": "Be."}, {"role": "user", "content": "Hi"}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 def test_della_of_a_column(theirs: Peer, mine: Mine) -> None:

@@ -43,7 +43,8 @@ SMALL = "base: ./b\nexperts: {math: ./m, code: ./c}\nsteps: [ties]\n"
             "one of them",
         ),
         ("vocab: rows", "4:8", "`vocab` must be `base_rows`, `common_rows` or `union`", ""),
-        ("chat_template: chatml", "4:16", "`chat_template: chatml` is no input", "or the text of"),
+        ("chat_template: chat", "4:16", "`chat_template: chat` is no input", "or the text of"),
+        ("chat_template: lama3", "4:16", "`chat_template: lama3` is no input", "`llama3`?"),
         ("head: tied", "4:7", "`head` must be `tie` or `untie`", "`tie`?"),
     ],
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mergekit_lite.errors import RecipeError
+from mergekit_lite.tokenizer.chat import NAMED
 from tests.checkpoints import write_json
 from tests.vocabulary.models import copy_of, merge, model
 
@@ -63,6 +65,26 @@ def test_another_is_chosen(four: Path, wish: str, text: str) -> None:
     settings = json.loads((out / "tokenizer_config.json").read_text())
     assert settings == {"eos_token": "x", "chat_template": text}
     assert not (out / "additional_chat_templates").exists()
+
+
+def test_a_known_format_is_chosen(four: Path) -> None:
+    plan = merge(four, chat_template="llama3")
+    assert (four / "out" / FILE).read_text() == NAMED["llama3"].text
+    (warning,) = [w for w in plan.warnings if "chat template" in w]
+    assert "writes `<|start_header_id|>` and `<|end_header_id|>` and `<|eot_id|>`, which" in warning
+
+
+def test_tokens_that_the_recipe_adds_are_not_warned_of(four: Path) -> None:
+    tokens: dict[str, Any] = {token: {} for token in NAMED["chatml"].tokens}
+    plan = merge(four, chat_template="chatml", tokenizer={"tokens": tokens})
+    assert (four / "out" / FILE).read_text() == NAMED["chatml"].text
+    assert not any("spells out" in warning for warning in plan.warnings)
+
+
+def test_an_expert_of_that_name_comes_first(four: Path) -> None:
+    (four / "math").rename(four / "mistral")
+    merge(four, experts=("mistral",), chat_template="mistral")
+    assert (four / "out" / FILE).read_text() == "M {{ messages }}"
 
 
 def test_that_of_nobody_is_refused(four: Path) -> None:

@@ -50,7 +50,7 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Voc
         findings: where problems are noted.
     """
     vocabulary = _settle(recipe, found, findings)
-    if template := template_of(recipe, found, findings):
+    if template := template_of(recipe, found, vocabulary.tokenizer, findings):
         vocabulary.tokenizer["template"] = template
     return vocabulary
 

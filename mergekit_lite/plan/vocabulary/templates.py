@@ -10,16 +10,26 @@ from mergekit_lite.errors import DataError
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, placed
 from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.tokenizer import read_tokens
+from mergekit_lite.tokenizer.chat import NAMED
 from mergekit_lite.tokenizer.templates import read_template, same_template
 
 AUTO = "auto"
 
 
-def template_of(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> dict[str, Any]:
+def template_of(
+    recipe: Recipe, found: Mapping[str, View], tokenizer: Mapping[str, Any], findings: Findings
+) -> dict[str, Any]:
     """Return the chat template to write; nothing where the one that comes along is right.
 
     The template that comes along is that of the model whose tokenizer the result has. Inputs with
     another one are told of, unless the recipe chooses.
+
+    Args:
+        recipe: what is wanted.
+        found: the base and the experts.
+        tokenizer: how the tokenizer of the result is made.
+        findings: where problems are noted.
     """
     wish = recipe.chat_template
     owner = _owner(recipe)
@@ -34,6 +44,9 @@ def template_of(recipe: Recipe, found: Mapping[str, View], findings: Findings) -
         return {"text": texts[owner]} if owner != "base" and texts.get(owner) else {}
     if "{" in wish:
         return {"text": wish}
+    if wish in NAMED and wish not in texts:
+        _spelt_out(wish, found[owner], tokenizer, where, findings)
+        return {"text": NAMED[wish].text}
     name = _most(texts) if wish == AUTO else wish
     text = texts.get(name or "")
     if text is None:
@@ -41,10 +54,34 @@ def template_of(recipe: Recipe, found: Mapping[str, View], findings: Findings) -
         findings.problem(
             f"{whose} has {'a' if wish == AUTO else 'no'} chat template",
             where,
-            "name an input that has one, or write the template's text",
+            "name an input that has one or a known format, or write the template's text",
         )
         return {}
     return {"text": text} if (name, owner) != ("base", "base") else {}
+
+
+def _spelt_out(
+    name: str, owner: View, tokenizer: Mapping[str, Any], where: str, findings: Findings
+) -> None:
+    """Warn of tokens that a template writes and the tokenizer of the result has not."""
+    if not NAMED[name].tokens:
+        return
+    try:
+        known = read_tokens(owner.model.root)
+    except DataError as error:
+        findings.problems += placed(error.problems, where)
+        return
+    more = tokenizer.get("additions", {})
+    new = {entry["content"] for entry in more.get("entries", ())}
+    new |= {str(token) for token, _ in more.get("pieces", ())}
+    lacking = [t for t in NAMED[name].tokens if known and t not in known.ids and t not in new]
+    if lacking:
+        listed = " and ".join(f"`{token}`" for token in lacking)
+        findings.warn(
+            f"the chat template `{name}` writes {listed}, which the result's tokenizer spells out"
+            " in pieces; `tokenizer: {tokens: ...}` adds tokens",
+            where,
+        )
 
 
 def _owner(recipe: Recipe) -> str:

@@ -9,19 +9,12 @@ from mergekit_lite.recipe.compat.inputs import Models
 from mergekit_lite.recipe.compat.nodes import mapping, scalar
 from mergekit_lite.recipe.compat.references import References
 from mergekit_lite.recipe.marks import Node, Problems, kind_of
+from mergekit_lite.tokenizer.chat import NAMED
 
 _WORDS = ("base", "union")
 _TOKENIZER = ("source", "tokens", "pad_to_multiple_of")
 _RULE = ("source", "force")
 _SOURCE = ("kind", "model", "token", "token_id")
-_CHATML = (
-    "{% for turn in messages %}"
-    "{{ '<|im_start|>' ~ turn.role ~ '\\n' ~ turn.content ~ '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-_NAMED = ("alpaca", "exaone", "llama3", "mistral")
-"""Templates that come with mergekit, besides `chatml`."""
 
 
 class VocabularyReader:
@@ -113,15 +106,13 @@ class VocabularyReader:
             what = f"`chat_template` must be text, not {kind_of(value)}"
             self.problems.add(what, node.mark, "write `auto`, `chatml`, or the template")
             return {}
-        if value in _NAMED:
-            what = f"the chat template `{value}` comes with mergekit, and not with this tool"
-            hint = "give its text, or `auto`, which takes what most of the models have"
-            self.problems.add(what, node.mark, hint)
-            return {}
-        if value == "chatml":
-            return {"chat_template": node.with_value(_CHATML)}
-        if value != "auto" and "{" not in value:
-            hint = nearest(value, ("auto", "chatml")) or "write `auto`, `chatml`, or the template"
+        if value in NAMED and value in self.models.experts:
+            # Here that name would mean the expert's template.
+            return {"chat_template": node.with_value(NAMED[value].text)}
+        words = ("auto", *NAMED)
+        if value not in words and "{" not in value:
+            listed = ", ".join(f"`{word}`" for word in words)
+            hint = nearest(value, words) or f"write {listed}, or the template"
             self.problems.add(f"`{value}` is no chat template", node.mark, hint)
             return {}
         return {"chat_template": node}

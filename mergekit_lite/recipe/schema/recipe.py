@@ -40,7 +40,8 @@ class Recipe(Part):
     """Whose tokenizer goes with the result."""
     chat_template: str | None = None
     """Whose chat template goes with the result: `base`, an expert's name, `auto` (what most inputs
-    have), or the template itself."""
+    have), a known format (`chatml`, `llama3`, `mistral`, `exaone` or `alpaca`), or the template
+    itself."""
     head: Literal["tie", "untie"] | None = None
     """Whether the result's head is its embedding (`tie`) or weights of its own (`untie`), where
     base and experts differ; by default as in the base."""

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.recipe.load import read_tree
 from mergekit_lite.recipe.marks import Problems
+from mergekit_lite.tokenizer.chat import NAMED
 
 MERGE = """
 merge_method: task_arithmetic
@@ -89,14 +89,19 @@ def test_chat_templates(translated: Translated) -> None:
     assert translated(f"chat_template: '{own}'\n") == {"chat_template": own}
 
 
-def test_chatml_reads_as_chatml(translated: Translated) -> None:
-    template = translated("chat_template: chatml\n")["chat_template"]
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\n"}]
-    text = jinja2.Template(template).render(messages=turns, add_generation_prompt=True)
-    assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello\n<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
+def test_chat_templates_by_name(translated: Translated) -> None:
+    for name in ("alpaca", "chatml", "exaone", "llama3", "mistral"):
+        assert translated(f"chat_template: {name}\n") == {"chat_template": name}
+
+
+def test_a_format_that_is_called_as_a_model_is_written_out(write: Callable[..., Path]) -> None:
+    text = MERGE.replace("./a", "./mistral") + "chat_template: mistral\n"
+    problems = Problems()
+    tree = read_tree(write(text), (), problems)
+    problems.raise_if_any()
+    plain = tree.root.plain()
+    assert "mistral" in plain["experts"]
+    assert plain["chat_template"] == NAMED["mistral"].text
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,6 @@ def test_chatml_reads_as_chatml(translated: Translated) -> None:
             "names no `model`",
             "model_token",
         ),
-        ("chat_template: llama3", "5:16", "`llama3` comes with mergekit", "`auto`"),
         ("chat_template: chatlm", "5:16", "`chatlm` is no chat template", "`chatml`"),
         ("chat_template: [x]", "5:16", "must be text", "`auto`"),
     ],
