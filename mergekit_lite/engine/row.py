@@ -17,7 +17,7 @@ from mergekit_lite.engine.options import Contribution
 from mergekit_lite.engine.supplies import Slot, slots_of
 from mergekit_lite.errors import DataError, Interrupted, Problem
 from mergekit_lite.kernels.codec import CODES
-from mergekit_lite.kernels.steps import row_scratch
+from mergekit_lite.kernels.row_keys import row_scratch
 from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BLOCK, work_shape
 from mergekit_lite.ops import registry

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mergekit_lite.kernels._jit import inlined, kernel, reported
 from mergekit_lite.kernels.codec import decode
+from mergekit_lite.kernels.marks import first_mark
 from mergekit_lite.kernels.steps import MAGNITUDE
 from mergekit_lite.kernels.tile import load_input, transform_input
 
@@ -24,7 +25,6 @@ _COUNTED: Final = 1024
 PIVOTS: Final = 4
 """Magnitudes of a bracket that can be counted instead of collected."""
 
-_BYTES = np.uint64(0x0001020304050607)
 _WIDTHS = np.array([2, 2, 4, 8], np.int64)
 
 
@@ -79,9 +79,8 @@ def gathered(
         if marks != 0 and filled + 8 > room:
             return room + 1
         while marks != 0:
-            lowest = np.uint64(marks & (~marks + np.uint64(1)))
-            # The number of its byte: shifted so far, the byte on top is just that.
-            i = word * 8 + int(np.uint64(lowest * _BYTES) >> np.uint64(56))
+            lowest, byte = first_mark(marks)
+            i = word * 8 + byte
             magnitudes[filled] = np.uint32(np.uint32(seen[i]) & MAGNITUDE)
             indices[filled] = first + i
             filled += 1

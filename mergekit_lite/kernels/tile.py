@@ -23,6 +23,7 @@ from mergekit_lite.kernels.combine import (
     vote,
     weighted_sum,
 )
+from mergekit_lite.kernels.row_band import band_rows
 from mergekit_lite.kernels.row_drop import drop_rows
 from mergekit_lite.kernels.selection import select, shared, variance
 from mergekit_lite.kernels.steps import (
@@ -31,7 +32,6 @@ from mergekit_lite.kernels.steps import (
     DARE,
     ROW_BAND,
     ROW_DROP,
-    band_rows,
     drop_random,
     drop_top,
     keep_top,
@@ -100,7 +100,7 @@ def transform_input(
             band_rows(x, n, width, p[0], p[1], scratch)
         elif kind == ROW_DROP:
             least, spread = np.int64(p[2]).view(np.float64), np.int64(p[3]).view(np.float64)
-            drop_rows(x, n, first, width, p[0], p[1], least, spread, p[4] != 0, scratch)
+            drop_rows(x, n, first, width, p[0], p[1], least, spread, p[4] != 0, floats[t], scratch)
 
 
 @reported

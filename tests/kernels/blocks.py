@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mergekit_lite.kernels.codec import CODES
-from mergekit_lite.kernels.steps import row_scratch
+from mergekit_lite.kernels.row_keys import row_scratch
 from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BLOCK, work_shape
 

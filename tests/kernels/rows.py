@@ -63,6 +63,14 @@ def rarely_broken(generator: np.random.Generator, n: int) -> Floats:
     return values
 
 
+def differences(generator: np.random.Generator, n: int) -> Floats:
+    """Return what a fine-tune in bf16 differs from its base by: many entries, few magnitudes."""
+    base = generator.normal(0, 0.02, n).astype(np.float32)
+    tuned = (base + 3e-4 * generator.standard_t(4, n)).astype(np.float32)
+    kept = [x.view(np.uint32) & np.uint32(0xFFFF0000) for x in (tuned, base)]
+    return kept[0].view(np.float32) - kept[1].view(np.float32)
+
+
 DATA = {f.__name__: f for f in (calm, awkward, large, huge, any_bits, rarely_broken)}
 
 

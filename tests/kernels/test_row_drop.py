@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_lite.kernels.row_drop import drop_rows
-from mergekit_lite.kernels.steps import row_scratch
+from mergekit_lite.kernels.row_drop import drop_rows, rank_row
+from mergekit_lite.kernels.row_keys import keys_in, row_scratch
 from mergekit_lite.ops._place import Place
 from tests.kernels.arrays import Floats, awkward, same
+from tests.kernels.rows import DATA, differences
 from tests.kernels.test_steps import CALM, by_op
 
 KEY = 0x123456789ABCDEF
@@ -21,7 +22,10 @@ def dropped(x: Floats, width: int, first: int, density: float, epsilon: float, h
     flat = x.reshape(-1).copy()
     scratch = np.full(row_scratch(width), 7, np.int64)
     divided = how == "inv_prob"
-    drop_rows(flat, len(flat), first, width, KEY & 0xFFFFFFFF, KEY >> 32, *ends, divided, scratch)
+    drop_rows(
+        flat, len(flat), first, width, KEY & 0xFFFFFFFF, KEY >> 32, *ends, divided,
+        np.float32(1), scratch,
+    )  # fmt: skip
     return flat
 
 
@@ -51,3 +55,42 @@ def test_long_rows_of_few_magnitudes_are_ranked_by_position() -> None:
     place = Place(size=x.size, key=KEY)
     wanted = by_op("magprune", x, place, density=0.5, epsilon=0.4, rescale="inv_prob")
     assert same(dropped(x, 5000, 0, 0.5, 0.4, "inv_prob"), wanted)
+
+
+WIDTHS = [1, 2, 63, 64, 65, 513, 4097, 14_336]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("data", DATA)
+def test_ranks_are_those_of_a_stable_sort(data: str, width: int) -> None:
+    for seed in range(4):
+        values = DATA[data](np.random.default_rng(seed), width)
+        assert_ranked(values)
+
+
+def test_rows_of_16_bit_models_are_ranked_by_counting() -> None:
+    """Most keys are exact; some hold several magnitudes, which are ordered among themselves."""
+    for seed in range(8):
+        values = differences(np.random.default_rng(seed), 8192)
+        assert_ranked(values)
+        assert_ranked(values * np.float32(2**-100))
+
+
+def test_one_tiny_or_huge_entry_leaves_the_others_few_keys() -> None:
+    values = differences(np.random.default_rng(5), 3000)
+    for odd in (1e-45, 3e38, np.inf):
+        values[1234] = odd
+        assert_ranked(values)
+
+
+def assert_ranked(values: Floats) -> None:
+    width = len(values)
+    scratch = np.full(row_scratch(width) + 1, -3, np.int64)
+    before = values.copy()
+    rank_row(values.view(np.uint32), width, scratch[:-1])
+    magnitudes = before.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    wanted = np.empty(width, np.int64)
+    wanted[np.argsort(magnitudes, kind="stable")] = np.arange(width)
+    assert np.array_equal(keys_in(scratch[:-1], width), wanted)
+    assert scratch[-1] == -3
+    assert np.array_equal(values.view(np.uint32), before.view(np.uint32))

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from mergekit_lite.kernels.steps import band_rows, drop_random, drop_top, keep_top, row_scratch
+from mergekit_lite.kernels.steps import drop_random, drop_top, keep_top
 from mergekit_lite.ops import get
 from mergekit_lite.ops._place import Cut, Place
 from mergekit_lite.ops._random import kept
@@ -113,34 +112,3 @@ def test_the_mask_changes_where_the_index_passes_32_bits() -> None:
     assert np.array_equal(x != 0, wanted.numpy())
     wrapped = kept(torch.ones(n - 1000), Place(start=0, key=key), 0.5).numpy()
     assert (wrapped != (x[1000:] != 0)).mean() > 0.4
-
-
-@CALM
-@given(awkward(1, 12), st.integers(1, 4), st.floats(0.01, 1), st.floats(0, 0.9), st.integers(0, 99))
-def test_band_rows_is_breadcrumbs_row_by_row(
-    row: list[float], rows: int, density: float, gamma: float, seed: int
-) -> None:
-    width = len(row)
-    generator = np.random.default_rng(seed)
-    x = np.stack([generator.permutation(np.array(row, np.float32)) for _ in range(rows)])
-    params = {"density": density, "gamma": gamma, "unit": "row"}
-    wanted = by_op("breadcrumbs", x, Place(size=x.size), **params)
-    top, last = band(density, gamma, width)
-    flat = x.reshape(-1)
-    if density < 1:
-        band_rows(
-            flat, len(flat), width, top, last - top,
-            np.full(row_scratch(width), 7, np.int64),
-        )  # fmt: skip
-    assert same(flat, wanted)
-
-
-def test_band_rows_of_a_long_row_with_one_magnitude() -> None:
-    """Ties alone: the band is one run of entries, cut by position."""
-    signs = np.random.default_rng(0).choice([-0.25, 0.25], 5000).astype(np.float32)
-    x: NDArray[np.float32] = signs.copy()
-    band_rows(x, 5000, 5000, 10, 90, np.full(row_scratch(5000), 7, np.int64))
-    wanted = signs.copy()
-    wanted[:10] = 0
-    wanted[100:] = 0
-    assert same(x, wanted)
