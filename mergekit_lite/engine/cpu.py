@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from mergekit_lite.engine.ranks import find_cuts
 from mergekit_lite.engine.row import Row, Write
 from mergekit_lite.engine.selecting import find_selection
 from mergekit_lite.engine.totals import find_factors, gram_of
+from mergekit_lite.engine.vectors import by_row, find_columns
 from mergekit_lite.kernels.codec import CODES
-from mergekit_lite.kernels.tile import merge_tile
+from mergekit_lite.kernels.combine import BY_ROW
+from mergekit_lite.kernels.tile import BLOCK, merge_tile
 
 Finder = Callable[[Row, Program, threading.Event], None]
-FINDERS: Mapping[str, Finder] = {"sce": find_selection}
+FINDERS: Mapping[str, Finder] = {"sce": find_selection, "nuslerp": find_columns}
 """What finds the statistics of combines that have a kind of their own."""
 
 
@@ -65,16 +68,27 @@ def merge_tiles(row: Row, program: Program, write: Write, stop: threading.Event)
 
 def tile_maker(row: Row, program: Program, out: NDArray[np.uint8]) -> Callable[..., None]:
     """Return what computes a tile into `out`: a loop for this kind of row where there is one."""
+    if program.combine == BY_ROW:
+        return by_row(row, program, partial(_general, row, program, out))
     loop = merge_loop(row.job, program, row.codes.tolist(), row.is_delta.tolist())
     if loop is not None and loop.is_compiled:
         return loop.on(
             row.pool.raw, row.at, program.floats, program.ints, program.weights,
             program.divisor, program.posts, out, row.bad, row.norms,
         )  # fmt: skip
+    return _general(row, program, out, program.weights)
+
+
+def _general(
+    row: Row, program: Program, out: NDArray[np.uint8], weights: NDArray[np.float32]
+) -> Callable[..., None]:
+    """Return the kernel that computes any tile of a row into `out`."""
+    # Blocks hold whole rows where a transform works on them; a combine finds its row itself.
+    block = row.block if program.kinds.shape[1] else BLOCK
     return merge_tile.on(
         row.pool.raw, row.at, row.codes, row.is_delta, program.weight_space,
         program.kinds, program.floats, program.ints,
-        program.combine, program.weights, program.divisor, program.options, program.posts,
-        program.width, row.block, out, CODES[row.job.dtype], row.bad, row.norms,
+        program.combine, weights, program.divisor, program.options, program.posts,
+        program.columns or program.width, block, out, CODES[row.job.dtype], row.bad, row.norms,
         row.work, row.scratch,
     )  # fmt: skip

@@ -17,9 +17,10 @@ from mergekit_lite.kernels.chain import Kind, kernel_for
 from mergekit_lite.kernels.chain_ranks import Ranked, sample_for, scan_for
 from mergekit_lite.kernels.chain_sums import kept_for
 from mergekit_lite.kernels.codec import CODES, F32
-from mergekit_lite.kernels.combine import WEIGHTED_SUM
+from mergekit_lite.kernels.combine import BY_ROW, WEIGHTED_SUM
 from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
+from mergekit_lite.kernels.products import column_products_tile, row_products_tile
 from mergekit_lite.kernels.selection_sums import selected_squares_tile, variance_tile
 from mergekit_lite.kernels.steps import DARE
 from mergekit_lite.kernels.sums import gram_tile, kept_tile
@@ -35,6 +36,7 @@ FEW = 4
 """Loops that are sooner compiled than a general kernel."""
 _FOUND: Mapping[str, tuple[int, tuple[Kernel, ...]]] = {
     "sce": (1, (variance_tile, selected_squares_tile)),
+    "nuslerp": (0, (column_products_tile,)),
 }
 """Combine -> how many ranks of derived values it asks for, and the kernels that it has for that."""
 _ALL = 1 << 32  # what a random drop keeps of 32-bit numbers when it drops none
@@ -122,6 +124,8 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
         if program.gram is not None:
             always[gram_tile] = None
         always |= dict.fromkeys(_found_by(program.finder))
+        if program.combine == BY_ROW:
+            always[row_products_tile] = None
         if program.wanted:
             always[nth_equal] = None
     small = [k for k, count in entries.items() if not k.is_compiled and count < WORTHWHILE]

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from mergekit_lite.kernels.combine import (
     ACTIVE_MEAN,
+    BY_COLUMN,
+    BY_ROW,
     CLAIMED,
     CLIPPED,
     FARTHEST,
@@ -87,7 +89,9 @@ class Program:
         posts: factors of the posts, in order.
         weight_space: whether experts enter as whole weights.
         width: entries of a row when a step works on rows, else 0.
+        columns: entries of a row where the combine has factors for each column.
         gram: inner products -> weights, of a combine that needs them (`set_gram`).
+        blend_each: inner products of rows or columns -> weights of each.
         finder: the combine, if it has statistics of a kind of its own (`cpu.FINDERS`).
         params: of that combine.
     """
@@ -107,7 +111,9 @@ class Program:
     strict: set[tuple[int, int]] = field(default_factory=set)
     of_model: set[tuple[int, int]] = field(default_factory=set)
     by_l1: dict[tuple[int, int], float] = field(default_factory=dict)
+    columns: int = 0
     gram: Callable[[Sums], Sequence[float]] | None = None
+    blend_each: Callable[[NDArray[np.float64]], NDArray[np.float32]] | None = None
     finder: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -231,7 +237,7 @@ def _assemble(
     experts, depth = len(job.reads), max((len(row) for row in rows), default=0)
     weights = np.array(params.get("weights") or [1.0] * experts, np.float32)
     divisor, options, kind = np.float32(0.0), np.zeros(4, np.int64), WEIGHTED_SUM
-    gram, finder = None, ""
+    gram, each, finder, columns, own_width = None, None, "", 0, 0
     if combine.op in ("linear", "task_arithmetic"):
         if params["normalize"]:
             divisor = np.float32(total_weight(weights.tolist()))
@@ -257,14 +263,20 @@ def _assemble(
         weights = np.array([params.get("scale", 1.0)], np.float32)
     elif spec.blend is not None and isinstance(spec.needs, Totals) and spec.needs.wanted(params):
         gram = partial(spec.blend, params, weights.tolist())
+    elif spec.blend_each is not None:
+        each = partial(spec.blend_each, params, weights.tolist())
+        if spec.reach_for(params) == "row" or len(job.shape) < 2:
+            kind, own_width = BY_ROW, job.shape[-1] if job.shape else 1
+        else:
+            kind, finder, columns = BY_COLUMN, combine.op, prod(job.shape[1:])
     elif combine.op == "sce":
         kind, finder = SELECTED, combine.op
         options[2] = params["merge_masked"]
     else:
         return None
     steps = [step for row in rows for step in row]
-    width = max((step.width for step in steps), default=0)
-    if depth and (gram is not None or finder):
+    width = max((step.width for step in steps), default=own_width)
+    if depth and (gram is not None or each is not None or finder):
         return None  # sums are those of the inputs as they are stored
     if width and any(step.l1_density is not None for step in steps):
         return None  # sums are taken in blocks that do not end where rows do
@@ -279,7 +291,9 @@ def _assemble(
         posts=np.array(posts, np.float32),
         weight_space=spec.space_for(params) == "weight",
         width=width,
+        columns=columns,
         gram=gram,
+        blend_each=each,
         finder=finder,
         params=params,
     )

@@ -16,6 +16,8 @@ ACTIVE_MEAN: Final = 3
 CLAIMED: Final = 4
 CLIPPED: Final = 5
 SELECTED: Final = 6
+BY_ROW: Final = 7
+BY_COLUMN: Final = 8
 
 MEAN: Final = 0
 SUM: Final = 1
@@ -183,3 +185,58 @@ def clipped(x: NDArray[np.float32], n: int, limit: np.float32, out: NDArray[np.f
     for j in range(n):
         high = limit if first[j] > limit else first[j]
         out[j] = -limit if high < -limit else high
+
+
+@inlined
+def weighted_rows(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    start: int,
+    width: int,
+    weights: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Write the sum of inputs by weights of their row; `x` begins with entry `start` of row 0."""
+    done = 0
+    while done < n:
+        row = (start + done) // width
+        end = min(n, (row + 1) * width - start)
+        part = out[done:end]
+        for e in range(experts):
+            values, w = x[e, done:end], weights[row * experts + e]
+            if e == 0:
+                for j in range(end - done):
+                    part[j] = w * values[j]
+            else:
+                for j in range(end - done):
+                    part[j] = part[j] + w * values[j]
+        done = end
+
+
+@inlined
+def weighted_columns(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    first: int,
+    width: int,
+    weights: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Write the sum of inputs by weights of their column; `first` is a flat index."""
+    done = 0
+    while done < n:
+        column = (first + done) % width
+        end = min(n, done + width - column)
+        part = out[done:end]
+        for e in range(experts):
+            begin = e * width + column
+            values, w = x[e, done:end], weights[begin : begin + end - done]
+            if e == 0:
+                for j in range(end - done):
+                    part[j] = w[j] * values[j]
+            else:
+                for j in range(end - done):
+                    part[j] = part[j] + w[j] * values[j]
+        done = end

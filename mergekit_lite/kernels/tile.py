@@ -11,6 +11,8 @@ from mergekit_lite.kernels._jit import inlined, kernel, reported
 from mergekit_lite.kernels.codec import decode, encode
 from mergekit_lite.kernels.combine import (
     ACTIVE_MEAN,
+    BY_COLUMN,
+    BY_ROW,
     CLAIMED,
     CLIPPED,
     FARTHEST,
@@ -21,6 +23,8 @@ from mergekit_lite.kernels.combine import (
     clipped,
     largest,
     vote,
+    weighted_columns,
+    weighted_rows,
     weighted_sum,
 )
 from mergekit_lite.kernels.row_band import band_rows
@@ -212,6 +216,10 @@ def merge_tile(
                 variance(x, experts, n, ballot, mass)
                 select(x, experts, n, first + start, np.uint32(options[0]), options[1], mass)
             shared(x, experts, n, weights, merged, ballot, mass)
+        elif combine == BY_ROW:
+            weighted_rows(x, experts, n, start, width, weights, merged)
+        elif combine == BY_COLUMN:
+            weighted_columns(x, experts, n, first + start, width, weights, merged)
         else:
             weighted_sum(x, experts, n, weights, divisor, merged)
         for k in range(posts.shape[0]):

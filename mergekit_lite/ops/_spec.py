@@ -20,6 +20,9 @@ from mergekit_lite.ops._calibration import Wanted
 from mergekit_lite.ops._parameters import Doc, ExpertName, Parameter, Range, Vector
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mergekit_lite.ops._place import Sums
 
 __all__ = ["Doc", "ExpertName", "OpSpec", "Parameter", "Range", "Vector"]
@@ -33,6 +36,10 @@ Space = Literal["delta", "weight"]
 
 Blend = Callable[[Mapping[str, Any], Sequence[float], "Sums"], Sequence[float]]
 """(parameters, weights of the experts, inner products of the inputs) -> fp32 factors of a sum."""
+BlendEach = Callable[
+    [Mapping[str, Any], Sequence[float], "NDArray[np.float64]"], "NDArray[np.float32]"
+]
+"""The same for many vectors at once: (vectors, inputs, inputs) -> factors as (vectors, inputs)."""
 
 SPECIAL = frozenset(
     {"place", "weights", "names", "cut", "sums", "found", "calibration", "base", "deltas"}
@@ -92,6 +99,8 @@ class OpSpec:
     work: Callable[[Mapping[str, Any], Sequence[int], int], float] | None = None
     check: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
     blend: Blend | None = None  # the op is the sum of its inputs times what this returns
+    # the same for each row, or each column, where its parameters say that these are the vectors
+    blend_each: BlendEach | None = None
     aliases: tuple[str, ...] = ()  # other names that recipes and `ops show` understand
 
     def space_for(self, params: Mapping[str, Any]) -> Space:

@@ -95,7 +95,7 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
     if truncated := sum(1 for read in job.reads if read.lora and read.lora.diagonal):
         factors += TORCH_BYTES + 16 * prod(job.shape) * truncated  # the matrix and its SVD
-    factors += made_in_memory(job)
+    factors += made_in_memory(job) + _column_bytes(job, specs)
     entries, inputs = prod(job.shape), len(job.reads)
     if not any(is_whole(specs[step.op], step, job) for step in job.steps):
         # Statistics are held whole, whatever the tile.
@@ -110,19 +110,21 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
 
 def torch_bytes(plan: Plan) -> int:
     """Return what loading torch takes, where a row or a sweep over the model needs it."""
-    specs = registry()
-    needed = any(
-        job.kind == "merge" and not all(_is_fused(specs[s.op], s, job) for s in job.steps)
-        for job in plan.jobs
-    )
+    needed = any(job.kind == "merge" and not is_fused(job) for job in plan.jobs)
     return TORCH_BYTES if needed else 0
+
+
+def is_fused(job: Job) -> bool:
+    """Return whether the fused kernels know all steps of a row."""
+    specs = registry()
+    return all(_is_fused(specs[step.op], step, job) for step in job.steps)
 
 
 def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
     """Return whether the fused kernels know an op with these parameters."""
     if spec.name == "sign_consensus":
         return not any(needs.of_model(step.params) for needs in spec.statistics)
-    if spec.name in _DERIVED:
+    if spec.name in _DERIVED or spec.blend_each is not None:
         return not any(step.expert for step in job.steps)
     if spec.blend is not None:
         asked = all(needs.asked(step.params, 1) for needs in spec.statistics)
@@ -157,15 +159,28 @@ def rank_room(size: int, slots: int) -> int:
     return min(size, max(LEAST_RANK_ROOM, RANK_ROOM // slots))
 
 
+def _column_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return what inner products and factors of a row's columns take."""
+    if not any(_is_by_column(specs[step.op], step) for step in job.steps):
+        return 0
+    return 40 * len(job.reads) ** 2 * prod(job.shape[1:])
+
+
+def _is_by_column(spec: OpSpec, step: Step) -> bool:
+    return spec.blend_each is not None and spec.reach_for(step.params) == "tensor"
+
+
 def is_whole(spec: OpSpec, step: Step, job: Job) -> bool:
     """Return whether a step must have whole tensors."""
-    tiled = spec.reach_for(step.params) in ("element", "row")
-    return not tiled and not (spec.name in _DERIVED and _is_fused(spec, step, job))
+    if spec.name in _DERIVED or _is_by_column(spec, step):
+        return not is_fused(job)  # the kernels work tile by tile
+    return spec.reach_for(step.params) not in ("element", "row")
 
 
 def is_swept(spec: OpSpec, step: Step, size: int) -> bool:
     """Return whether a step needs a sweep over the tensor before its first tile."""
-    return spec.name in _DERIVED or any(
+    own = spec.name in _DERIVED or _is_by_column(spec, step)
+    return own or any(
         needs.asked(step.params, size) and not needs.of_model(step.params)
         for needs in spec.statistics
     )

@@ -87,6 +87,7 @@ CHAINS = {
     "sce": [Step("sce"), Step("scale", {"lambda": 0.7})],
     "sce, half of what varies": [Step("sce", {"select_topk": 0.5, "merge_masked": False})],
     "sce of everything": [Step("sce", {"select_topk": 1.0})],
+    "model stock by row": [Step("model_stock", {"filter_wise": True})],
     "whole model": [*each("magnitude", {"density": 0.2, "scope": "model"}), MEAN],
 }
 

@@ -24,10 +24,15 @@ SHAPES = {
     "wide": (301, 513), "tall": (3000, 96), "narrow": (2000, 3), "long": (6, 9001),
     "cube": (5, 7, 77), "vector": (77,), "one": (1,), "scalar": (),
 }  # fmt: skip
+SCALE = Step("scale", {"lambda": 0.7})
 TWO, THREE = ("a", "b"), ("a", "b", "c")
 CHAINS: dict[str, tuple[Sequence[str], list[Step]]] = {
-    "sce": (THREE, [Step("sce")]),
+    "sce": (THREE, [Step("sce"), SCALE]),
     "sce of two": (TWO, [Step("sce", {"select_topk": 0.7, "merge_masked": False})]),
+    "nuslerp by row": (TWO, [Step("nuslerp", {"weights": [0.5, 2.0], "unit": "row"})]),
+    "nuslerp by column": (TWO, [Step("nuslerp", {"weights": [0.5, 2.0], "unit": "column"})]),
+    "model stock by row": (THREE, [Step("model_stock", {"filter_wise": True}), SCALE]),
+    "model stock of two": (TWO, [Step("model_stock", {"filter_wise": True, "clamp_t": False})]),
 }
 """By name: experts and steps."""
 

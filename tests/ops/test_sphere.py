@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mergekit_lite.ops import get, merge_tensors
-from mergekit_lite.ops._rows import row_dots, row_sums
+from mergekit_lite.ops._rows import column_dots, row_dots, row_sums
 from mergekit_lite.ops._sphere import arc
 
 
@@ -157,6 +157,17 @@ def test_model_stock_ratios_of_the_paper(count: int, cosine: float, t: float) ->
     assert ratio(count, cosine, True) == pytest.approx(t, abs=5e-4)
     assert (ratio(count, 1.0, True), ratio(count, -0.1, True)) == (1.0, 0.0)
     assert ratio(3, -0.5, False) == 0.0
+
+
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 200])
+def test_products_of_columns_are_sums_whatever_the_number_of_columns(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    left, right = torch.randn(2, rows, 5, generator=generator)
+    expected = [[math.fsum(column)] for column in (left.double() * right.double()).t().tolist()]
+    got = column_dots(left, right)
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+    apart = [column_dots(left[:, [i]], right[:, [i]]) for i in range(5)]
+    assert torch.equal(got, torch.cat(apart))
 
 
 @given(rows=st.integers(1, 4), width=st.integers(0, 70), seed=st.integers(0, 99))

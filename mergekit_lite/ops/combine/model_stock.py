@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mergekit_lite.ops._arithmetic import single, weighted_sum
 from mergekit_lite.ops._place import Sums
-from mergekit_lite.ops._rows import as_rows, row_dots
+from mergekit_lite.ops._rows import as_rows, products_of, row_cosines, row_dots
 from mergekit_lite.ops._spec import Doc, Vector, combine
 from mergekit_lite.ops._sphere import cosines
 from mergekit_lite.ops._statistics import Totals
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 TAUS = [[4, -3, 1, 0.5, 0, -2], [-1, -5, 2, -0.5, 3, 2], [2, 1, -6, 0.25, 0, 1]]
@@ -38,22 +40,31 @@ def blend(params: Mapping[str, Any], weights: Sequence[float], sums: Sums) -> li
     return [single(ratio(count, mean, params["clamp_t"]) / count)] * count
 
 
+def blend_each(
+    params: Mapping[str, Any], weights: Sequence[float], products: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """The same factor for every task vector, one for each row."""
+    import numpy as np
+
+    count = products.shape[1]
+    mean = np.zeros(len(products))
+    for i, j in combinations(range(count), 2):
+        mean += row_cosines(products, i, j).clip(-1.0, 1.0)
+    mean /= count * (count - 1) // 2
+    mean = mean.clip(min=0.0) if params["clamp_t"] else mean
+    divisor = 1.0 + (count - 1) * mean
+    pole = np.abs(divisor) <= POLE
+    factor = np.where(pole, 0.0, mean / np.where(pole, 1.0, divisor))
+    return np.repeat(factor.astype(np.float32)[:, None], count, axis=1)
+
+
 def by_row(inputs: Sequence[Tensor], clamp: bool) -> Tensor:
     """Return the result with a ratio of its own for each row."""
+    import torch
+
     rows = [as_rows(tensor.float()) for tensor in inputs]
-    count = len(rows)
-    wide = [row.double() for row in rows]
-    length = [row_dots(row, row).sqrt() for row in wide]
-    mean = length[0].new_zeros(length[0].shape)
-    for i, j in combinations(range(count), 2):
-        product = length[i] * length[j]
-        cosine = row_dots(wide[i], wide[j]) / product.where(product > 0, 1.0)
-        mean += cosine.clamp(-1.0, 1.0)
-    mean /= count * (count - 1) // 2
-    mean = mean.clamp(min=0.0) if clamp else mean
-    divisor = 1.0 + (count - 1) * mean
-    pole = divisor.abs() <= POLE
-    factor = (mean / divisor.masked_fill(pole, 1.0)).masked_fill(pole, 0.0).float()
+    factors = blend_each({"clamp_t": clamp}, [], products_of(rows, row_dots))
+    factor = torch.from_numpy(factors[:, :1]).to(rows[0].device)
     total = rows[0] * factor
     for row in rows[1:]:
         total += row * factor
@@ -71,6 +82,7 @@ def by_row(inputs: Sequence[Tensor], clamp: bool) -> Tensor:
     reach_of=lambda params: "row" if params["filter_wise"] else "element",
     needs=Totals(gram=True, wanted=lambda params: not params["filter_wise"]),
     blend=blend,
+    blend_each=blend_each,
     compat={"mergekit": {"clamp_t": False}},
     vectors=[
         Vector(TAUS, [0] * 6, source="independent run: mean cosine -0.08, the base is kept"),
@@ -113,7 +125,8 @@ def model_stock(
 
     Order of operations: in fp64 c_ij = g_ij / n_i / n_j with n_i = sqrt(g_ii), 0 without a length;
     c = mean over pairs, at least 0 with `clamp_t`; f = float32(t / k), 0 where |1 + (k-1)*c| <=
-    1e-6; then in fp32 acc = f*x0; acc = acc + f*x1; ... Sums over rows are taken by halves.
+    1e-6; then in fp32 acc = f*x0; acc = acc + f*x1; ... Sums over rows are taken in blocks
+    of 4096 entries and 16 lanes.
     """
     if filter_wise or sums is None:
         return by_row(inputs, clamp_t)
