@@ -8,7 +8,7 @@ from mergekit_lite.checkpoint._types import (
     Header,
     TensorInfo,
 )
-from mergekit_lite.checkpoint.adapter import Adapter, LoraFactors
+from mergekit_lite.checkpoint.adapter import Adapter, LoraFactors, Share
 from mergekit_lite.checkpoint.coded import Reading, as_plain
 from mergekit_lite.checkpoint.header import header_text, read_checkpoint, read_header_bytes
 from mergekit_lite.checkpoint.lora import read_adapter
@@ -28,6 +28,7 @@ __all__ = [
     "Reader",
     "Reading",
     "ShardWriter",
+    "Share",
     "TensorInfo",
     "aligned_buffer",
     "as_plain",

@@ -10,6 +10,26 @@ from mergekit_lite.checkpoint._types import Header
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """The factors of one expert's matrix, where the base has that as a part of a fused tensor.
+
+    Attributes:
+        expert: number of the expert.
+        first, step: the outputs of the fused tensor that its outputs are: from `first` on, all or
+            every second.
+        a, b: names of the factors in the adapter's file.
+        scale: what their product is multiplied by.
+    """
+
+    expert: int
+    first: int
+    step: int
+    a: str
+    b: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoraFactors:
     """A low-rank delta `scale * B @ A`, kept as its two factors, and what may come with it.
 
@@ -27,6 +47,8 @@ class LoraFactors:
         stack: experts in one pair of factors (a fused tensor); 0 for a plain pair.
         expert: the one of them that is meant, -1 for all, in a tensor of three dimensions.
         first: row of B that the tensor's first row takes (gate and up share a factor).
+        step: how far apart the rows of B are that it takes; 2 where gate and up take turns.
+        shares: in place of `a` and `b`, the factors of single experts of a fused tensor.
     """
 
     a: str
@@ -40,11 +62,14 @@ class LoraFactors:
     stack: int = 0
     expert: int = -1
     first: int = 0
+    step: int = 1
+    shares: tuple[Share, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Tensors of the adapter's file that it is made of."""
-        every = (self.a, self.b, self.magnitude, self.diagonal, self.under)
+        shared = (name for share in self.shares for name in (share.a, share.b))
+        every = (self.a, self.b, self.magnitude, self.diagonal, self.under, *shared)
         return tuple(name for name in every if name)
 
     @property
@@ -56,6 +81,19 @@ class LoraFactors:
     def is_plain(self) -> bool:
         """Whether it is `scale * B @ A` of one matrix and nothing else."""
         return self.is_delta and bool(self.a) and not self.stack
+
+    @property
+    def kind(self) -> str:
+        """What it is, in the words of a message."""
+        if self.stack:
+            return "factors of fused experts"
+        if self.rows:
+            return "trained tokens"
+        if self.magnitude or self.diagonal:
+            return "DoRA" if self.magnitude else "KaSA"
+        if not self.a:
+            return "a trained bias"
+        return "a copy of the base's tensor" if self.under else "LoRA factors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,15 @@ from mergekit_lite.checkpoint.adapter import Adapter, LoraFactors, Unplaced
 
 _TRANSPOSED = frozenset({"gpt_oss", "openai_privacy_filter"})
 """Model types whose fused experts are stored (experts x in x out)."""
+_ALTERNATING = frozenset({"gpt_oss"})
+"""Those of them whose gate and up outputs take turns."""
 # A fused tensor in memory is one tensor for each expert in most files: which, in which order.
 _SINGLE: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
     "down_proj": (("down_proj",), ("w2",)),
     "up_proj": (("up_proj",),),
 }
+_PARALLEL = {"gate_up_proj": "input_linear.weight", "down_proj": "output_linear.weight"}
 _OTHER_HOMES = (("mlp.experts", "block_sparse_moe.experts"), ("feed_forward.experts", "experts"))
 
 
@@ -66,9 +69,12 @@ def _placed(
     adapter: Adapter, pairs: list[Unplaced], base: Mapping[str, TensorInfo], model_type: str
 ) -> list[_Fit]:
     """Return one fit for each pair of a module, where there is just one that all can share."""
-    choices = {pair: list(_fits(adapter, pair, base)) for pair in pairs}
-    turned = {fit.transpose for fits in choices.values() for fit in fits if not fit.square}
-    way = turned.pop() if len(turned) == 1 else model_type in _TRANSPOSED
+    by_turns = model_type in _ALTERNATING
+    choices = {pair: list(_fits(adapter, pair, base, by_turns)) for pair in pairs}
+    fits = [fit for found in choices.values() for fit in found]
+    turned = {fit.transpose for fit in fits if not fit.square}
+    single = any(one.expert >= 0 for fit in fits for one in fit.factors.values())
+    way = turned.pop() if len(turned) == 1 else model_type in _TRANSPOSED and not single
     chosen: list[_Fit] = []
     # Those with the fewest choices first: they take a parameter away from the others.
     for pair in sorted(pairs, key=lambda p: len({fit.parameter for fit in choices[p]})):
@@ -88,7 +94,9 @@ def _nowhere(pair: Unplaced) -> _Fit:
     return _Fit("", {f"{pair.module}.{names}": LoraFactors(pair.a, pair.b, scale)})
 
 
-def _fits(adapter: Adapter, pair: Unplaced, base: Mapping[str, TensorInfo]) -> Iterable[_Fit]:
+def _fits(
+    adapter: Adapter, pair: Unplaced, base: Mapping[str, TensorInfo], by_turns: bool
+) -> Iterable[_Fit]:
     tensors = adapter.header.tensors
     a, b = tensors[pair.a].shape, tensors[pair.b].shape
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
@@ -99,7 +107,7 @@ def _fits(adapter: Adapter, pair: Unplaced, base: Mapping[str, TensorInfo]) -> I
         if a[0] % rank:
             continue
         one = LoraFactors(pair.a, pair.b, scale, stack=a[0] // rank)
-        name = f"{pair.module}.{parameter}"
+        name = _fused(pair.module, parameter, base)
         shape = base[name].shape if name in base else ()
         if len(shape) == 2 and one.stack == 1 and shape == (b[0], a[1]):
             yield _Fit(parameter, {name: replace(one, stack=0)})
@@ -111,13 +119,25 @@ def _fits(adapter: Adapter, pair: Unplaced, base: Mapping[str, TensorInfo]) -> I
                         parameter, {name: replace(one, transpose=transpose)}, transpose, square
                     )
         elif not shape:
-            single = _for_single(pair.module, parameter, one, base)
-            if single and _cover(single, base, (b[0], a[1])):
-                yield _Fit(parameter, single)
+            single = _for_single(pair.module, parameter, one, base, by_turns)
+            square = a[1] == b[0]
+            for transpose, size in ((False, (b[0], a[1])), (True, (a[1], b[0]))):
+                if single and _cover(single, base, size):
+                    turned = {n: replace(f, transpose=transpose) for n, f in single.items()}
+                    yield _Fit(parameter, turned, transpose, square)
+
+
+def _fused(module: str, parameter: str, base: Mapping[str, TensorInfo]) -> str:
+    """Return the base's name for a parameter: that in memory, or what a family stores it as."""
+    name = f"{module}.{parameter}"
+    if name in base or parameter not in _PARALLEL:
+        return name
+    stored = f"{module.removesuffix('.experts')}.{_PARALLEL[parameter]}"
+    return stored if stored in base else name
 
 
 def _named(module: str, parameter: str, base: Mapping[str, TensorInfo]) -> bool:
-    return f"{module}.{parameter}" in base or any(
+    return _fused(module, parameter, base) in base or any(
         f"{home}.0.{part}.weight" in base
         for home in _homes(module)
         for parts in _SINGLE.get(parameter, ())
@@ -131,7 +151,11 @@ def _homes(module: str) -> list[str]:
 
 
 def _for_single(
-    module: str, parameter: str, one: LoraFactors, base: Mapping[str, TensorInfo]
+    module: str,
+    parameter: str,
+    one: LoraFactors,
+    base: Mapping[str, TensorInfo],
+    by_turns: bool,
 ) -> dict[str, LoraFactors]:
     """Return the factors of each expert's own tensors in a file that keeps experts apart."""
     for home in _homes(module):
@@ -143,8 +167,9 @@ def _for_single(
                 found = {}
                 for expert, row in enumerate(names):
                     first = 0
-                    for name in row:
-                        found[name] = replace(one, expert=expert, first=first)
+                    for number, name in enumerate(row):
+                        at, step = (number, len(row)) if by_turns else (first, 1)
+                        found[name] = replace(one, expert=expert, first=at, step=step)
                         first += base[name].shape[0]
                 return found
     return {}

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, LoraFactors
+from mergekit_lite.engine.adapted_experts import fused_experts
 from mergekit_lite.engine.inputs import as_float32
+from mergekit_lite.engine.low_rank import Floats, LowRank, product
 from mergekit_lite.errors import DataError
-from mergekit_lite.kernels.lora import low_rank_tile, padded, panels
+from mergekit_lite.kernels.lora import padded, panels
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.inputs import Readers
@@ -26,57 +28,8 @@ if TYPE_CHECKING:
     from mergekit_lite.engine.supplies import Supply
     from mergekit_lite.plan.types import Job, Read
 
-Floats = NDArray[np.float32]
-
 _SWEPT: Final = 1 << 18
 """Entries of the weight that are looked at in one go when lengths are measured, about."""
-
-
-@dataclass
-class LowRank:
-    """A low-rank delta from its two fp32 factors, in the orientation of the stored weight.
-
-    Attributes:
-        left: rows x rank, as `kernels.lora.padded` leaves it.
-        right: rank x width, in `kernels.lora.panels`.
-        scale: what the product is multiplied by.
-        width: columns of the product.
-    """
-
-    left: Floats
-    right: Floats
-    scale: np.float32
-    width: int
-    dtype = "F32"
-    is_delta = True
-
-    def offset(self, first: int) -> int:
-        return 0
-
-    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
-        values = out.view(np.float32)
-        low_rank_tile(self.left, self.right, self.scale, self.width, first, count, values)
-
-
-@dataclass
-class Stacked:
-    """The deltas of a fused tensor's experts, one low-rank product each."""
-
-    parts: list[LowRank]
-    each: int  # entries of an expert
-    dtype = "F32"
-    is_delta = True
-
-    def offset(self, first: int) -> int:
-        return 0
-
-    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
-        done = 0
-        while done < count:
-            expert, inside = divmod(first + done, self.each)
-            n = min(self.each - inside, count - done)
-            self.parts[expert].fill(inside, n, out[4 * done : 4 * (done + n)])
-            done += n
 
 
 @dataclass
@@ -220,7 +173,7 @@ def adapter_supply(
         rows = dict(zip(factors.rows, own, strict=True))
         return WithRows(_entries(supply_of(_base(job))), rows, job.shape[1])
     if factors.stack:
-        return _stacked(read, factors, job, readers)
+        return fused_experts(read, factors, job, readers)
     if factors.diagonal:
         return _truncated(read, factors, job, _entries(supply_of(_base(job))), readers)
     delta = _low_rank(read, factors, readers)
@@ -315,9 +268,9 @@ def _entries(supply: Supply | None) -> Callable[[int, int], Floats]:
 
 def _low_rank(read: Read, factors: LoraFactors, readers: Readers) -> LowRank:
     if factors.a:
-        return _product(*factors_of(read, readers))
+        return product(*factors_of(read, readers))
     bias = readers.tensor(read.source, factors.b).reshape(1, -1)
-    return _product(np.ones((1, 1), np.float32), bias, np.float32(factors.scale))
+    return product(np.ones((1, 1), np.float32), bias, np.float32(factors.scale))
 
 
 def _truncated(
@@ -328,29 +281,5 @@ def _truncated(
     readers: Readers,
 ) -> Truncated:
     b, a, scale = factors_of(read, readers)
-    delta = _product(b * readers.tensor(read.source, factors.diagonal), a, scale)
+    delta = product(b * readers.tensor(read.source, factors.diagonal), a, scale)
     return Truncated(base, delta, (job.shape[0], job.shape[1]), a.shape[0])
-
-
-def _stacked(read: Read, factors: LoraFactors, job: Job, readers: Readers) -> Supply:
-    """Return the deltas of fused experts: A is stacked expert by expert, B rank by rank."""
-    a = readers.tensor(read.source, factors.a)
-    b = readers.tensor(read.source, factors.b)
-    a = a.reshape(factors.stack, -1, a.shape[1])
-    b = b.reshape(b.shape[0], -1, factors.stack)
-    scale = np.float32(factors.scale)
-    if factors.expert < 0:
-        pairs = [(a[e], b[:, :, e]) for e in range(factors.stack)]
-        parts = [_oriented(*pair, scale, factors.transpose) for pair in pairs]
-        return Stacked(parts, prod(job.shape[1:]))
-    rows = slice(factors.first, factors.first + job.shape[0])
-    return _oriented(a[factors.expert], b[rows, :, factors.expert], scale, False)
-
-
-def _oriented(a: Floats, b: Floats, scale: np.float32, transpose: bool) -> LowRank:
-    left, right = (a.T, b.T) if transpose else (b, a)
-    return _product(left, right, scale)
-
-
-def _product(left: Floats, right: Floats, scale: np.float32) -> LowRank:
-    return LowRank(padded(left), panels(right), scale, right.shape[1])

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.engine.adapted import Floats, factors_of, sum_of_squares
+from mergekit_lite.engine.adapted import factors_of, sum_of_squares
+from mergekit_lite.engine.low_rank import Floats
 from mergekit_lite.engine.options import Contribution
 from mergekit_lite.errors import DataError, Problem
 from mergekit_lite.ops import registry

@@ -52,7 +52,7 @@ def check_expert(recipe: Recipe, view: View, base: View, findings: Findings) -> 
     if view.model.unreadable:
         view.settled = True
     elif view.model.kind == "adapter":
-        view.settled = check_adapter(view, base, findings, where)
+        view.settled = view.settled or check_adapter(view, base, findings, where)
         if not view.settled:
             _check_extra(recipe, view, findings, where)
     else:

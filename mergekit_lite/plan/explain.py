@@ -107,6 +107,12 @@ def _lora_parts(lora: LoraFactors) -> dict[str, str]:
     scale = f"scale {lora.scale:g}"
     if lora.rows:
         return {lora.b: f"{len(lora.rows)} rows in place of the base's"}
+    if lora.shares:
+        return {
+            name: f"lora {letter} of expert {share.expert}, scale {share.scale:g}"
+            for share in lora.shares
+            for letter, name in (("A", share.a), ("B", share.b))
+        }
     parts = {lora.a: f"lora A, {scale}"} if lora.a else {}
     parts[lora.b] = f"lora B, {scale}" if lora.a else f"lora bias, {scale}"
     parts |= {lora.diagonal: "KaSA diagonal"} if lora.diagonal else {}

@@ -10,6 +10,7 @@ from mergekit_lite.checkpoint import layer_of
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.plan.names import Prefix, few, plural, prefixes_between
+from mergekit_lite.plan.routed.adapters import match_adapter
 from mergekit_lite.plan.routed.match import match_expert_layout
 from mergekit_lite.recipe.renames import Renaming, in_scope
 from mergekit_lite.recipe.schema import Recipe
@@ -40,6 +41,7 @@ def name_experts(recipe: Recipe, found: Mapping[str, View], findings: Findings) 
             _rename(recipe, view, findings)
             _map_prefixes(view, base, findings, recipe.at("experts", name))
             match_expert_layout(view, base, findings, recipe.at("experts", name))
+            match_adapter(view, base, findings, recipe.at("experts", name))
         if view.scope:
             _narrow(view, findings, recipe.at("experts", name))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from mergekit_lite.checkpoint import LoraFactors
+from mergekit_lite.checkpoint import LoraFactors, Share
 from mergekit_lite.plan.row_maps import RowMap
 
 
@@ -258,7 +258,8 @@ class Plan:
                 return None
             lora, gather = value["lora"], value["gather"]
             if lora:
-                lora = LoraFactors(**{**lora, "rows": tuple(lora["rows"])})
+                shares = tuple(Share(**share) for share in lora["shares"])
+                lora = LoraFactors(**{**lora, "rows": tuple(lora["rows"]), "shares": shares})
             if gather is not None:
                 stored = tuple(r for r in map(read, gather["parts"]) if r)
                 gather = Gather(gather["map"], stored, gather["dtype"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,6 +31,13 @@ _PARTS: Final = {
     "input_linear": "gate_up_proj",
     "output_linear": "down_proj",
 }
+
+_ROUTERS: Final = (
+    ("gate.weight", "router.weight", "router.layer.weight", "gate.wg.weight"),
+    ("gate.bias", "router.bias"),
+    ("gate.e_score_correction_bias", "e_score_correction_bias"),
+)
+"""Names below a routed layer's module that families have for the same tensor."""
 
 _ALTERNATING: Final = frozenset({"gpt_oss"})
 _IN_HALVES: Final = frozenset({"llama4", "llama4_text", "openai_privacy_filter", "aria"})
@@ -98,11 +105,40 @@ def routed_layers(
     return found
 
 
+def single_place(name: str) -> tuple[str, Slot] | None:
+    """Return the module and the place of a tensor of one expert; None for any other."""
+    match = _EACH.match(name)
+    if match is None:
+        return None
+    part = _PARTS.get(match["part"], match["part"])
+    return match["root"], (int(match["expert"]), part, match["leaf"])
+
+
+def same_layer(root: str, others: Mapping[str, RoutedLayer]) -> RoutedLayer | None:
+    """Return the layer of another model that is in the place of a module, under whatever name."""
+    if root in others:
+        return others[root]
+    parent = root.rpartition(".")[0]
+    found = (others[name] for name in sorted(others) if name.rpartition(".")[0] == parent)
+    return next(found, None)
+
+
+def name_below(root: str, rest: str, names: Container[str]) -> str | None:
+    """Return what is called `rest` below a routed layer's module, as one of these names.
+
+    Args:
+        root: the module that has those names.
+        rest: such as `gate.weight`, which other families call `router.weight`.
+        names: all names of the model.
+    """
+    choices = [rest, *(other for group in _ROUTERS if rest in group for other in group)]
+    return next((f"{root}.{c}" for c in choices if f"{root}.{c}" in names), None)
+
+
 def _place(name: str, info: TensorInfo) -> tuple[str, Slot] | None:
     """Return the module and the place of a tensor; None for one that is of no routed expert."""
-    if match := _EACH.match(name):
-        part = _PARTS.get(match["part"], match["part"])
-        return match["root"], (int(match["expert"]), part, match["leaf"])
+    if found := single_place(name):
+        return found
     if match := _FUSED.match(name):
         return match["root"], (ALL, match["part"], "bias" if match["bias"] else "weight")
     if len(info.shape) == 3 and (match := _PARALLEL.match(name)):

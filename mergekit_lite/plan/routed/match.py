@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
 
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, shape_text
 from mergekit_lite.plan.names import plural
-from mergekit_lite.plan.routed.layers import RoutedLayer, routed_layers
+from mergekit_lite.plan.routed.layers import RoutedLayer, name_below, routed_layers, same_layer
 from mergekit_lite.plan.routed.reads import Made, Sides
-
-_ROUTERS: Final = (
-    ("gate.weight", "router.weight", "router.layer.weight", "gate.wg.weight"),
-    ("gate.bias", "router.bias"),
-    ("gate.e_score_correction_bias", "e_score_correction_bias"),
-)
-"""Names below a routed layer's module that families have for the same tensor."""
 
 
 def match_expert_layout(view: View, base: View, findings: Findings, where: str) -> None:
@@ -30,7 +22,7 @@ def match_expert_layout(view: View, base: View, findings: Findings, where: str) 
     used: set[str] = set()
     renamed: dict[str, str] = {}
     for layer in wanted.values():
-        mine = _same_layer(layer.root, own)
+        mine = same_layer(layer.root, own)
         if mine is None or _is_alike(layer, mine):
             continue
         sides = Sides(layer, mine, base.tensors, view.tensors, view.name)
@@ -57,14 +49,6 @@ def match_expert_layout(view: View, base: View, findings: Findings, where: str) 
     )
 
 
-def _same_layer(root: str, own: Mapping[str, RoutedLayer]) -> RoutedLayer | None:
-    """Return the layer that is an expert's for a module of the base, under whatever name."""
-    if root in own:
-        return own[root]
-    parent = root.rpartition(".")[0]
-    return next((own[name] for name in sorted(own) if name.rpartition(".")[0] == parent), None)
-
-
 def _is_alike(wanted: RoutedLayer, own: RoutedLayer) -> bool:
     """Return whether nothing needs to be matched: the same names, in the same form."""
     shared = wanted.tensors.keys() & own.tensors.keys()
@@ -89,9 +73,7 @@ def _moved(root: str, mine: str, view: View, base: View) -> Iterator[tuple[str, 
         if not name.startswith(f"{mine}."):
             continue
         rest = name[len(mine) + 1 :]
-        choices = [rest, *(other for group in _ROUTERS if rest in group for other in group)]
-        known = (f"{root}.{choice}" for choice in choices if f"{root}.{choice}" in base.tensors)
-        new = next(known, f"{root}.{rest}")
+        new = name_below(root, rest, base.tensors) or f"{root}.{rest}"
         if new != name:
             yield name, new
 

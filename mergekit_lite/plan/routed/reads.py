@@ -47,8 +47,8 @@ class Sides:
         """Return all experts of a layer as one tensor."""
         _, part, leaf = slot
         info = self.base[self.wanted.tensors[slot]]
-        dims = _dims(part, leaf, self.wanted.form)
-        sizes = _sizes(dims, info.shape[1:])
+        dims = dimensions(part, leaf, self.wanted.form)
+        sizes = sizes_of(dims, info.shape[1:])
         found = self._stored(part, leaf)
         if sizes is None or found is None or found[0] != (sizes, info.shape[0]):
             return None
@@ -59,8 +59,8 @@ class Sides:
         """Return what the expert has for a fused tensor: sizes, order of a block, and entries."""
         if (ALL, part, leaf) in self.own.tensors:
             whole = self.mine[self.own.tensors[ALL, part, leaf]]
-            dims = _dims(part, leaf, self.own.form)
-            sizes = _sizes(dims, whole.shape[1:])
+            dims = dimensions(part, leaf, self.own.form)
+            sizes = sizes_of(dims, whole.shape[1:])
             if sizes is None:
                 return None
             run = Piece(whole.name, 0, whole.size), whole
@@ -74,8 +74,8 @@ class Sides:
         infos = [self.mine[name] for name in names if name is not None]
         if not infos or len(infos) < len(names) or len({info.shape for info in infos}) > 1:
             return None
-        dims = _dims(halves[0], leaf, _APART)
-        sizes = _sizes(dims, infos[0].shape)
+        dims = dimensions(halves[0], leaf, _APART)
+        sizes = sizes_of(dims, infos[0].shape)
         if sizes is None:
             return None
         if len(halves) > 1:
@@ -97,8 +97,8 @@ class Sides:
             whole = self.mine[alone]
             return self._made(info, [(Piece(whole.name, 0, whole.size), whole)], None)
         whole = self.mine[self.own.tensors[holder]]
-        dims = _dims(holder[1], leaf, self.own.form)
-        sizes = _sizes(dims, whole.shape[1:])
+        dims = dimensions(holder[1], leaf, self.own.form)
+        sizes = sizes_of(dims, whole.shape[1:])
         if sizes is None or whole.shape[0] != self.wanted.experts:
             return None
         if "p" in sizes and not all((expert, h, leaf) in self.wanted.tensors for h in _BOTH):
@@ -138,7 +138,7 @@ class Sides:
         return sum(piece.count * DTYPE_BYTES[info.dtype] for piece, info in runs)
 
 
-def _dims(part: str, leaf: str, form: Form) -> tuple[str, ...]:
+def dimensions(part: str, leaf: str, form: Form) -> tuple[str, ...]:
     """Return the letters of each stored dimension of one expert."""
     outputs = "i"
     if part in _HALVES:
@@ -148,7 +148,7 @@ def _dims(part: str, leaf: str, form: Form) -> tuple[str, ...]:
     return ("j", outputs) if form.transposed else (outputs, "j")
 
 
-def _sizes(dims: Sequence[str], shape: Sequence[int]) -> Sizes | None:
+def sizes_of(dims: Sequence[str], shape: Sequence[int]) -> Sizes | None:
     """Return the size of each letter; None for a shape that is no such tensor's."""
     if len(dims) != len(shape):
         return None
