@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mergekit_lite.checkpoint import TensorInfo  # noqa: E402
-from mergekit_lite.checkpoint.coded.tiles import decoder  # noqa: E402
+from mergekit_lite.engine.dequantised import decoder  # noqa: E402
 from mergekit_lite.sources import resolve  # noqa: E402
 from tests import quantised as formats  # noqa: E402
 

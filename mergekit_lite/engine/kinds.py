@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mergekit_lite.engine.dequantised import kernel_of
 from mergekit_lite.engine.joined import JoinedRead, joined
 from mergekit_lite.engine.program import Program, compile_job
 from mergekit_lite.engine.supplies import form_of
@@ -135,6 +136,9 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
         shared = loop in small and (instead.is_compiled or len(small) > FEW)
         always[instead if shared else loop] = None
     for model in models.values():
+        for info in model.header.tensors.values():
+            if info.coded is not None:
+                always[kernel_of(info.coded)] = None
         if model.plan is not None:
             always |= dict.fromkeys(wanted_kernels(model.plan, model.parts))
     return list(always)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
-from mergekit_lite.checkpoint.coded.tiles import Decoder, decoder
 from mergekit_lite.engine.adapted import adapter_supply, joined_supply
+from mergekit_lite.engine.dequantised import Decoder, decoder
 from mergekit_lite.engine.joined import JoinedRead
 from mergekit_lite.engine.pieced import pieced, pieced_dtype
 from mergekit_lite.engine.staged import stage_supply

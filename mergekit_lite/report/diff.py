@@ -19,7 +19,7 @@ from mergekit_lite.checkpoint import (
     layer_of,
     role_of,
 )
-from mergekit_lite.checkpoint.coded.tiles import decoder
+from mergekit_lite.engine.dequantised import decoder
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from mergekit_lite.checkpoint import Coded
 from mergekit_lite.checkpoint.lora import LoraFactors
 from mergekit_lite.engine import brackets, cpu, kinds, totals
 from mergekit_lite.engine.kinds import FEW, wanted_kernels
 from mergekit_lite.errors import DataError
 from mergekit_lite.kernels import warm
 from mergekit_lite.kernels._jit import KERNELS, Kernel
+from mergekit_lite.kernels.dequantise import dequantise_columns, dequantise_rows
 from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
 from mergekit_lite.kernels.sums import gram_tile, kept_tile
@@ -185,6 +187,21 @@ def test_an_adapter_wants_its_product_and_enters_as_a_delta(compiled: Compiled) 
     assert product is low_rank_tile
     assert loop.maker != plain.maker
     assert '"deltas": [true, false]' in loop.maker[2]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_quantised_input_wants_the_loop_that_decodes_it(
+    compiled: Compiled, transposed: bool
+) -> None:
+    compiled(())
+    plan, models = small(CHAINS["linear"])
+    plain = wanted_kernels(plan, models)
+    ((name, info),) = models["a"].header.tensors.items()
+    coded = Coded("E2M1", info, info, (1, 1), transposed=transposed)
+    header = replace(models["a"].header, tensors={name: replace(info, coded=coded)})
+    found = wanted_kernels(plan, {**models, "a": replace(models["a"], header=header)})
+    assert (dequantise_columns if transposed else dequantise_rows) in found
+    assert not {dequantise_columns, dequantise_rows} & set(plain)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mergekit_lite.errors import MergekitLiteError
-from mergekit_lite.kernels import compiler, lora, native, order, sums, tile, warm
+from mergekit_lite.kernels import compiler, dequantise, lora, native, order, sums, tile, warm
 from mergekit_lite.kernels._jit import KERNELS, Kernel, kernel_folder
 from mergekit_lite.kernels.chain import Kind, kernel_for
 from mergekit_lite.kernels.chain_ranks import Ranked, scan_for
@@ -22,7 +22,7 @@ from mergekit_lite.kernels.combine import MEAN, VOTE
 from mergekit_lite.kernels.steps import CUT
 from tests.engine.processes import environment
 
-MODULES = {module.__name__.rpartition(".")[2] for module in (tile, order, sums, lora)}
+MODULES = {module.__name__.rpartition(".")[2] for module in (tile, order, sums, lora, dequantise)}
 GENERAL = [kernel for kernel in KERNELS if kernel.maker[0] in MODULES]
 OF_SOME_PROCESSORS = {"sha256"}
 

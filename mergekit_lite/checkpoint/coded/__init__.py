@@ -1,4 +1,4 @@
-"""Quantised checkpoints: what their codes stand for, and (`tiles`) the numbers themselves."""
+"""Quantised checkpoints: what codes stand for, and (`grid`, `numbers`) the parts they need."""
 
 from mergekit_lite.checkpoint.coded.recognise import Reading, as_plain
 

@@ -1,4 +1,4 @@
-"""Applies the scales and zeros of a quantised tensor to a piece of it."""
+"""The scales and zeros of a quantised tensor, line by line of their grid."""
 
 from __future__ import annotations
 
@@ -23,35 +23,52 @@ def fetched(fetch: Fetch, info: TensorInfo) -> NDArray[np.uint8]:
     return raw
 
 
+HELD = 1 << 14
+"""Scales that are read at a time, at least: reads in small pieces take longer than the decoding."""
+
+
 class Grid:
-    """The grid of scales, and of zeros, over the blocks of a tensor.
+    """The grid of scales, and of zeros, over the blocks of a tensor; some lines are in memory.
 
     Args:
         coded: how the tensor is stored.
         rows: of one matrix of it.
         width: its columns.
         fetch: reads of its stored parts.
+        together: rows whose lines are wanted at the same time, at most.
+
+    Attributes:
+        rows: of a matrix, or more than there are where one scale is that of all.
+        down: rows that share a scale.
+        lines: of a matrix.
+        scales: the lines that are held, in memory that stays the same.
+        zeros: the same lines of zeros; no line where the tensor has none.
+        groups: column of the grid for each column of the tensor; empty where they lie in order.
     """
 
-    def __init__(self, coded: Coded, rows: int, width: int, fetch: Fetch) -> None:
+    def __init__(self, coded: Coded, rows: int, width: int, fetch: Fetch, together: int) -> None:
         self._coded, self._fetch = coded, fetch
-        self._rows = rows
-        self._down, self._across = ceil(rows / coded.block[0]), ceil(width / coded.block[1])
+        self.rows, self.down = rows, coded.block[0]
+        if coded.scale.size == 1:  # for all matrices
+            self.rows = self.down = 1 << 62
+        self.lines, self._across = ceil(rows / coded.block[0]), ceil(width / coded.block[1])
+        self._total = coded.scale.size // max(self._across, 1)
         self._divisor = np.float32(1)
         if coded.divisor is not None:
             self._divisor = scales(fetched(fetch, coded.divisor), coded.divisor.dtype)[0]
-        self._groups = self._columns(width)
-        self._single: NDArray[np.float32] | None = None
-        if coded.scale.size == 1:
-            self._single = self._scales(0, 1)
+        self.groups = self._columns(width)
+        room = min(max(together, HELD // max(self._across, 1)), self._total)
+        self.scales = np.empty((room, self._across), np.float32)
+        self.zeros = np.empty((room if coded.zero is not None else 0, self._across), np.float32)
+        self._held = range(0)
 
-    def _columns(self, width: int) -> NDArray[np.int32] | None:
-        """Return the grid column of every column of the tensor; None where they lie in order."""
+    def _columns(self, width: int) -> NDArray[np.int32]:
+        """Return the grid column of every column of the tensor; nothing where they lie in order."""
         if self._coded.groups is None:
-            return None
+            return np.empty(0, np.int32)
         groups = fetched(self._fetch, self._coded.groups).view(np.int32)
         if (groups == -1).all():  # as packed without an order of activations
-            return None
+            return np.empty(0, np.int32)
         if groups.min() < 0 or groups.max() >= self._across:
             raise DataError(
                 f"`{self._coded.groups.name}` names groups that are not there",
@@ -59,26 +76,28 @@ class Grid:
             )
         return groups
 
-    def apply(self, out: NDArray[np.float32], row: int, column: int) -> None:
-        """Turn codes, as numbers, into what they stand for.
+    def hold(self, row: int, rows: int) -> int:
+        """Bring the lines of some rows into memory.
 
         Args:
-            out: a piece of the tensor, changed in place.
-            row: its first row, counted over all matrices.
-            column: its first column.
+            row: the first, counted over all matrices.
+            rows: how many; at most `together`.
+
+        Returns:
+            Which line of the whole grid is the first in memory.
         """
-        coded = self._coded
-        each = np.arange(row, row + out.shape[0])
-        lines = each // self._rows * self._down + each % self._rows // coded.block[0]
-        first, last = int(lines[0]), int(lines[-1]) + 1
-        if coded.zero is not None:
-            zeros = self._zeros(coded.zero, first, last)[lines - first]
-            self._combine(out, zeros, column, np.subtract)
-        if self._single is not None:
-            np.multiply(out, self._single[0, 0], out=out)
-            return
-        factors = self._scales(first, last)[lines - first]
-        self._combine(out, factors, column, np.multiply)
+        first, last = self._line(row), self._line(row + rows - 1) + 1
+        if first not in self._held or last > self._held.stop:
+            self._held = range(0)
+            end = min(first + len(self.scales), self._total)
+            self.scales[: end - first] = self._scales(first, end)
+            if self._coded.zero is not None:
+                self.zeros[: end - first] = self._zeros(self._coded.zero, first, end)
+            self._held = range(first, end)
+        return self._held.start
+
+    def _line(self, row: int) -> int:
+        return row // self.rows * self.lines + row % self.rows // self.down
 
     def _scales(self, first: int, last: int) -> NDArray[np.float32]:
         """Return lines [first, last) of the grid of scales."""
@@ -88,7 +107,8 @@ class Grid:
         self._fetch(info, first * self._across * width, raw)
         found = scales(raw, info.dtype)
         if self._coded.divisor is not None:
-            found = found / self._divisor
+            with np.errstate(all="ignore"):  # what is not finite is told of
+                found = found / self._divisor
         return found.reshape(last - first, self._across)
 
     def _zeros(self, info: TensorInfo, first: int, last: int) -> NDArray[np.float32]:
@@ -111,23 +131,3 @@ class Grid:
         codes = (words[:, None, :] >> shifts) & np.uint32((1 << bits) - 1)
         lines = codes.reshape(-1, self._across)[first - begin * per_word :][: last - first]
         return lines.astype(np.float32) - np.float32(1 << (bits - 1))
-
-    def _combine(
-        self, out: NDArray[np.float32], grid: NDArray[np.float32], column: int, op: np.ufunc
-    ) -> None:
-        """Apply an operation to every entry and its line's value of the grid."""
-        rows, columns = out.shape
-        block = self._coded.block[1]
-        if self._groups is not None:
-            op(out, grid[:, self._groups[column : column + columns]], out=out)
-        elif grid.shape[1] == 1:
-            op(out, grid, out=out)
-        elif column % block == 0 and columns % block == 0:
-            begin = column // block
-            blocks = out.reshape(rows, -1, block)
-            op(blocks, grid[:, begin : begin + blocks.shape[1], None], out=blocks)
-        else:
-            begin, end = column // block, -(-(column + columns) // block)
-            each = np.repeat(grid[:, begin:end], block, axis=1)
-            skip = column - begin * block
-            op(out, each[:, skip : skip + columns], out=out)

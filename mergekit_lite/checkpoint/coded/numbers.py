@@ -7,7 +7,6 @@ E4M3, E5M2 and E2M1 are the formats of the OCP specifications of 8-bit and micro
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,6 @@ from mergekit_lite.errors import DataError
 
 BITS = {"E4M3": 8, "E5M2": 8, "I8": 8, "E2M1": 4, "U2": 2, "U4": 4, "U8": 8}
 """Bits of a code of each form."""
-
-_PIECE = 1 << 15  # entries that are looked up at a time: numpy widens each index to 8 bytes
-_WHOLE: dict[int, np.dtype[Any]] = {
-    1: np.dtype(np.float32),
-    2: np.dtype(np.complex64),
-    4: np.dtype(np.complex128),
-}
-# Dtypes of as many bytes as one, two and four fp32 have: a byte of codes is looked up at once.
 
 
 def numbers(form: str) -> NDArray[np.float32]:
@@ -53,33 +44,12 @@ def numbers(form: str) -> NDArray[np.float32]:
 
 
 @cache
-def table(form: str) -> NDArray[Any]:
-    """Return what each byte of a form stands for: all of its codes, the lowest bits first."""
-    per_byte = 8 // BITS[form]
+def table(form: str) -> NDArray[np.float32]:
+    """Return the numbers of every byte of a form, flat: of all its codes, the lowest bits first."""
     each = numbers(form)
     byte = np.arange(256)
-    columns = [(byte >> (BITS[form] * i)) & (len(each) - 1) for i in range(per_byte)]
-    found: NDArray[Any] = each[np.stack(columns, axis=1)].view(_WHOLE[per_byte])
-    return found.reshape(256)
-
-
-def look_up(
-    raw: NDArray[np.uint8], form: str, out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    """Return the numbers of packed codes, flat, all codes of every byte.
-
-    Args:
-        raw: the bytes.
-        form: of the codes.
-        out: where the numbers go, flat; new memory costs more than the look-up.
-    """
-    found = table(form)
-    numbers = np.empty(raw.size * (8 // BITS[form]), np.float32) if out is None else out
-    flat, whole = raw.reshape(-1), numbers.view(found.dtype)
-    for begin in range(0, flat.size, _PIECE):
-        part = flat[begin : begin + _PIECE]
-        np.take(found, part, out=whole[begin : begin + _PIECE], mode="clip")
-    return numbers
+    columns = [(byte >> shift) & (len(each) - 1) for shift in range(0, 8, BITS[form])]
+    return each[np.stack(columns, axis=1)].reshape(-1)
 
 
 @cache
@@ -97,7 +67,7 @@ def scales(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     if dtype in ("U8", "F8_E8M0"):
         return _powers()[raw]
     if dtype == "F8_E4M3":
-        return look_up(raw, "E4M3")
+        return table("E4M3")[raw]
     if dtype == "BF16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     kinds = {"F16": np.float16, "F32": np.float32, "F64": np.float64}

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_lite.checkpoint import FileReader, TensorInfo
-from mergekit_lite.checkpoint.coded import tiles
+from mergekit_lite.checkpoint.coded import grid
 from mergekit_lite.checkpoint.coded.numbers import numbers, scales
-from mergekit_lite.checkpoint.coded.tiles import decoder, pieces
+from mergekit_lite.engine import dequantised
+from mergekit_lite.engine.dequantised import decoder, pieces
 from mergekit_lite.errors import DataError
 from mergekit_lite.sources import Model, resolve
 from tests import quantised as q
@@ -89,6 +90,45 @@ def test_fp8_with_one_scale(tmp_path: Path, suffix: str, shape: tuple[int, ...])
     stored[W + suffix] = stored[W + suffix].reshape(shape)
     stored[f"{W.removesuffix('weight')}input_scale"] = torch.ones(())
     q.save(tmp_path, stored, {"quant_method": "fp8", "activation_scheme": "static"})
+    equal(tmp_path, value)
+
+
+def test_one_scale_for_several_matrices(tmp_path: Path) -> None:
+    stored, value = q.fp8_whole(W, torch.randn(3, 130, 50))
+    q.save(tmp_path, stored, {"quant_method": "fp8"})
+    equal(tmp_path, value)
+
+
+def test_scales_are_read_once_however_small_the_tiles(tmp_path: Path) -> None:
+    stored, _ = q.pack_quantised(W, (300, 256), 4, 32, zero=True, order=False)
+    q.save(tmp_path, stored, q.group_config(4, 32, symmetric=False))
+    model, info = view(tmp_path)
+    assert info.coded is not None
+    reads: list[str] = []
+    reader = model.open(info.file)
+
+    def fetch(part: TensorInfo, start: int, out: np.ndarray) -> None:
+        reads.append(part.name)
+        reader.read_into(out, part.start + start)
+
+    found = decoder(info, fetch)
+    reads.clear()
+    for first in range(0, info.size, 100):
+        found.fill(first, np.empty(100, np.float32))
+    assert reads.count(info.coded.scale.name) == 1
+    assert reads.count(f"{W}_zero_point") == 1
+    found.fill(0, np.empty(1, np.float32))
+    assert reads.count(info.coded.scale.name) == 1
+    reader.close()
+
+
+def test_more_scales_than_are_held_come_line_after_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "HELD", 64)
+    monkeypatch.setattr(dequantised, "PIECE", 500)
+    stored, value = q.pack_quantised(W, (75, 160), 4, 32, zero=True, order=False)
+    q.save(tmp_path, stored, q.group_config(4, 32, symmetric=False))
     equal(tmp_path, value)
 
 
@@ -197,7 +237,7 @@ def test_a_plain_tensor_has_no_decoder(tmp_path: Path) -> None:
 @given(st.integers(0, 500), st.integers(0, 3000), st.integers(1, 90), st.integers(1, 300))
 def test_pieces_cover_a_range_once_in_order(first: int, count: int, width: int, most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "PIECE", most)
+        patch.setattr(dequantised, "PIECE", most)
         found = list(pieces(first, count, width))
     flat = [
         (row + r) * width + column + c
