@@ -14,8 +14,8 @@ the op, so give one for every choice of a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.ops import OpSpec, get, merge_tensors
@@ -178,10 +178,20 @@ def _order_of_experts(spec: OpSpec, way: Vector) -> None:
     if count > len(weights):
         return
     forward = _call(spec, way, deltas, weights=weights)
-    backward = _call(spec, way, deltas[::-1], weights=weights[::-1])
+    turned = replace(way, params={key: _turned(v, count) for key, v in way.params.items()})
+    backward = _call(spec, turned, deltas[::-1], weights=weights[::-1])
     _close(backward, forward, 1e-5, "experts in another order")
     if count == 2:
         _alike(spec, backward, forward, "two experts swapped")
+
+
+def _turned(value: Any, count: int) -> Any:
+    """Return a map by expert with the experts in reverse; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    names = [chr(97 + number) for number in range(count)]
+    own = {name: value.get(name, value.get("default")) for name in names}
+    return dict(zip(names, reversed(own.values()), strict=True))
 
 
 def _tiles(spec: OpSpec, whole: Tensor, params: Any) -> Iterator[slice]:

@@ -256,6 +256,8 @@ def _assemble(
         )
     elif combine.op in _LIMITS:
         kind, limit, least = _LIMITS[combine.op]
+        if isinstance(params.get(limit), Mapping):
+            return None  # one for each expert
         divisor = np.float32(params[limit] if limit else 0.0)
         options[1] = params[least] if least else 0
         posts = [float(params.get("lambda", 1.0)), *posts]

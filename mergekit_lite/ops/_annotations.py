@@ -52,6 +52,16 @@ ChanceRescale = Annotated[
 Elect = Annotated[Literal["mass", "count"], Doc("vote by summed magnitude or by head count")]
 Aggregate = Annotated[Literal["mean", "sum", "max"], Doc("what to make of the entries that agree")]
 
+MaskLambda = Annotated[
+    float,
+    Range(above=0),
+    Doc("how much of the others' change a task must outweigh to claim an entry"),
+    "per_expert",
+]
+Claims = Annotated[
+    int, Range(at_least=1), Doc("how many experts must claim an entry for it to be kept")
+]
+
 IsoAlpha = Annotated[float, Doc("multiplies the merged task vector; the authors tune it up to 3")]
 IsoTail = Annotated[
     float,

@@ -56,10 +56,29 @@ def _expand_for_each(
         chains[name] = expand(op, own, place, seed)
     steps = next(iter(chains.values()))
     middle = split(steps)[1]
-    if any(chain[middle:] != steps[middle:] for chain in chains.values()):
-        raise RecipeError(f"`{op}` takes one value, not one for each expert: {', '.join(maps)}", op)
     before = [replace(chain[at], expert=n) for at in range(middle) for n, chain in chains.items()]
-    return before + steps[middle:]
+    after = {name: chain[middle:] for name, chain in chains.items()}
+    return before + [
+        _agreed({n: c[at] for n, c in after.items()}) for at in range(len(steps[middle:]))
+    ]
+
+
+def _agreed(stages: Mapping[str, Stage]) -> Stage:
+    """Return an op that sees all experts at once, from what their own values make of it.
+
+    Raises:
+        RecipeError: experts differ in a parameter that takes no map.
+    """
+    first = next(iter(stages.values()))
+    params = dict(first.params)
+    for key in params:
+        each = {name: stage.params[key] for name, stage in stages.items()}
+        if any(value != params[key] for value in each.values()):
+            if not get(first.op).parameters[key].per_expert:
+                what = f"`{first.op}` takes one value, not one for each expert: {key}"
+                raise RecipeError(what, first.op)
+            params[key] = each
+    return replace(first, params=params)
 
 
 def _in_order(

@@ -73,8 +73,11 @@ class Chains:
     def _sound(self, found: Chain, decision: Decision) -> bool:
         """Check values that only resolving showed: of gradients, of presets, of rules' `set`."""
         steps = [step for own in found.transforms.values() for step in own]
-        steps += [(found.combine, {**found.params, "weights": list(found.weights.values())})]
-        steps += found.posts
+        weights = list(found.weights.values())
+        steps += [(found.combine, {**found.params, "weights": weights})]
+        for op, params in found.posts:
+            sees_all = "deltas" in self._ops[op].specials
+            steps.append((op, {**params, "weights": weights} if sees_all else params))
         problems = [problem for op, params in steps for problem in self._ops[op].problems(params)]
         hint = ""
         for op, params in steps:

@@ -129,6 +129,8 @@ def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
     if spec.blend is not None:
         asked = all(needs.asked(step.params, 1) for needs in spec.statistics)
         return asked and not any(step.expert for step in job.steps)
+    if any(isinstance(value, Mapping) for value in step.params.values()):
+        return False  # of a combine, one value for each expert
     return spec.name in _FUSED and (spec.name, step.params.get("rescale")) != ("magprune", "l1")
 
 

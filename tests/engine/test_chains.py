@@ -108,6 +108,26 @@ def test_a_chain_gives_the_bytes_of_the_specification(
     assert same_bytes(output(tmp_path / "out"), wanted)
 
 
+OF_THEIR_OWN = {"mask_lambda": dict(zip(EXPERTS, (0.2, 0.9, 0.5), strict=True))}
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        [Step("consensus", {**WEIGHTS, **OF_THEIR_OWN})],
+        [*each("magnitude", {"density": 0.5}), MEAN, Step("consensus_mask", OF_THEIR_OWN)],
+    ],
+)
+def test_claims_go_by_each_experts_own_limit(tmp_path: Path, chain: list[Step]) -> None:
+    models = save_models(tmp_path, SHAPES)
+    plan = plan_for(models, chain)
+    run(plan, models, tmp_path / "out")
+    wanted = expected(plan, models)
+    assert same_bytes(output(tmp_path / "out"), wanted)
+    alike = [Step(chain[-1].op, {**chain[-1].params, "mask_lambda": 0.2})]
+    assert not same_bytes(wanted, expected(plan_for(models, [*chain[:-1], *alike]), models))
+
+
 def _whole_model(plan, models):  # type: ignore[no-untyped-def]
     from safetensors.torch import load_file
 

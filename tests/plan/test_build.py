@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mergekit_lite.errors import RecipeError
 from mergekit_lite.plan.build import build, models
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import plain_frame
@@ -85,6 +86,20 @@ steps: [{magnitude: {density: {math: 0.1, default: 0.3}}}, task_arithmetic]
     job = rows(plan(root, text))[Q0]
     assert steps(job)[:3] == [("dare", "math"), ("magnitude", "math"), ("magnitude", "code")]
     assert [step.params["density"] for step in job.steps[:3]] == [0.5, 0.1, 0.3]
+
+
+def test_an_op_that_sees_all_experts_may_have_a_value_for_each(root: Path) -> None:
+    two = "experts: {math: {model: math}, code: {model: code}}\n"
+    lambdas = "{math: 0.2, default: [0.4, 0.6]}"
+    for op in ("consensus", "consensus_ties"):
+        made = plan(root, f"{two}steps: [{{{op}: {{mask_lambda: {lambdas}}}}}]")
+        for layer, code in ((0, 0.4), (1, 0.6)):
+            job = rows(made)[f"model.layers.{layer}.mlp.up_proj.weight"]
+            assert job.steps[-1].params["mask_lambda"] == {"math": 0.2, "code": code}
+    with pytest.raises(RecipeError, match="`mask_lambda` of `consensus_ties` is 0, outside"):
+        plan(root, f"{two}steps: [{{consensus_ties: {{mask_lambda: {{math: 0}}}}}}]")
+    with pytest.raises(RecipeError, match="with 2 experts keeps nothing"):
+        plan(root, f"{two}steps: [{{consensus_ties: {{at_least: 3}}}}]")
 
 
 def test_the_last_rule_wins_and_sets_are_layered_on_top(root: Path) -> None:
