@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mergekit_lite.errors import nearest
+from mergekit_lite.recipe.compat.inputs import BASE, Models
 from mergekit_lite.recipe.compat.methods import FORMER, Method, Setting, all_settings
 from mergekit_lite.recipe.compat.notes import Notes
 from mergekit_lite.recipe.compat.references import Reference
 from mergekit_lite.recipe.compat.settings import Value, scopes_value
 from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
-
-BASE = "base"
 
 _HOMES = {
     "random_seed": "write `seed: 0` at the top of the recipe, or `--set seed=0`",
@@ -53,12 +52,14 @@ class Group:
         scopes: `parameters:` for all of them, the strongest first.
         mark: where the group stands.
         base_counts: the base is one of the models that are merged, where it is among the inputs.
+        models: names the inputs, where they have a base of their own; else the recipe's does.
     """
 
     inputs: tuple[Input, ...]
     scopes: tuple[Node | None, ...]
     mark: Mark
     base_counts: bool = False
+    models: Models | None = None
 
     @property
     def merged(self) -> list[Input]:

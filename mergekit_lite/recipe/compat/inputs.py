@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from mergekit_lite.recipe.compat.groups import BASE
 from mergekit_lite.recipe.compat.nodes import listed, mapping, scalar
 from mergekit_lite.recipe.compat.references import Reference, name_for
 from mergekit_lite.recipe.marks import Node
+
+BASE = "base"
 
 
 @dataclass
@@ -42,6 +44,12 @@ class Models:
         name = name_for(reference, [*self.experts, *self.stages])
         self.experts[name] = reference
         return name
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget the experts that are neither among `names` nor results of stages."""
+        self.experts = {
+            name: it for name, it in self.experts.items() if name in names or it.is_stage
+        }
 
     def expert(self, name: str) -> Node:
         """Return the entry of an expert, without its weight."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mergekit_lite.errors import nearest
-from mergekit_lite.recipe.compat.groups import BASE, Group, Input, Settler
-from mergekit_lite.recipe.compat.inputs import Models
+from mergekit_lite.recipe.compat.groups import Group, Input, Settler
+from mergekit_lite.recipe.compat.inputs import BASE, Models
 from mergekit_lite.recipe.compat.methods import Method
 from mergekit_lite.recipe.compat.notes import Notes
 from mergekit_lite.recipe.compat.references import Reference, References
@@ -114,11 +114,13 @@ class GroupReader:
         if sources is None or not sources.items():
             self._misshapen("sources", sources or node)
             return []
-        if (base := entries.get("base_model")) is not None and base.value is not None:
-            other = self.references.read(base)
-            if other is not None and not other.same(self.base):
-                what = "a `base_model` of one slice is not supported"
-                self.problems.add(what, base.key, "give one `base_model` for the whole recipe")
+        apart = self._apart(entries.get("base_model"))
+        if apart is not None and apart.base is not None:
+            rest = {key: entry for key, entry in entries.items() if key != "base_model"}
+            groups = apart._slice(node.with_value(rest), scopes)
+            if self.models is None:
+                self.models = Models.around(self.base, apart.base)
+            return [replace(group, models=apart.models) for group in groups]
         if (weight := entries.get("residual_weight")) is not None:
             self.notes.add(
                 "`residual_weight` is left out, as mergekit does", weight.key, warns=True
@@ -132,6 +134,17 @@ class GroupReader:
             what = f"the sources of a slice have differing numbers of layers: {listed}"
             self.problems.add(what, sources.mark, "give each as many layers")
         return self._checked(Group(tuple(inputs), (own, *scopes), node.mark, self._base_counts))
+
+    def _apart(self, node: Node | None) -> GroupReader | None:
+        """Return the reader of a slice that has another base than the recipe, None for others."""
+        own = self.references.read(node) if node is not None else None
+        if node is None or own is None or own.same(self.base):
+            return None
+        if self.method.base == "input":
+            what = "`base_model` of one slice is left out"
+            self.notes.add(f"{what}: `{self.name}` takes no differences to it", node.key)
+            return None
+        return replace(self, base=own, models=None)
 
     def _inputs(self, node: Node, keys: Sequence[str], *, sliced: bool) -> list[Input]:
         found: list[Input] = []

@@ -36,6 +36,11 @@ class Reference:
     def label(self) -> str:
         return f"{self.model}+{self.lora}" if self.lora else self.model
 
+    @property
+    def is_stage(self) -> bool:
+        """Whether it is another recipe's result."""
+        return self.model.startswith("@")
+
     def same(self, other: Reference | None) -> bool:
         """Return whether both name one model, with one adapter."""
         return other is not None and self.identity == other.identity

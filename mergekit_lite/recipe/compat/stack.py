@@ -29,47 +29,58 @@ class Stack:
     rules: list[Node]
 
 
-def stack(method: Method, groups: Sequence[Group], settled: Sequence[Settled]) -> Stack:
+@dataclass(frozen=True)
+class Slab:
+    """One slice: what is done to which layers, with which values."""
+
+    method: Method
+    group: Group
+    settled: Settled
+
+
+def stack(slabs: Sequence[Slab]) -> Stack:
     """Return the slices of a recipe as ours.
 
     As in mergekit, embeddings follow the first slice, all else outside the layers the last.
     """
-    mark = groups[0].mark
-    if len(groups) == 1:
-        entry = mapping({"layers": _ranges(groups[0])}, mark)
-        steps = steps_of(method, groups[0], settled[0])
-        return Stack(listed([entry], mark), steps, rules_of(settled[0], mark))
+    group, method = slabs[0].group, slabs[0].method
+    mark = group.mark
+    if len(slabs) == 1:
+        entry = mapping({"layers": _ranges(group)}, mark)
+        steps = steps_of(method, group, slabs[0].settled)
+        return Stack(listed([entry], mark), steps, rules_of(slabs[0].settled, mark))
     entries, rules, first = [], [], 0
-    flat = [_outside(values) for values in settled]
-    for group, values, plain in zip(groups, settled, flat, strict=True):
-        entries.append(_entry(method, group, plain))
-        count = _count(group)
-        rules += _layer_rules(group, values, first, count)
+    flat = [replace(slab, settled=_outside(slab.settled)) for slab in slabs]
+    for slab, plain in zip(slabs, flat, strict=True):
+        entries.append(_entry(plain))
+        count = _count(slab.group)
+        rules += _layer_rules(slab.group, slab.settled, first, count)
         first += count
-    outer = _outer_rules(method, groups, flat)
-    steps = steps_of(method, groups[-1], flat[-1], weighs=True)
-    return Stack(listed(entries, mark), steps, outer + rules)
+    return Stack(listed(entries, mark), _steps(flat[-1]), _outer_rules(flat[0], flat[-1]) + rules)
 
 
-def _entry(method: Method, group: Group, settled: Settled) -> Node:
+def _steps(slab: Slab) -> Node:
+    return steps_of(slab.method, slab.group, slab.settled, weighs=True)
+
+
+def _entry(slab: Slab) -> Node:
+    method, group, settled = slab.method, slab.group, slab.settled
     only = group.inputs[0]
     if method.chain == ("passthrough",) and not settled.values and only.layers:
         taken = {"take": scalar(only.name, only.mark), "layers": _range(*only.layers, group)}
         return mapping(taken, group.mark)
-    steps = steps_of(method, group, settled, weighs=True)
-    return mapping({"layers": _ranges(group), "steps": steps}, group.mark)
+    return mapping({"layers": _ranges(group), "steps": _steps(slab)}, group.mark)
 
 
-def _outer_rules(method: Method, groups: Sequence[Group], flat: Sequence[Settled]) -> list[Node]:
+def _outer_rules(bottom: Slab, top: Slab) -> list[Node]:
     """Return the rules for tensors outside the layers, whose chain is that of the last slice."""
-    bottom, top = groups[0], groups[-1]
-    rules = rules_of(flat[-1], top.mark, layers="outside")
-    same = [i.name for i in bottom.inputs] == [i.name for i in top.inputs]
-    if same and not differs(flat[0], flat[-1]):
+    rules = rules_of(top.settled, top.group.mark, layers="outside")
+    same = [i.name for i in bottom.group.inputs] == [i.name for i in top.group.inputs]
+    if same and not differs(bottom.settled, top.settled):
         return rules
-    match = mapping({"role": scalar("embedding", bottom.mark)}, bottom.mark)
-    steps = steps_of(method, bottom, flat[0], weighs=True)
-    return [*rules, mapping({"match": match, "steps": steps}, bottom.mark)]
+    mark = bottom.group.mark
+    match = mapping({"role": scalar("embedding", mark)}, mark)
+    return [*rules, mapping({"match": match, "steps": _steps(bottom)}, mark)]
 
 
 def _layer_rules(group: Group, settled: Settled, first: int, count: int) -> list[Node]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mergekit_lite.recipe.compat.groups import BASE, Group, Key, Settled, by_model
+from mergekit_lite.recipe.compat.groups import Group, Key, Settled, by_model
+from mergekit_lite.recipe.compat.inputs import BASE
 from mergekit_lite.recipe.compat.methods import Method
 from mergekit_lite.recipe.compat.nodes import listed, mapping, same, scalar
 from mergekit_lite.recipe.marks import Mark, Node
@@ -51,8 +52,9 @@ def _own_weights(method: Method, group: Group, settled: Settled, weighs: bool) -
         return given if weighs or counts else {}
     if WEIGHT in method.settings:
         return {}  # one is missing, which was noted
-    named = counts or (weighs and group.base_counts)
-    return {item.name: scalar(1.0, item.mark) for item in group.merged} if named else {}
+    if not (counts or weighs):
+        return {}
+    return {item.name: scalar(1.0, item.mark) for item in group.merged}
 
 
 def _value(settled: Settled, key: str, group: Group) -> Node:

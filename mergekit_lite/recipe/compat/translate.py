@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from mergekit_lite.errors import nearest
 from mergekit_lite.ops import OpSpec
-from mergekit_lite.recipe.compat.groups import BASE, Settled, Settler, by_model
-from mergekit_lite.recipe.compat.inputs import Models
+from mergekit_lite.recipe.compat.assemble import Assembler
+from mergekit_lite.recipe.compat.groups import Settler
 from mergekit_lite.recipe.compat.methods import METHODS, Method
-from mergekit_lite.recipe.compat.modules import main_part, module_rules, ordered
-from mergekit_lite.recipe.compat.nodes import listed, mapping, scalar
+from mergekit_lite.recipe.compat.nodes import mapping, scalar
 from mergekit_lite.recipe.compat.notes import Notes
 from mergekit_lite.recipe.compat.output import output_of
-from mergekit_lite.recipe.compat.reader import GroupReader, Part
+from mergekit_lite.recipe.compat.reader import GroupReader
 from mergekit_lite.recipe.compat.references import Reference, References
-from mergekit_lite.recipe.compat.stack import stack
-from mergekit_lite.recipe.compat.steps import WEIGHT, rules_of, steps_of
 from mergekit_lite.recipe.compat.vocabulary import VocabularyReader
 from mergekit_lite.recipe.marks import Mark, Node, Problems, show
 
@@ -75,8 +72,8 @@ class Translator:
         """Return the recipe in our form; what cannot be read is noted and left out."""
         entries = self._entries()
         output = output_of(self.root, self.problems)
-        base = self.references.read(entries["base_model"]) if "base_model" in entries else None
         method = self._method(entries.get("merge_method"))
+        base = self._base(entries, method)
         shape = self._shape(entries)
         if method is None or shape is None:
             return self._joined({}, output)
@@ -91,7 +88,11 @@ class Translator:
         parts = reader.parts(shape, entries[shape], [entries.get("parameters")])
         if reader.models is None or not any(part.groups for part in parts):
             return self._joined({}, output)
-        recipe = self._recipe(method, parts, settler, reader.models)
+        mark, taken = self.root.mark, self.references.stages
+        own = self.root.get("name")
+        label = f"{own.value}-" if taken and own is not None and own.value else ""
+        assembler = Assembler(method, settler, mark, self.problems, self.notes, label, taken)
+        recipe = assembler.recipe(parts, reader.models)
         words = VocabularyReader(self.references, reader.models, self.problems).read(entries)
         return self._joined({**recipe, **words}, output)
 
@@ -134,6 +135,17 @@ class Translator:
             return None
         return method
 
+    def _base(self, entries: Mapping[str, Node], method: Method | None) -> Reference | None:
+        """Return the base: that of the first slice, where the slices alone have bases."""
+        if "base_model" in entries:
+            return self.references.read(entries["base_model"])
+        if method is None or method.base == "input":
+            return None
+        slices = entries["slices"].items() if "slices" in entries else []
+        own = [part.get("base_model") for part in slices if isinstance(part.value, dict)]
+        named = [node for node in own if node is not None and node.value is not None]
+        return self.references.read(named[0]) if named and len(named) == len(slices) else None
+
     def _no_base(self, name: str, entries: Mapping[str, Node]) -> Reference:
         """Note that there is no base; return one to go on with, which no model is."""
         place = entries["merge_method"].key
@@ -153,73 +165,6 @@ class Translator:
         what = f"the recipe has {' and '.join(f'`{shape}`' for shape in given)}"
         self.problems.add(what, entries[given[1]].key, "give exactly one of them")
         return None
-
-    def _recipe(
-        self, method: Method, parts: Sequence[Part], settler: Settler, models: Models
-    ) -> dict[str, Node]:
-        mark = self.root.mark
-        settled = [[settler.settle(group) for group in part.groups] for part in parts]
-        recipe: dict[str, Node] = {}
-        rules: list[Node] = []
-        weights: dict[str, Node] = {}
-        if len(parts) == 1 and parts[0].sliced:
-            made = stack(method, parts[0].groups, settled[0])
-            recipe |= {"slices": made.slices, "steps": made.steps}
-            rules = made.rules
-            weights = by_model(settled[0][0], WEIGHT) if len(parts[0].groups) == 1 else {}
-        elif len(parts) == 1:
-            recipe["steps"] = steps_of(method, parts[0].groups[0], settled[0][0])
-            rules = rules_of(settled[0][0], mark)
-            weights = by_model(settled[0][0], WEIGHT)
-        else:
-            recipe["steps"], rules = self._modules(method, parts, settled)
-        if self._in_steps(recipe["steps"]):
-            weights = {}
-        experts = {name: self._expert(models, name, weights.get(name)) for name in models.experts}
-        recipe = {"base": models.base_node(), "experts": mapping(experts, mark), **recipe}
-        if rules:
-            recipe["rules"] = listed(rules, mark)
-        if models.stages:
-            recipe["stages"] = mapping(models.stages, mark)
-        return recipe
-
-    def _modules(
-        self, method: Method, parts: Sequence[Part], settled: Sequence[Sequence[Settled]]
-    ) -> tuple[Node, list[Node]]:
-        """Return the chain and the rules of a recipe with several modules."""
-        values = {
-            part.module: found[0] for part, found in zip(parts, settled, strict=True) if found
-        }
-        for part in parts:
-            if part.sliced:
-                what = f"`slices` in the module `{part.module}` beside other modules"
-                self.problems.add(
-                    f"{what} is not supported by this version", part.mark, "write `models`"
-                )
-        rules: list[Node] = []
-        main = main_part(parts)
-        if main is None or not main.groups:
-            take = mapping({"source": scalar(BASE, self.root.mark)}, self.root.mark)
-            steps = listed([mapping({"take": take}, self.root.mark)], self.root.mark)
-            what = "tensors of modules that are not listed are those of the base; mergekit"
-            self.notes.add(f"{what} leaves them out", self.root.mark, warns=True)
-        else:
-            steps = steps_of(method, main.groups[0], values[main.module], weighs=True)
-            rules += rules_of(values[main.module], main.mark)
-        for part in ordered(parts):
-            if part.groups:
-                rules += module_rules(method, part, values[part.module])
-        return steps, rules
-
-    def _in_steps(self, steps: Node) -> bool:
-        """Return whether the chain names the weights of its inputs itself."""
-        return any(
-            "weights" in op.entries() for step in steps.items() for op in step.entries().values()
-        )
-
-    def _expert(self, models: Models, name: str, weight: Node | None) -> Node:
-        entry = models.expert(name)
-        return entry if weight is None else entry.with_value({**entry.value, WEIGHT: weight})
 
     def _joined(self, recipe: dict[str, Node], output: Node | None) -> Node:
         """Return the recipe with what stands beside the merge itself."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from mergekit_lite.errors import Problem
+from mergekit_lite.recipe import Recipe
 
 Ours = Callable[..., dict[str, Any]]
 Refused = Callable[..., list[Problem]]
@@ -241,7 +243,7 @@ def test_shapes_that_are_none(refused: Refused, text: str, what: str) -> None:
     assert any(what in problem.what for problem in found)
 
 
-def test_the_base_of_a_slice(refused: Refused) -> None:
+def test_a_base_of_a_slice_that_is_not_among_its_sources(refused: Refused) -> None:
     found = refused(
         """
         merge_method: ties
@@ -253,6 +255,129 @@ def test_the_base_of_a_slice(refused: Refused) -> None:
         """
     )
     assert [problem.what for problem in found] == [
-        "a `base_model` of one slice is not supported",
         "`base_model` is not among the sources of this slice; `ties` needs it",
     ]
+    assert "./c" in found[0].hint
+
+
+def test_a_slice_with_a_base_of_its_own_is_a_stage(ours: Ours) -> None:
+    found = ours(
+        """
+        merge_method: slerp
+        base_model: ./a
+        parameters: {t: 0.2}
+        slices:
+          - sources: [{model: ./a, layer_range: [0, 2]}, {model: ./b, layer_range: [0, 2]}]
+          - base_model: ./b
+            sources: [{model: ./b, layer_range: [2, 5]}, {model: ./c, layer_range: [1, 4]}]
+            parameters: {t: [{filter: mlp, value: [0, 1]}, {value: 0.5}]}
+        """
+    )
+    assert found["base"] == "./a"
+    assert found["experts"] == {"b": {"model": "./b"}, "slice-2": {"model": "@slice-2"}}
+    between = [{"slerp": {"t": 0.2, "weights": {"b": 1.0}}}]
+    assert found["slices"] == [
+        {"layers": {"base": "0-1", "b": "0-1"}, "steps": between},
+        {"take": "slice-2", "layers": {"slice-2": "0-2"}},
+    ]
+    assert found["steps"] == [{"passthrough": {"source": "slice-2"}}]
+    assert found["rules"] == [
+        {"match": {"role": "embedding"}, "steps": between},
+    ]
+    stage = found["stages"]["slice-2"]
+    assert stage["base"] == "./b"
+    assert stage["experts"] == {"c": {"model": "./c"}}
+    assert stage["slices"] == [{"layers": {"base": "2-4", "c": "1-3"}}]
+    assert stage["steps"] == [{"slerp": {"t": 0.5}}]
+    assert stage["rules"] == [{"match": {"name": "*mlp*"}, "set": {"t": [0.0, 1.0]}}]
+
+
+def test_the_one_base_that_all_slices_name_is_the_recipes(ours: Ours) -> None:
+    sources = "[{model: ./b, layer_range: [0, 2]}, {model: ./c, layer_range: [1, 3]}]"
+    found = ours(
+        f"""
+        merge_method: slerp
+        parameters: {{t: 0.2}}
+        slices: [{{base_model: ./b, sources: {sources}}}, {{base_model: ./b, sources: {sources}}}]
+        """
+    )
+    assert (found["base"], list(found["experts"])) == ("./b", ["c"])
+    assert "stages" not in found
+
+
+def test_a_base_that_a_method_does_not_use(read: Callable[..., Recipe]) -> None:
+    recipe = read(
+        """
+        merge_method: passthrough
+        slices:
+          - {base_model: ./b, sources: [{model: ./a, layer_range: [0, 2]}]}
+        """
+    )
+    assert recipe.base == "./a"
+    assert not recipe.stages
+
+
+def test_slices_of_the_main_module_beside_other_modules(ours: Ours) -> None:
+    """Rules for layers of the text must not reach layers of the same number that see."""
+    found = ours(
+        """
+        merge_method: task_arithmetic
+        base_model: ./base
+        modules:
+          vision_tower:
+            models: [{model: ./c, parameters: {weight: [{filter: mlp, value: 0.1}, {value: 0}]}}]
+          text_decoder:
+            slices:
+              - sources: [{model: ./base, layer_range: [0, 2]}, {model: ./a, layer_range: [0, 2]}]
+              - sources:
+                  - {model: ./base, layer_range: [1, 3]}
+                  - {model: ./b, layer_range: [1, 3], parameters: {weight: [0, 1]}}
+        parameters: {weight: 0.5}
+        """
+    )
+    assert found["experts"] == {
+        "a": {"model": "./a"},
+        "b": {"model": "./b"},
+        "vision_tower": {"model": "@vision_tower"},
+    }
+    assert [part["layers"] for part in found["slices"]] == [
+        {"base": "0-1", "a": "0-1"},
+        {"base": "1-2", "b": "1-2"},
+    ]
+    assert found["rules"][-1] == {"match": {"name": "*vis[iu]*"}, "take": "vision_tower"}
+    stage = found["stages"]["vision_tower"]
+    assert stage["experts"] == {"c": {"model": "./c", "weight": 0.0}}
+    assert stage["steps"] == [{"task_arithmetic": {}}]
+    assert "slices" not in stage
+    assert stage["rules"] == [{"match": {"name": "*mlp*"}, "set": {"weight": {"c": 0.1}}}]
+
+
+def test_only_the_main_module_is_stacked(refused: Refused) -> None:
+    (problem,) = refused(
+        """
+        merge_method: task_arithmetic
+        base_model: ./base
+        parameters: {weight: 0.5}
+        modules:
+          text_decoder: {models: [{model: ./a}]}
+          vision_tower:
+            slices: [{sources: [{model: ./base, layer_range: [0, 2]},
+                                {model: ./a, layer_range: [0, 2]}]}]
+        """
+    )
+    assert "`slices` in the module `vision_tower` beside other modules" in problem.what
+    assert "`text_decoder` or `default`" in problem.what
+    assert problem.where == "merge.yml:7:5"
+
+
+def test_stages_of_several_recipes_of_one_file(read: Callable[..., Recipe]) -> None:
+    part = """
+        merge_method: slerp
+        base_model: ./a
+        parameters: {t: 0.2}
+        slices:
+          - base_model: ./b
+            sources: [{model: ./b, layer_range: [2, 5]}, {model: %s, layer_range: [1, 4]}]
+        """
+    recipe = read(f"name: slice-1\n{dedent(part % './c')}---\n{dedent(part % 'slice-1')}")
+    assert set(recipe.stages) == {"slice-1", "slice-1-slice-1", "slice-1-2"}
