@@ -91,6 +91,17 @@ def ranked(
     return kind if kind.is_known else None
 
 
+def kept_loop(
+    program: Program, expert: int, position: int, codes: Sequence[int], deltas: Sequence[bool]
+) -> Kernel | None:
+    """Return the loop that sums what a drop sees and keeps, or None as `merge_loop` does.
+
+    It begins where a block of the sums does, which whole rows do not.
+    """
+    kind = None if program.width else ranked(program, expert, position, codes, deltas)
+    return kept_for(kind) if kind else None
+
+
 def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
     """Return the kernels that running a plan calls, but for those of rare cases.
 
@@ -112,8 +123,7 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
             found.append((scan_for(kind) if kind else None, scan_tile))
             found.append((sample_for(kind) if kind else None, magnitudes_of_tile))
         for expert, position in program.by_l1:
-            kind = ranked(program, expert, position, codes, deltas)
-            found.append((kept_for(kind) if kind else None, kept_tile))
+            found.append((kept_loop(program, expert, position, codes, deltas), kept_tile))
         for loop, instead in found:
             if loop is None:
                 always[instead] = None

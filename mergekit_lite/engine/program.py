@@ -47,6 +47,9 @@ _LIMITS = {
 }
 """Op -> its combine, the parameter that is its limit, and the one that is a number of experts."""
 
+_RANKED = ("magnitude", "breadcrumbs", "graft", "magprune")
+"""Transforms that leave all as it is at a density of 1."""
+
 
 @dataclass
 class Transform:
@@ -193,12 +196,12 @@ def _transform(
         if params["rescale"] == "l1" and density < 1:
             return Transform(DARE, numbers=numbers, l1_density=density)
         return Transform(DARE, rescale_factor(density, params["rescale"], None), numbers)
-    if spec.name == "magprune" and density < 1 and params["rescale"] != "l1":
+    if spec.name == "magprune" and density < 1:
         return _row_drop(params, job, expert, seed)
-    if spec.name not in ("magnitude", "breadcrumbs", "graft") or not isinstance(spec.needs, Order):
-        return None
-    if density >= 1 and params.get("count") is None:
+    if density >= 1 and params.get("count") is None and spec.name in _RANKED:
         return Transform(IDENTITY)
+    if spec.name not in _RANKED or not isinstance(spec.needs, Order):
+        return None
     if spec.reach_for(params) == "row":
         width = job.shape[-1] if job.shape else 1
         top, last = band(density, float(params["gamma"]), width)
@@ -221,9 +224,10 @@ def _row_drop(params: Mapping[str, Any], job: Job, expert: str, seed: int) -> Tr
     ends = (density - epsilon, 2.0 * epsilon) if width > 1 else (density, 0.0)
     least, spread = np.array(ends, np.float64).view(np.int64).tolist()
     key = random_key(seed, "magprune", expert, job.name)
-    divided = int(params["rescale"] == "inv_prob")
-    numbers = [key & 0xFFFFFFFF, key >> 32, least, spread, divided]
-    return Transform(ROW_DROP, numbers=numbers, width=width)
+    rescale = params["rescale"]
+    numbers = [key & 0xFFFFFFFF, key >> 32, least, spread, int(rescale == "inv_prob")]
+    by_l1 = density if rescale == "l1" else None
+    return Transform(ROW_DROP, numbers=numbers, width=width, l1_density=by_l1)
 
 
 def _assemble(
@@ -280,8 +284,6 @@ def _assemble(
     width = max((step.width for step in steps), default=own_width)
     if depth and (gram is not None or each is not None or finder):
         return None  # sums are those of the inputs as they are stored
-    if width and any(step.l1_density is not None for step in steps):
-        return None  # sums are taken in blocks that do not end where rows do
     program = Program(
         kinds=np.zeros((experts, depth), np.int64),
         floats=np.ones((experts, depth), np.float32),

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mergekit_lite.engine.kinds import ranked
+from mergekit_lite.engine.kinds import kept_loop
 from mergekit_lite.engine.program import Program
 from mergekit_lite.engine.row import Row
-from mergekit_lite.kernels.chain_sums import kept_for
 from mergekit_lite.kernels.sums import SUM_BLOCK, gram_tile, kept_tile
 from mergekit_lite.ops._place import Sums
 from mergekit_lite.ops._statistics import add_blocks
@@ -44,8 +43,8 @@ def find_factors(
     depth = np.full(experts, -1, np.int64)
     calls: dict[int, Callable[..., None]] = {}
     for expert, position in positions.items():
-        kind = ranked(program, expert, position, row.codes.tolist(), row.is_delta.tolist())
-        if kind is not None and (loop := kept_for(kind)).is_compiled:
+        loop = kept_loop(program, expert, position, row.codes.tolist(), row.is_delta.tolist())
+        if loop is not None and loop.is_compiled:
             calls[expert] = loop.on(
                 row.pool.raw, row.at, 1 + expert, program.floats, program.ints, row.work
             )
@@ -57,10 +56,12 @@ def find_factors(
     if (depth >= 0).any():
         sums = kept_tile.on(
             row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-            program.ints, depth, bad, row.work, row.scratch,
+            program.ints, depth, program.width, row.block, row.size, bad, row.work, row.scratch,
+            np.empty((experts, 2, SUM_BLOCK), np.float32),
         )  # fmt: skip
     for first, count in row.tiles(stop):
-        parts.append(np.zeros((-(-count // SUM_BLOCK), experts, 2)))
+        blocks = -(-(first + count) // SUM_BLOCK) - first // SUM_BLOCK
+        parts.append(np.zeros((blocks, experts, 2)))
         if sums is not None:
             sums(first, count, parts[-1])
         for expert, call in calls.items():
@@ -68,7 +69,7 @@ def find_factors(
             call(first, count, absolute)
             parts[-1][:, expert] = absolute
     np.maximum(row.bad, bad, out=row.bad)
-    blocks = np.concatenate(parts)
+    every = np.concatenate(parts)
     for expert, position in positions.items():
-        before, after = (add_blocks(blocks[:, expert, i].tolist()) for i in (0, 1))
+        before, after = (add_blocks(every[:, expert, i].tolist()) for i in (0, 1))
         program.set_factor(expert, position, before, after)

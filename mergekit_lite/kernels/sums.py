@@ -11,10 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.kernels._jit import kernel
+from mergekit_lite.kernels._jit import inlined, kernel
 from mergekit_lite.kernels.codec import decode
 from mergekit_lite.kernels.lanes import sum_of_magnitudes, sum_of_products
-from mergekit_lite.kernels.steps import drop_random
 from mergekit_lite.kernels.tile import load_input, transform_input
 
 SUM_BLOCK: Final = 4096
@@ -67,6 +66,34 @@ def gram_tile(
                 gram[number, e, other] = sum_of_products(x[e], x[other], n)
 
 
+@inlined
+def add_to_blocks(
+    x: NDArray[np.float32],
+    n: int,
+    flat: int,
+    size: int,
+    begun: NDArray[np.float32],
+    number: int,
+    sums: NDArray[np.float64],
+) -> None:
+    """Write the sum of magnitudes of every block that ends among the entries `flat` to `flat + n`.
+
+    `begun` holds a block's entries until its last one comes, or the tensor's, which has `size`;
+    block `number` goes to `sums[0]`.
+    """
+    done = 0
+    while done < n:
+        at = (flat + done) % SUM_BLOCK
+        part = min(n - done, SUM_BLOCK - at)
+        more, room = x[done : done + part], begun[at : at + part]
+        for j in range(part):
+            room[j] = more[j]
+        done += part
+        if at + part == SUM_BLOCK or flat + done == size:
+            block = (flat + done - 1) // SUM_BLOCK
+            sums[block - number] = sum_of_magnitudes(begun, begun, at + part)
+
+
 @kernel(
     "u1[::1]",
     "i8[::1]",
@@ -76,9 +103,13 @@ def gram_tile(
     "f4[:,::1]",
     "i8[:,:,::1]",
     "i8[::1]",
+    "i8",
+    "i8",
+    "i8",
     "i8[::1]",
     "f4[:,::1]",
     "i8[::1]",
+    "f4[:,:,::1]",
     "i8",
     "i8",
     "f8[:,:,::1]",
@@ -92,9 +123,13 @@ def kept_tile(
     floats: NDArray[np.float32],
     ints: NDArray[np.int64],
     depth: NDArray[np.int64],
+    width: int,
+    block: int,
+    size: int,
     bad: NDArray[np.int64],
     work: NDArray[np.float32],
     scratch: NDArray[np.int64],
+    begun: NDArray[np.float32],
     first: int,
     count: int,
     absolute: NDArray[np.float64],
@@ -102,24 +137,26 @@ def kept_tile(
     """Write sums of the magnitudes that random drops see and of those that they keep.
 
     `depth[e]` is how many transforms of expert e precede its drop, -1 where none is asked about;
-    `absolute` has the shape (blocks, experts, 2). The tile starts at a multiple of 4096.
+    `absolute` has the shape (blocks, experts, 2), for the blocks that the tile has entries of. A
+    block that begins in one tile and ends in another is told with the latter: tiles hold whole
+    rows where a step works on rows. `begun` (experts x 2 x 4096) carries it over.
     """
     experts = at.shape[0] - 1
     base, x = work[0], work[1]
-    for j in range(SUM_BLOCK):
+    number = first // SUM_BLOCK
+    for j in range(block):
         base[j] = np.float32(0.0)
-    for number in range((count + SUM_BLOCK - 1) // SUM_BLOCK):
-        start = number * SUM_BLOCK
-        n = min(SUM_BLOCK, count - start)
+    for start in range(0, count, block):
+        n, flat = min(block, count - start), first + start
         if code[0] >= 0:
             bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
         for e in range(experts):
-            steps = depth[e]
-            if steps < 0:
+            t = depth[e]
+            if t < 0:
                 continue
             bad[e + 1] += load_input(e + 1, raw, at, code, is_delta, False, base, start, n, x)
-            transform_input(kinds[e], floats[e], ints[e], steps, x, n, first + start, 0, scratch)
-            absolute[number, e, 0] = sum_of_magnitudes(x, x, n)
-            p = ints[e, steps]
-            drop_random(x, n, first + start, p[0], p[1], p[2], np.float32(1.0))
-            absolute[number, e, 1] = sum_of_magnitudes(x, x, n)
+            transform_input(kinds[e], floats[e], ints[e], t, x, n, flat, width, scratch)
+            add_to_blocks(x, n, flat, size, begun[e, 0], number, absolute[:, e, 0])
+            # Its factor is 1 as long as the one that these sums are for is not known.
+            transform_input(kinds[e, t:], floats[e, t:], ints[e, t:], 1, x, n, flat, width, scratch)
+            add_to_blocks(x, n, flat, size, begun[e, 1], number, absolute[:, e, 1])

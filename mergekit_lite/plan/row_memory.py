@@ -131,7 +131,7 @@ def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
         return asked and not any(step.expert for step in job.steps)
     if any(isinstance(value, Mapping) for value in step.params.values()):
         return False  # of a combine, one value for each expert
-    return spec.name in _FUSED and (spec.name, step.params.get("rescale")) != ("magprune", "l1")
+    return spec.name in _FUSED
 
 
 def rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:

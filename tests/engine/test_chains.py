@@ -66,6 +66,20 @@ CHAINS = {
     "drop by rank": [*each("magprune", {"density": 0.6, "epsilon": 0.3}), MEAN],
     "drop by rank, not rescaled": [*each("magprune", {"rescale": "none"}), MEAN],
     "drop by rank, then trim": [*each("magprune", {}), *each("magnitude", {"density": 0.5}), MEAN],
+    "drop by rank and l1": [*each("magprune", {"density": 0.6, "rescale": "l1"}), MEAN],
+    "rows, then drops by l1, then rows": [
+        *each("breadcrumbs", {"density": 0.8, "gamma": 0.01}),
+        *each("magprune", {"density": 0.6, "epsilon": 0.3, "rescale": "l1"}),
+        *each("dare", {"density": 0.9, "rescale": "l1"}),
+        *each("magprune", {"density": 0.7}),
+        MEAN,
+    ],
+    "one drop by rank among others by l1": [
+        Step("magprune", {"rescale": "l1"}, "math"),
+        Step("dare", {"density": 0.3, "rescale": "l1"}, "code"),
+        Step("magprune", {"density": 1.0, "rescale": "l1"}, "chat"),
+        MEAN,
+    ],
     "rows then trim": [
         *each("breadcrumbs", {"density": 0.6, "gamma": 0.01}),
         *each("magnitude", {"density": 0.5}),

@@ -90,8 +90,8 @@ def test_copies_want_nothing(compiled: Compiled) -> None:
 
 def test_a_chain_for_torch_wants_nothing(compiled: Compiled) -> None:
     compiled(())
-    by_l1 = CHAINS["dare by l1, then a trim"][:2]
-    assert wanted_kernels(*small([*BY_ROW[:-1], *by_l1, MEAN])) == []
+    majority = Step("sign_consensus", {**WEIGHTS, "zero_sign": "majority"})
+    assert wanted_kernels(*small([*BY_ROW[:-1], majority])) == []
 
 
 def test_small_rows_share_the_general_kernels_where_these_are_there(compiled: Compiled) -> None:
@@ -155,6 +155,10 @@ def test_a_loop_that_is_there_is_used_however_small_the_row(compiled: Compiled) 
         (CHAINS["slerp"], {"gram_tile", "merge_chain"}),
         ([*CHAINS["dare by l1, then a trim"][:2], MEAN], {"kept_chain", "merge_chain"}),
         (
+            [*BY_ROW[:-1], *CHAINS["dare by l1, then a trim"][:2], MEAN],
+            {"kept_tile", "merge_tile"},
+        ),
+        (
             [*each("dare", {"density": 1}, EXPERTS), *TIES],
             {"merge_tile", "scan_tile", "magnitudes_of_tile", "nth_equal"},
         ),
@@ -163,7 +167,15 @@ def test_a_loop_that_is_there_is_used_however_small_the_row(compiled: Compiled) 
             {"merge_tile", "scan_tile", "magnitudes_of_tile", "nth_equal"},
         ),
     ],
-    ids=["by row", "keeps all", "slerp", "by l1", "keeps all, then ranks", "by row, then ranks"],
+    ids=[
+        "by row",
+        "keeps all",
+        "slerp",
+        "by l1",
+        "by row and l1",
+        "keeps all, then ranks",
+        "by row, then ranks",
+    ],
 )
 def test_what_no_loop_knows_is_left_to_the_general_kernels(
     compiled: Compiled, steps: list[Step], wanted: set[str]
@@ -226,7 +238,7 @@ def use_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 def use_general_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "merge_loop", lambda *args: None)
     monkeypatch.setattr(brackets, "ranked", lambda *args: None)
-    monkeypatch.setattr(totals, "ranked", lambda *args: None)
+    monkeypatch.setattr(totals, "kept_loop", lambda *args: None)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,8 @@ from mergekit_lite.kernels import warm
 from mergekit_lite.kernels.chain_ranks import Ranked
 from mergekit_lite.kernels.chain_sums import kept_for
 from mergekit_lite.kernels.codec import BF16, F32
-from mergekit_lite.kernels.steps import CUT, DARE, row_scratch
+from mergekit_lite.kernels.row_keys import row_scratch
+from mergekit_lite.kernels.steps import CUT, DARE
 from mergekit_lite.kernels.sums import SUM_BLOCK, kept_tile
 from mergekit_lite.kernels.tile import work_shape
 from tests.kernels.rows import DATA
@@ -46,9 +47,9 @@ def test_sums_are_those_of_the_general_kernel(name: str, data: str) -> None:
         wanted = np.full((blocks, 2, 2), -1.0)
         kept_tile(
             tile.raw, tile.at, tile.codes, tile.is_delta, kinds, floats, ints,
-            np.array([-1, at]), np.zeros(4, np.int64),
+            np.array([-1, at]), 0, 2048, first + tile.count, np.zeros(4, np.int64),
             np.empty(work_shape(2, SUM_BLOCK), np.float32), np.empty(row_scratch(0), np.int64),
-            first, tile.count, wanted,
+            np.empty((2, 2, SUM_BLOCK), np.float32), first, tile.count, wanted,
         )  # fmt: skip
         got = np.full((blocks + 1, 2), -1.0)
         work = np.full(work_shape(2, SUM_BLOCK), np.nan, np.float32)
