@@ -258,7 +258,8 @@ def _mask_depends_on_names_alone(spec: OpSpec, way: Vector) -> None:
     import torch
 
     deltas = [torch.ones(64, 64) for _ in way.deltas]
-    params = {**way.params, "density": 0.5} if "density" in spec.parameters else way.params
+    drawing = {"density": 0.5, "noise": 0.5, "relative": False}
+    params = {**way.params, **{k: v for k, v in drawing.items() if k in spec.parameters}}
     half = Vector(way.deltas, way.expect, params, way.weights, way.layer, way.layers)
     first = _call(spec, half, deltas, seed=1, name="x")
     _same(_call(spec, half, deltas, seed=1, name="x"), first, "the same seed")

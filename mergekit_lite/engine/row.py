@@ -22,7 +22,7 @@ from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BLOCK, work_shape
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.row_memory import LEAST_TILE
-from mergekit_lite.plan.types import Job, Read
+from mergekit_lite.plan.types import GATE, Job, Read
 
 Write = Callable[[NDArray[np.uint8], int], None]
 """Takes the bytes of a tile and their offset in the output tensor."""
@@ -172,7 +172,7 @@ def contributions_of(
     parts = {}
     for slot, square in zip(slots[1:], squares[1:], strict=True):
         for read, own in _apart(slot, square):
-            if read.source in ("", "base"):
+            if read.source in ("", "base", GATE):
                 continue
             matched = int(not read.zero)
             parts[read.source] = (

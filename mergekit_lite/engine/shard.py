@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.checkpoint.names import stack_of
 from mergekit_lite.checkpoint.writer import ShardWriter
 from mergekit_lite.engine.events import Event
@@ -18,8 +20,9 @@ from mergekit_lite.engine.known import Known
 from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
 from mergekit_lite.kernels import enabled
 from mergekit_lite.ops._chain import space_of, split
+from mergekit_lite.plan.runs import runs_of
 from mergekit_lite.plan.stack_layers import stack_layers
-from mergekit_lite.plan.types import Job, Plan
+from mergekit_lite.plan.types import GATE, Job, Plan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,18 +195,25 @@ class Worker:
         )
 
     def _copy(self, job: Job, shard: OpenShard) -> bool:
-        read = job.reads[0]
-        readers, source, info = self.readers.located(read.source, read.name)
-        reader = readers.reader(source, info.file)
-        # In pieces, so that what follows the writing need not wait for a whole embedding.
-        for done in range(0, info.nbytes, COPIED):
-            nbytes = min(COPIED, info.nbytes - done)
-            shard.writer.copy_from(reader, info.start + done, job.start + done, nbytes)
-            shard.wrote(job.start + done, nbytes)
-            self.readers.traffic.add_read(nbytes)
-            self.readers.traffic.add_written(nbytes)
-        part = {} if read.source == "base" else {read.source: Contribution(matched=1)}
-        return shard.row_done(part, info.nbytes)
+        read, at = job.reads[0], job.start
+        width = DTYPE_BYTES[job.dtype]
+        sources = set()
+        for run in runs_of(read, prod(job.shape)):
+            readers, source, info = self.readers.located(run.source, run.name)
+            start = info.start + run.first * width
+            end = start + run.entries * width
+            reader = readers.reader(source, info.file)
+            # In pieces, so that what follows the writing need not wait for a whole embedding.
+            for position in range(start, end, COPIED):
+                nbytes = min(COPIED, end - position)
+                shard.writer.copy_from(reader, position, at, nbytes)
+                shard.wrote(at, nbytes)
+                at += nbytes
+                self.readers.traffic.add_read(nbytes)
+                self.readers.traffic.add_written(nbytes)
+            sources.add(run.source)
+        parts = {name: Contribution(matched=1) for name in sorted(sources - {"base", GATE})}
+        return shard.row_done(parts, at - job.start)
 
     def _fused(self, job: Job, write: Write) -> Row | None:
         # numba takes half a second to import, which a run that only copies need not pay.

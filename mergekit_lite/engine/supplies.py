@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
 from mergekit_lite.engine.adapted import adapter_supply, joined_supply
+from mergekit_lite.engine.blocks import blocks_dtype, blocks_of
 from mergekit_lite.engine.dequantised import Decoder, decoder
 from mergekit_lite.engine.joined import JoinedRead
 from mergekit_lite.engine.pieced import pieced, pieced_dtype
 from mergekit_lite.engine.staged import stage_supply
 from mergekit_lite.errors import DataError
-from mergekit_lite.plan.types import Gather, Job, Read
+from mergekit_lite.plan.types import Block, Gather, Job, Read
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.gathered import Gathered
@@ -90,6 +91,8 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
     """Return what supplies an input of a row, None for one that is as the base or not there."""
     if isinstance(read, JoinedRead):
         return joined_supply(read, readers)
+    if read.blocks:
+        return blocks_of(read, lambda block: supply_of(block.read, _matrix(job, block), readers))
     if read.zero or not (read.name or read.lora):
         return None
     if read.gather is not None:
@@ -107,6 +110,11 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
     return _of_tensor(info, read, readers)
 
 
+def _matrix(job: Job, block: Block) -> Job:
+    """Return a row of which a block's whole matrix would be the input."""
+    return replace(job, shape=block.stored)
+
+
 def _of_tensor(info: TensorInfo, read: Read, readers: Readers) -> Supply:
     if info.computed is not None:
         return stage_supply(read.source, info.name, readers)
@@ -119,6 +127,9 @@ def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
     """Return `dtype` (empty for none) and `is_delta` of what `supply_of` will give."""
     if isinstance(read, JoinedRead):
         return "F32", True
+    if read.blocks:
+        forms = [form_of(block.read, models)[0] for block in read.blocks]
+        return blocks_dtype(forms), Stored.is_delta
     if read.zero or not (read.name or read.lora):
         return "", True
     if read.lora is not None:

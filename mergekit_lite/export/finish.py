@@ -13,6 +13,7 @@ from mergekit_lite.errors import DataError, Problem, RecipeError
 from mergekit_lite.export.card import write_card
 from mergekit_lite.export.components import correct_dtypes
 from mergekit_lite.export.config import CONFIG_FILE, write_adapter_config, write_config
+from mergekit_lite.export.gates import write_manifest
 from mergekit_lite.export.manifest import report_data, write_index, write_lock, write_report
 from mergekit_lite.export.target import partial_folder
 from mergekit_lite.export.tokenizer import write_companions
@@ -55,6 +56,7 @@ def finish(
         correct_dtypes(plan, work)
         if write_config(plan, root, work):
             written.append(CONFIG_FILE)
+        written += write_manifest(plan, out, work)
     write_card(plan, models, report, work)
     outputs = {file: digest for file, (_, digest) in report.shards.items()}
     outputs |= {file: file_sha256(work / file) for file in written}

@@ -15,6 +15,7 @@ from mergekit_lite.engine.journal import JOURNAL
 from mergekit_lite.errors import DataError
 from mergekit_lite.export.exclusive import only_run
 from mergekit_lite.export.finish import finish, remove_replaced, take_back
+from mergekit_lite.export.gates import remove_gates, with_gates
 from mergekit_lite.export.manifest import copies, warnings_of
 from mergekit_lite.export.stages import remove_written, write_stages
 from mergekit_lite.export.target import check_target, partial_folder
@@ -78,6 +79,7 @@ def merge(
         # A run that has just ended may have left other files than were there before.
         check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
         ready = write_stages(plan, models, out, options, emit, merge)
+        ready = with_gates(plan, ready, out, emit)
         hashing = around.enter_context(_hashing(plan, models, options))
         report = execute(plan, ready, work, options, emit)
         if not hashing.done():
@@ -99,6 +101,7 @@ def merge(
         )
     remove_replaced(out)
     remove_written(plan, out)
+    remove_gates(plan, out)
     return report
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mergekit_lite.ops._place import Place
@@ -35,14 +37,20 @@ def draws(index: Tensor, key: int) -> Tensor:
 
 
 def _draws_on_host(index: Tensor, key: int) -> Tensor:
-    """The same in 32-bit arithmetic, which wraps by itself and is several times faster."""
     import numpy as np
     import torch
 
-    flat = index.reshape(-1).numpy()
-    x = flat.astype(np.uint32)  # the low half
+    found = host_draws(index.reshape(-1).numpy(), key)
+    return torch.from_numpy(found.astype(np.int64)).reshape(index.shape)
+
+
+def host_draws(index: NDArray[np.int64], key: int) -> NDArray[np.uint32]:
+    """Return the same as `draws` in 32-bit arithmetic, which wraps by itself and is faster."""
+    import numpy as np
+
+    x = index.astype(np.uint32)  # the low half
     x += np.uint32(key & _LOW)
-    high = (flat >> 32).astype(np.uint32)
+    high = (index >> 32).astype(np.uint32)
     high *= np.uint32(0x9E3779B9)
     for salt in (high, None):
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -52,7 +60,28 @@ def _draws_on_host(index: Tensor, key: int) -> Tensor:
         if salt is not None:
             x ^= salt
             x ^= np.uint32(key >> 32)
-    return torch.from_numpy(x.astype(np.int64)).reshape(index.shape)
+    return x
+
+
+def uniforms(first: int, count: int, key: int) -> NDArray[np.float64]:
+    """Return numbers evenly spread over (0, 1), one for each index from `first` on."""
+    import numpy as np
+
+    drawn = host_draws(np.arange(first, first + count, dtype=np.int64), key)
+    even: NDArray[np.float64] = (drawn + np.float64(0.5)) / np.float64(2.0**32)
+    return even
+
+
+def normals(first: int, count: int, key: int) -> NDArray[np.float64]:
+    """Return standard normal numbers, one for each index from `first` on.
+
+    Number i comes from the uniform numbers 2i and 2i + 1 (Box-Muller), in fp64, so that rounding
+    to fp32 hides how a processor takes logarithms.
+    """
+    import numpy as np
+
+    pairs = uniforms(2 * first, 2 * count, key).reshape(-1, 2)
+    return np.sqrt(-2.0 * np.log(pairs[:, 0])) * np.cos(2.0 * np.pi * pairs[:, 1])
 
 
 def kept(tile: Tensor, place: Place, density: float) -> Tensor:

@@ -204,7 +204,10 @@ class OpSpec:
         return {**values, **self.compat.get(compat, {})}
 
 
-def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Parameter], frozenset[str]]:
+def parameters_of(
+    function: Callable[..., Any],
+) -> tuple[dict[str, Parameter], frozenset[str]]:
+    """Return the recipe's parameters of a function, and the names that the engine fills in."""
     found: dict[str, Parameter] = {}
     specials = set()
     for parameter in inspect.signature(function).parameters.values():
@@ -239,7 +242,7 @@ REGISTRY: dict[str, OpSpec] = {}
 
 def _register(kind: Kind, name: str | None = None, **facts: Any) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
-        parameters, specials = _parameters(function)
+        parameters, specials = parameters_of(function)
         doc = inspect.getdoc(function) or ""
         spec = OpSpec(
             name=(name or function.__name__).rstrip("_"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.checkpoint import role_of
 from mergekit_lite.checkpoint.index import part_of
@@ -34,6 +34,9 @@ from mergekit_lite.plan.types import Job, Plan
 from mergekit_lite.plan.vocabulary import Vocabulary, settle
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.sources import Kind, Model, resolve
+
+if TYPE_CHECKING:
+    from mergekit_lite.moe.planned import Assembly
 
 
 def models(recipe: Recipe) -> dict[str, Model]:
@@ -124,6 +127,7 @@ def _build(
     jobs: list[Job] = []
     frame, config, adapter = Frame((), 0), dict[str, Any](), dict[str, Any]()
     vocabulary, untouched = Vocabulary(), dict[str, Any]()
+    routed: Assembly | None = None
     found = _check_inputs(recipe, models, findings)
     if found:
         base = found["base"]
@@ -131,7 +135,8 @@ def _build(
         if not base.settled and (stack is not None or not recipe.slices):
             vocabulary = settle(recipe, found, findings)
             frame, config = assemble(recipe, found, stack, findings)
-            jobs, untouched = _rows(recipe, found, frame, findings)
+            routed = _routed(recipe, found, findings)
+            jobs, untouched = _rows(recipe, found, frame, findings, routed)
         if not errors and not findings.all_problems():
             _check_output(recipe, found["base"], jobs, findings)
         if recipe.output.lora is not None:
@@ -142,8 +147,9 @@ def _build(
         errors = [*errors, RecipeError(problems)]
     if errors:
         raise _joined(errors)
-    config = {**config, **(found["base"].changes)}
-    return _plan(recipe, found, jobs, frame, config, vocabulary, adapter, untouched, findings)
+    return _plan(
+        recipe, found, jobs, frame, config, vocabulary, adapter, untouched, findings, routed
+    )
 
 
 def _resolve_all(
@@ -196,6 +202,10 @@ def _check_inputs(
     base.settled = bool(base.model.unreadable) or not base.tensors
     if not base.settled:
         name_experts(recipe, found, findings)
+        if recipe.moe is not None:
+            from mergekit_lite.moe.planned import unfuse
+
+            unfuse(recipe, found, findings)
         base.changes.update(settle_head(recipe, found, findings))
     if recipe.slices and not base.settled:
         base.stack = set_layers_aside(recipe, found, findings)
@@ -206,12 +216,31 @@ def _check_inputs(
     return found
 
 
+def _routed(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Assembly | None:
+    if recipe.moe is None:
+        return None
+    from mergekit_lite.moe.planned import settle as settle_routed
+
+    return settle_routed(recipe, found, findings)
+
+
 def _rows(
-    recipe: Recipe, found: Mapping[str, View], frame: Frame, findings: Findings
+    recipe: Recipe,
+    found: Mapping[str, View],
+    frame: Frame,
+    findings: Findings,
+    routed: Assembly | None,
 ) -> tuple[list[Job], dict[str, tuple[tuple[int, int], ...]]]:
     """Return all rows, and what no row brings to whole-model statistics."""
     rows = Rows(recipe, found, frame.layers, findings)
-    jobs = [job for target in frame.targets if (job := rows.row(target)) is not None]
+    if recipe.moe is not None and routed is None:
+        return [], {}
+    if routed is None:
+        jobs = [job for target in frame.targets if (job := rows.row(target)) is not None]
+    else:
+        from mergekit_lite.moe.planned import rows_of
+
+        jobs = rows_of(routed, rows, recipe, found, frame, findings)
     check_rules(rows.rules, frame.layers, findings, [target.name for target in frame.targets])
     check_used(recipe, found, findings)
     rows.steps.statistics.check_used()
@@ -247,10 +276,18 @@ def _plan(
     adapter: Mapping[str, Any],
     untouched: Mapping[str, tuple[tuple[int, int], ...]],
     findings: Findings,
+    routed: Assembly | None,
 ) -> Plan:
     dtype = main_dtype(jobs)
     base = found["base"].model
     known = base.config
+    moe, gone = dict[str, Any](), tuple[str, ...]()
+    if routed is not None:
+        from mergekit_lite.moe.planned import facts_of, settings_of
+
+        settings, gone = settings_of(routed)
+        config, moe = {**config, **settings}, facts_of(routed, jobs)
+    config = {**config, **found["base"].changes}
     changes = {
         **(base.plan.config if base.plan else {}),
         **config,
@@ -278,6 +315,7 @@ def _plan(
             config_without=(
                 *config_without(known),
                 *(base.plan.config_without if base.plan else ()),
+                *gone,
             ),
             compat=recipe.compat,
             folder=str(recipe.folder.absolute()),
@@ -286,5 +324,6 @@ def _plan(
             tokenizer=vocabulary.tokenizer,
             untouched=untouched,
             adapter=adapter,
+            moe=moe,
         )
     )

@@ -117,6 +117,10 @@ class Rows:
             return None
         return self._copy(target, self._whole(view, target), decision, "")
 
+    def taken(self, target: Target, source: str, where: str, why: str) -> Job | None:
+        """Return the row that takes a tensor from one input; None with a problem noted."""
+        return self._take(target, source, Decision("take", source, (), (), where, why, (), None))
+
     def _have_layers(self, target: Target, names: Sequence[str], decision: Decision) -> bool:
         """Refuse inputs of which a slice has no layer."""
         absent = [name for name in names if not target.has(name)]

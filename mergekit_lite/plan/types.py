@@ -12,6 +12,9 @@ from typing import Any, Literal
 from mergekit_lite.checkpoint import LoraFactors, Share
 from mergekit_lite.plan.row_maps import RowMap
 
+GATE = "@gate"
+"""What reads of the file of gates name as their source; it is made before the rows run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gather:
@@ -53,6 +56,23 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A window onto a matrix; what of it lies beyond the matrix is zero.
+
+    Attributes:
+        read: how the matrix is read.
+        stored: its rows and columns.
+        first: row and column of the window's first entry.
+        shape: rows and columns of the window.
+    """
+
+    read: Read
+    stored: tuple[int, int]
+    first: tuple[int, int]
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """One input of a row: a whole stored tensor, or the factors of an adapter's delta.
 
@@ -69,6 +89,7 @@ class Read:
         pieces: the runs of stored entries that it is made of, where it is no stored tensor;
             `name` is then that of the first.
         turn: how the entries of the pieces are ordered anew, where their order is another.
+        blocks: the windows onto matrices of any inputs that it is made of, one after the other.
     """
 
     source: str
@@ -81,6 +102,7 @@ class Read:
     gather: Gather | None = None
     pieces: tuple[Piece, ...] = ()
     turn: Turn | None = None
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +233,7 @@ class Plan:
         adapter: `adapter_config.json` of an output that is an adapter; empty for a model.
         stages: the plans of all stages by name, those first that others use; of the whole only.
         written: stages that are written before they are used, and why.
+        moe: of a routed model that is assembled, what it is made of and how its gates are made.
     """
 
     inputs: Mapping[str, Input]
@@ -232,6 +255,7 @@ class Plan:
     adapter: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Plan] = field(default_factory=dict)
     written: Mapping[str, str] = field(default_factory=dict)
+    moe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def leaves(self) -> dict[str, Input]:
@@ -267,8 +291,13 @@ class Plan:
             turn = value["turn"]
             if turn is not None:
                 turn = Turn(tuple(turn["shape"]), tuple(turn["axes"]), turn["first"])
+            blocks = tuple(block(each) for each in value["blocks"])
             parts = {"lora": lora, "gather": gather, "pieces": pieces, "turn": turn}
-            return Read(**{**value, **parts})
+            return Read(**{**value, **parts, "blocks": blocks})
+
+        def block(value: dict[str, Any]) -> Block:
+            sizes = {key: tuple(value[key]) for key in ("stored", "first", "shape")}
+            return Block(read(value["read"]) or Read("", ""), **sizes)
 
         def fusion(value: dict[str, Any] | None) -> Fusion | None:
             return Fusion(**{**value, "shape": tuple(value["shape"])}) if value else None
@@ -334,6 +363,7 @@ class Plan:
             "row_maps": self.row_maps,
             "tokenizer": self.tokenizer,
             **({"untouched": self.untouched} if self.untouched else {}),
+            **({"moe": self.moe} if self.moe else {}),
         }
         return hashlib.sha256(_json(content).encode()).hexdigest()
 

@@ -132,6 +132,7 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
         {"required": ["base", "steps"]},
         {"required": ["base", "slices"]},
         {"required": ["base", "output"]},
+        {"required": ["base", "moe"]},
         {"required": ["extends"]},
     ]
     by_input = definitions["Slice"]["properties"]["layers"]
@@ -161,6 +162,27 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
     }
     rule["oneOf"] = [{"required": [action]} for action in schema.ACTIONS]
     definitions["Match"]["minProperties"] = 1
+    _open_moe(definitions)
+
+
+def _open_moe(definitions: dict[str, Schema]) -> None:
+    """Add the short forms of a routed model's parts."""
+    fields = definitions["Moe"]["properties"]
+    word: Schema = {"type": "string"}
+    fields["experts"]["items"] = {"anyOf": [word, fields["experts"]["items"]]}
+    for key in ("shared", "gate"):
+        fields[key] = {
+            "description": fields[key].pop("description", ""),
+            "anyOf": [word, fields[key]],
+        }
+    expert = definitions["MoeExpert"]["properties"]
+    expert["noise"] = {
+        "description": expert["noise"].pop("description", ""),
+        "anyOf": [{"type": "number", "minimum": 0}, dict(_VARIABLE), expert["noise"]],
+    }
+    gate = definitions["Gate"]
+    del gate["properties"]["params"]
+    gate["additionalProperties"] = True
 
 
 def _step(specs: Mapping[str, OpSpec]) -> Schema:

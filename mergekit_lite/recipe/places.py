@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mergekit_lite.ops import OpSpec
-from mergekit_lite.recipe.schema import Expert, Match, Output, Recipe, Rule, Tokenizer
+from mergekit_lite.recipe.schema import (
+    Expert,
+    Match,
+    Moe,
+    MoeExpert,
+    Output,
+    Recipe,
+    Rule,
+    Tokenizer,
+)
 
 NOT_YET = {
-    "moe": "assembling a routed model",
     "expect": "bounds on quality",
     "output.quantize": "quantised output",
     "output.push": "uploading the result",
@@ -42,6 +50,11 @@ _HOMES: dict[str, str] = {
     **{key: f"in a rule: `rules: [{{match: ..., {key}: ...}}]`" for key in keys_of(Rule)},
     "stack": "in a slice: `slices: [{layers: ..., stack: ...}]`",
     **{key: f"in a rule's match: `match: {{{key}: ...}}`" for key in ("layers", "role")},
+    **{
+        key: f"with an expert of `moe`: `{{expert: NAME, {key}: ...}}`"
+        for key in keys_of(MoeExpert)
+    },
+    **{key: f"under `moe`: `moe: {{{key}: ...}}`" for key in keys_of(Moe)},
     **{key: f"with an expert: `experts: {{NAME: {{{key}: ...}}}}`" for key in keys_of(Expert)},
     **{key: f"under `tokenizer`: `tokenizer: {{{key}: ...}}`" for key in keys_of(Tokenizer)},
     **{key: f"under `output`: `output: {{{key}: ...}}`" for key in keys_of(Output)},

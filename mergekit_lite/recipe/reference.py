@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,13 +21,26 @@ _SECTIONS = (
     ("Match", schema.Match),
     ("Stages", schema.Stage),
     ("Output", schema.Output),
+    ("Routed models", schema.Moe),
+    ("Routed experts", schema.MoeExpert),
+    ("Noise", schema.Noise),
+    ("Shared expert", schema.SharedExpert),
+    ("Gate", schema.Gate),
     ("Tokenizer", schema.Tokenizer),
     ("Token", schema.TokenRule),
     ("Token source", schema.TokenSource),
 )
 
 
-_REQUIRED = {"Recipe": ("base", "steps"), "Rule": ("match",), "Slice": ("layers",)}
+_REQUIRED = {
+    "Recipe": ("base", "steps"),
+    "Rule": ("match",),
+    "Slice": ("layers",),
+    "MoeExpert": ("expert",),
+    "Noise": ("scale",),
+    "SharedExpert": ("expert",),
+    "Gate": ("method",),
+}
 
 
 def recipe_reference(specs: Mapping[str, OpSpec]) -> str:
@@ -34,7 +48,7 @@ def recipe_reference(specs: Mapping[str, OpSpec]) -> str:
     known = json_schema(specs)
     lines = [_INTRODUCTION.strip(), ""]
     for title, model in _SECTIONS:
-        text = str(known["description"] if model is schema.Recipe else model.__doc__)
+        text = str(known["description"] if model is schema.Recipe else inspect.getdoc(model))
         lines += [f"## {title}", "", text, "", *_fields(model, known), ""]
         if model is schema.Stage:
             lines += [_STAGES.strip(), ""]
@@ -50,7 +64,7 @@ def _fields(model: type, known: Schema) -> Iterator[str]:
     yield "| key | takes | default | meaning |"
     yield "|---|---|---|---|"
     extra = ["extends", "vars"] if name == "Recipe" else []
-    keys = ["keep"] if model is schema.Stage else keys_of(model)
+    keys = {"Stage": ["keep"], "Gate": ["method"]}.get(name) or keys_of(model)
     for key in [*keys, *extra]:
         field = fields["properties"][key]
         text = docs.get(key) or field.get("description", "")

@@ -15,6 +15,7 @@ from mergekit_lite.errors import nearest
 from mergekit_lite.ops import OpSpec
 from mergekit_lite.recipe.lora_output import LoraReader
 from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
+from mergekit_lite.recipe.moe import MoeReader
 from mergekit_lite.recipe.order import Checker
 from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
 from mergekit_lite.recipe.renames import renamer
@@ -90,6 +91,8 @@ class Shaper:
             if lora.node is not None:
                 data["output"]["lora"] = lora.read()
         tokens = TokenizerReader(self.known, tuple(self.experts), self.problems)
+        if "moe" in data:
+            data["moe"] = MoeReader(self).read(entries["moe"])
         if "tokenizer" in data:
             data["tokenizer"] = tokens.read(entries["tokenizer"])
         tokens.check(*(entries.get(key) for key in ("vocab", "tokenizer", "chat_template")))
@@ -156,7 +159,8 @@ class Shaper:
 
     def _steps(self, node: Node | None) -> list[StepNode] | None:
         slices = self.root.get("slices")
-        if node is None and slices is not None and slices.items():
+        moe = self.root.get("moe")
+        if node is None and (moe is not None or (slices is not None and slices.items())):
             return [StepNode("take", {"source": BASE}, self.root.mark, self.specs["take"], True)]
         if node is None and LoraReader(self).node is not None:
             spec = self.specs["task_arithmetic"]

@@ -30,6 +30,9 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 GOOD = [
+    document(moe={}),
+    document(moe={"experts": ["base", {"expert": "base", "noise": 0.01}], "gate": "zeros"}),
+    document(moe={"shared": "zero", "layers": "2-", "gate": {"method": "random", "std": 1.0}}),
     document(),
     document(steps=[{"ties": {"density": {"math": 0.2, "default": [0.1, 0.3]}}}]),
     document(steps=[{"ties": None}]),
@@ -71,7 +74,10 @@ BAD = [
     document(output={"dtype": "bfloat"}),
     document(output={"shard_size": "5 apples"}),
     document(seed=-1),
-    document(moe={}),
+    document(expect={}),
+    document(moe={"target": "mixtra"}),
+    document(moe={"experts": [{"prompts": ["x"]}]}),
+    document(moe={"experts_per_token": 0}),
     document(where="x"),
 ]
 
@@ -119,7 +125,7 @@ def test_every_op_and_parameter_is_described() -> None:
         assert spec.parameters.keys() <= op["properties"].keys()
         for key in spec.parameters:
             assert op["properties"][key]["description"]
-    for model in ("Expert", "Match", "Output", "Rule", "Tokenizer"):
+    for model in ("Expert", "Match", "Moe", "MoeExpert", "Output", "Rule", "Tokenizer"):
         for key, field in schema["$defs"][model]["properties"].items():
             assert field["description"], (model, key)
     assert all(field["description"] for field in schema["properties"].values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
 from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
+from mergekit_lite.recipe.schema.moe import Gate, Moe, MoeExpert, Noise, SharedExpert, Target
 from mergekit_lite.recipe.schema.output import LoraOutput, Output
 from mergekit_lite.recipe.schema.recipe import Recipe, Stage
 from mergekit_lite.recipe.schema.rules import ACTIONS, ROLES, Match, Rule, Slice
@@ -19,14 +20,20 @@ __all__ = [
     "ROLES",
     "SIZE_FORMS",
     "Expert",
+    "Gate",
     "LoraOutput",
     "Match",
+    "Moe",
+    "MoeExpert",
+    "Noise",
     "Output",
     "Recipe",
     "RecipeStep",
     "Rule",
+    "SharedExpert",
     "Slice",
     "Stage",
+    "Target",
     "TokenRule",
     "TokenSource",
     "Tokenizer",

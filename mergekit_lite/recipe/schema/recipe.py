@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from mergekit_lite.recipe.schema.fields import Part, Scope, whole
 from mergekit_lite.recipe.schema.inputs import Expert, Steps
+from mergekit_lite.recipe.schema.moe import Moe
 from mergekit_lite.recipe.schema.output import Output
 from mergekit_lite.recipe.schema.rules import Rule, Slice
 from mergekit_lite.recipe.schema.tokens import Tokenizer
@@ -60,6 +61,8 @@ class Recipe(Part):
     `merge` treats them like all else, as `compat: mergekit` does. A rule that names them wins."""
     extra: Literal["error", "drop"] = "error"
     """What to do with tensors of an expert that the base lacks."""
+    moe: Moe | None = None
+    """Assemble a routed model whose experts are the feed-forward layers of these models."""
 
     stages: Mapping[str, Stage] = {}
     """Recipes by name whose results are models of this one, named `@NAME`; see below."""
@@ -100,6 +103,8 @@ class Recipe(Part):
         for part in (*data.get("slices", ()), *data["rules"]):
             if "steps" in part:
                 part["steps"] = _written(part["steps"])
+        if self.moe is not None:
+            data["moe"] = self.moe.plain()
         data.pop("stages")
         if self.stages:
             data["stages"] = {name: stage.plain() for name, stage in self.stages.items()}

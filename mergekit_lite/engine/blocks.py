@@ -1,0 +1,106 @@
+"""An input made of windows onto matrices: stacked, padded with zeros, or cut into slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.engine.inputs import as_float32
+from mergekit_lite.plan.types import Block, Read
+
+if TYPE_CHECKING:
+    from mergekit_lite.engine.supplies import Supply
+
+
+def blocks_dtype(dtypes: Sequence[str]) -> str:
+    """Return the dtype in which blocks of these dtypes are handed on; one may be empty."""
+    known = {dtype for dtype in dtypes if dtype}
+    return known.pop() if len(known) == 1 else "F32"
+
+
+@dataclass
+class Blocks:
+    """Windows one after the other, in the order of the input's entries.
+
+    Args:
+        blocks: with what supplies the matrix of each, None for zeros.
+    """
+
+    blocks: list[tuple[Block, Supply | None]]
+    is_delta = False
+
+    def __post_init__(self) -> None:
+        self.ends = list(accumulate(prod(block.shape) for block, _ in self.blocks))
+        self.dtype = blocks_dtype([supply.dtype if supply else "" for _, supply in self.blocks])
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        width = DTYPE_BYTES[self.dtype]
+        for (block, supply), end in zip(self.blocks, self.ends, strict=True):
+            begin = end - prod(block.shape)
+            low, high = max(first, begin), min(first + count, end)
+            if low < high:
+                part = out[(low - first) * width : (high - first) * width]
+                self._window(block, supply, low - begin, high - low, part)
+
+    def _window(
+        self, block: Block, supply: Supply | None, first: int, count: int, out: NDArray[np.uint8]
+    ) -> None:
+        """Put entries [first, first + count) of a window into `out`."""
+        width, columns = DTYPE_BYTES[self.dtype], block.shape[1]
+        if block.first[1] == 0 and columns == block.stored[1]:
+            there = max(min(block.stored[0] - block.first[0], block.shape[0]), 0) * columns
+            inside = max(min(there - first, count), 0) if supply is not None else 0
+            out[inside * width :] = 0
+            if supply is not None and inside:
+                at = block.first[0] * columns + first
+                self._move(supply, at, inside, out[: inside * width])
+            return
+        done = 0
+        while done < count:
+            row, column = divmod(first + done, columns)
+            some = min(columns - column, count - done)
+            part = out[done * width : (done + some) * width]
+            self._row(block, supply, (row, column), part)
+            done += some
+
+    def _row(
+        self, block: Block, supply: Supply | None, at: tuple[int, int], out: NDArray[np.uint8]
+    ) -> None:
+        """Fill a run of one row of a window from this row and column on."""
+        width = DTYPE_BYTES[self.dtype]
+        rows, columns = block.stored
+        row, column = block.first[0] + at[0], block.first[1] + at[1]
+        inside = max(min(columns - column, out.nbytes // width), 0)
+        if supply is None or row >= rows:
+            inside = 0
+        out[inside * width :] = 0
+        if supply is not None and inside:
+            self._move(supply, row * columns + column, inside, out[: inside * width])
+
+    def _move(self, supply: Supply, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        if supply.dtype == self.dtype:
+            supply.fill(first, count, out)
+            return
+        raw = np.empty(count * DTYPE_BYTES[supply.dtype], np.uint8)
+        supply.fill(first, count, raw)
+        out.view(np.float32)[:] = as_float32(raw, supply.dtype)
+
+
+def blocks_of(read: Read, supply_of: Callable[[Block], Supply | None]) -> Blocks:
+    """Return what supplies an input that is made of blocks.
+
+    Args:
+        read: the input.
+        supply_of: what supplies the matrix of a block.
+    """
+    return Blocks([(block, supply_of(block)) for block in read.blocks])

@@ -1,0 +1,101 @@
+"""Gates of a routed model: made beside the output before its rows run, told of in its manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mergekit_lite.engine.events import Event
+from mergekit_lite.export.labels import short_name
+from mergekit_lite.export.stages import stage_folder
+from mergekit_lite.plan.digests import file_sha256
+from mergekit_lite.plan.types import GATE, Plan
+from mergekit_lite.sources import Model, resolve
+
+MANIFEST_FILE = "moe_manifest.json"
+MANIFEST_VERSION = 1
+
+
+def gate_folder(out: Path) -> Path:
+    """Return the folder in which the gates of an output are made."""
+    return stage_folder(out, "gates")
+
+
+def with_gates(
+    plan: Plan, models: Mapping[str, Model], out: Path, emit: Callable[[Event], None]
+) -> dict[str, Model]:
+    """Return the models with the gates of a routed model among them, made if they must be.
+
+    Args:
+        plan: what is to be run.
+        models: its inputs, opened.
+        out: final folder.
+        emit: called with events.
+    """
+    if not plan.moe:
+        return dict(models)
+    from mergekit_lite.moe.gate_file import make_gates
+
+    emit(Event("note", text=size_text(plan.moe)))
+    path = make_gates(plan, models, gate_folder(out), lambda text: emit(Event("note", text=text)))
+    gates = resolve(str(path), relative_to=path.parent)
+    return {**models, GATE: replace(gates, reference=GATE)}
+
+
+def size_text(moe: Mapping[str, Any]) -> str:
+    """Return how large a routed model is, in words."""
+    sizes = moe["parameters"]
+    return (
+        f"{moe['target']}: {len(moe['experts'])} experts, {moe['experts_per_token']} for each"
+        f" token; {sizes['total']:,} parameters, {sizes['active']:,} of them for each token"
+    )
+
+
+def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
+    """Write what a routed model is made of, and the files that its gates left; return their names.
+
+    Args:
+        plan: what was run.
+        out: final folder, beside which the gates are.
+        folder: of the output, which exists.
+    """
+    if not plan.moe:
+        return []
+    from mergekit_lite.moe.gate_file import BESIDE, GATE_FILE, read_facts
+
+    made = gate_folder(out)
+    written = []
+    for file in sorted((made / BESIDE).iterdir()):
+        shutil.copyfile(file, folder / file.name)
+        written.append(file.name)
+    moe = {key: value for key, value in plan.moe.items() if key not in ("rows", "experts")}
+    manifest = {
+        "manifest_version": MANIFEST_VERSION,
+        **moe,
+        "experts": [_expert(plan, entry) for entry in plan.moe["experts"]],
+        "gate": {
+            **plan.moe["gate"],
+            "sha256": file_sha256(made / GATE_FILE),
+            "made": read_facts(made),
+        },
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    return [*written, MANIFEST_FILE]
+
+
+def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where an expert comes from; texts are counted, not repeated."""
+    kept = {key: value for key, value in entry.items() if key not in ("prompts", "negative")}
+    counts = {key: len(entry[key]) for key in ("prompts", "negative") if entry.get(key)}
+    return {**kept, "model": short_name(plan.inputs[entry["expert"]]), **counts}
+
+
+def remove_gates(plan: Plan, out: Path) -> None:
+    """Remove the folder in which the gates were made."""
+    if plan.moe:
+        shutil.rmtree(gate_folder(out), ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Routed models: put together from dense ones, their gates, and who can run them."""

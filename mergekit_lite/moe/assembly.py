@@ -1,0 +1,121 @@
+"""What is assembled: the family, the numbers, the experts in order and the gate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_lite.checkpoint import TensorInfo
+from mergekit_lite.moe.donors import Donor
+from mergekit_lite.moe.families import PARTS, Family, Sizes
+from mergekit_lite.moe.gates import GateSpec
+from mergekit_lite.recipe.schema import MoeExpert, SharedExpert
+
+_MLP = re.compile(r"(?P<root>.+\.layers\.(?P<layer>\d+))\.mlp\.(?P<part>gate|up|down)_proj\.weight")
+
+
+@dataclass(frozen=True)
+class MadeRow:
+    """A tensor of the output that is made before the rows run.
+
+    Attributes:
+        name, shape: of the tensor; fp32 in the file of gates.
+        kind: `router`, `zeros`, or `tiny`: random entries around 2^-30, whose sigmoid is a half.
+        layer: it belongs to.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    layer: int
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A routed model that is to be assembled.
+
+    Attributes:
+        family: of the result.
+        donor: what the base is.
+        sizes: its numbers.
+        experts: the routed experts, in order.
+        shared: the shared expert; None where there is none.
+        gate: the method that makes the routers, and its parameters.
+        roots: name of each routed layer, such as `model.layers.3`.
+        allow: settings in which experts may differ.
+    """
+
+    family: Family
+    donor: Donor
+    sizes: Sizes
+    experts: tuple[MoeExpert, ...]
+    shared: SharedExpert | None
+    gate: GateSpec
+    params: Mapping[str, Any]
+    roots: Mapping[int, str]
+    for_training: bool
+
+    def made_rows(self) -> Iterator[MadeRow]:
+        """Yield every tensor that no input has: routers, biases, the gate of a shared expert."""
+        family, hidden = self.family, self.donor.hidden
+        for layer, root in self.roots.items():
+            count = self.sizes.experts
+            yield MadeRow(f"{root}.{family.router}", (count, hidden), "router", layer)
+            if family.correction:
+                shape = (1, count) if family.correction_rows else (count,)
+                yield MadeRow(f"{root}.{family.correction}", shape, "zeros", layer)
+            if self.shared is not None and family.shared is not None and family.shared.sigmoid:
+                yield MadeRow(f"{root}.{family.shared.sigmoid}", (1, hidden), "tiny", layer)
+
+    def plain(self) -> dict[str, Any]:
+        """Return what a run needs to make the gates, and what the manifest says, as plain data."""
+        sizes = self.sizes
+        return {
+            "target": self.family.name,
+            "experts": [
+                expert.model_dump(mode="json", exclude_defaults=True) for expert in self.experts
+            ],
+            "experts_per_token": sizes.per_token,
+            "hidden": self.donor.hidden,
+            "expert_width": sizes.width,
+            "shared": None
+            if self.shared is None
+            else {**self.shared.model_dump(mode="json"), "width": sizes.shared_width},
+            "layers": list(sizes.routed),
+            "gate": {"method": self.gate.name, "params": dict(self.params)},
+            "for_training": self.for_training,
+            "rows": [[row.name, list(row.shape), row.kind, row.layer] for row in self.made_rows()],
+        }
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The feed-forward layers of a dense model.
+
+    Attributes:
+        names: layer -> part -> tensor.
+        roots: layer -> name of the layer.
+    """
+
+    names: Mapping[int, Mapping[str, str]]
+    roots: Mapping[int, str]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, TensorInfo]) -> FeedForward:
+        """Return the feed-forward layers among tensors of these names."""
+        names: dict[int, dict[str, str]] = {}
+        roots: dict[int, str] = {}
+        for name in tensors:
+            if match := _MLP.fullmatch(name):
+                layer = int(match["layer"])
+                names.setdefault(layer, {})[match["part"]] = name
+                roots[layer] = match["root"]
+        whole = {layer: found for layer, found in names.items() if len(found) == len(PARTS)}
+        return cls(dict(sorted(whole.items())), {layer: roots[layer] for layer in sorted(whole)})
+
+    @property
+    def all_names(self) -> frozenset[str]:
+        """Every tensor of theirs."""
+        return frozenset(name for found in self.names.values() for name in found.values())

@@ -1,0 +1,136 @@
+"""The file of gates: every tensor of a routed model that no input has, made before the rows run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import read_checkpoint
+from mergekit_lite.checkpoint.header import header_text
+from mergekit_lite.errors import DataError, MergekitLiteError
+from mergekit_lite.moe.gates import GateRequest, Gates, registry
+from mergekit_lite.ops._place import random_key
+from mergekit_lite.ops._random import normals
+from mergekit_lite.plan.types import Plan
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
+
+GATE_FILE = "gates.safetensors"
+FACTS_FILE = "gates.json"
+BESIDE = "beside"
+"""Folder of files that a method has made and that go into the output."""
+TINY = 2.0**-30
+"""Scale of a row whose sigmoid is to be a half. Not 0: llama.cpp takes sigmoid(x) as silu(x)/x."""
+
+Array = NDArray[np.float32]
+
+
+def make_gates(
+    plan: Plan, models: Mapping[str, Model], folder: Path, say: Callable[[str], None]
+) -> Path:
+    """Make the file of gates of a plan, unless an earlier run of the same plan has.
+
+    Args:
+        plan: of a routed model.
+        models: its inputs, opened.
+        folder: where the file goes; it is made, or emptied, unless it is of this plan.
+        say: tells the user what is going on.
+
+    Raises:
+        DataError: a method gives other rows than asked for, or rows that are not finite.
+    """
+    path, digest = folder / GATE_FILE, plan.content_digest()
+    if _is_of(path, digest):
+        return path
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / BESIDE).mkdir(parents=True)
+    spec = registry()[plan.moe["gate"]["method"]]
+    request = request_of(plan, models, folder / BESIDE, say)
+    gates = spec.make(request, **spec.arguments(plan.moe["gate"]["params"]))
+    facts = json.dumps(dict(gates.facts), indent=2, ensure_ascii=False)
+    (folder / FACTS_FILE).write_text(facts + "\n", encoding="utf-8")
+    # Last, and whole or not at all: a folder that has it needs no gates made.
+    unfinished = path.with_suffix(".partial")
+    write_tensors(unfinished, _tensors(plan, gates), {"mergekit_lite.plan": digest})
+    unfinished.replace(path)
+    return path
+
+
+def request_of(
+    plan: Plan, models: Mapping[str, Model], folder: Path, say: Callable[[str], None]
+) -> GateRequest:
+    """Return what a method is asked for."""
+    moe = plan.moe
+    return GateRequest(
+        plan=plan,
+        models=models,
+        routers={layer: name for name, _, kind, layer in moe["rows"] if kind == "router"},
+        experts=tuple(moe["experts"]),
+        hidden=moe["hidden"],
+        per_token=moe["experts_per_token"],
+        seed=plan.seed,
+        texts=Path(plan.folder),
+        folder=folder,
+        say=say,
+    )
+
+
+def _tensors(plan: Plan, gates: Gates) -> dict[str, Array]:
+    found = {}
+    method = plan.moe["gate"]["method"]
+    for name, shape, kind, layer in plan.moe["rows"]:
+        if kind == "zeros":
+            found[name] = np.zeros(shape, np.float32)
+        elif kind == "tiny":
+            key = random_key(plan.seed, "gate.tiny", "", name)
+            found[name] = (normals(0, int(np.prod(shape)), key) * TINY).astype(np.float32)
+        else:
+            rows = gates.rows.get(layer)
+            if rows is None or list(rows.shape) != list(shape):
+                has = "none" if rows is None else "x".join(map(str, rows.shape))
+                what = f"the gate `{method}` has rows {has}, wanted {'x'.join(map(str, shape))}"
+                raise DataError(what, where=name)
+            found[name] = np.ascontiguousarray(rows, np.float32)
+        found[name] = found[name].reshape(shape)
+        if not np.isfinite(found[name]).all():
+            raise DataError(
+                f"the gate `{method}` has rows that are not finite",
+                where=name,
+                hint="look at the texts that it was made from, or take another method",
+            )
+    return found
+
+
+def _is_of(path: Path, digest: str) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        return read_checkpoint(path).metadata.get("mergekit_lite.plan") == digest
+    except MergekitLiteError:
+        return False
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write fp32 tensors as a safetensors file."""
+    listed = [(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
+    header, starts, nbytes = header_text(listed, metadata)
+    data = header.encode()
+    with path.open("wb") as stream:
+        stream.truncate(nbytes)
+        stream.write(len(data).to_bytes(8, "little") + data)
+        for value, start in zip(tensors.values(), starts, strict=True):
+            stream.seek(start)
+            stream.write(np.ascontiguousarray(value, "<f4").tobytes())
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return what a method has said of how the gates were made."""
+    found: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,84 @@
+"""Whether gates can do what is asked of them, seen from the recipe alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergekit_lite.moe.families import Family, Sizes
+from mergekit_lite.moe.gates import GateSpec
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.recipe.schema import MoeExpert, Recipe
+
+
+def check_gate(
+    recipe: Recipe,
+    gate: GateSpec,
+    family: Family,
+    sizes: Sizes,
+    experts: Sequence[MoeExpert],
+    findings: Findings,
+) -> None:
+    """Note gates that would be useless, or a family that would weaken what experts say."""
+    where = recipe.at("moe", "gate")
+    training = recipe.moe is not None and recipe.moe.for_training
+    _check_texts(gate, experts, findings, where)
+    if training:
+        return
+    alike = len({(e.expert, e.noise, e.residual_scale) for e in experts}) == 1
+    noisy = any(e.noise is not None for e in experts)
+    if alike and not noisy and len(experts) > 1:
+        findings.problem(
+            f"all {len(experts)} experts are `{experts[0].expert}`: the result computes what that"
+            " model does, at a greater cost",
+            recipe.at("moe", "experts"),
+            "name other experts; `for_training: true` makes copies that training pulls apart",
+        )
+    everyone = sizes.per_token == sizes.experts
+    if gate.name == "zeros" and not everyone:
+        findings.problem(
+            f"gates of zeros leave it to chance which {sizes.per_token} of {sizes.experts} experts"
+            " a token passes",
+            where,
+            f"write `experts_per_token: {sizes.experts}` for the mean of all, or"
+            " `for_training: true`",
+        )
+    if gate.name != "zeros" and not gate.routes and not everyone:
+        findings.warn(
+            f"`{gate.name}` gates send tokens to any expert until they are trained", where
+        )
+    if family.norm == "never" and not everyone:
+        findings.problem(
+            f"the weights of the experts that a token passes do not add up to 1 in a"
+            f" `{family.name}` model, so the layers would say less than those they are made of",
+            recipe.at("moe", "target"),
+            f"write `experts_per_token: {sizes.experts}`, or `for_training: true`",
+        )
+
+
+def _check_texts(
+    gate: GateSpec, experts: Sequence[MoeExpert], findings: Findings, where: str
+) -> None:
+    """Note experts without the texts that the gate is made from, or with each other's."""
+    if gate.needs == "nothing":
+        return
+    seen: dict[tuple[object, ...], MoeExpert] = {}
+    for expert in experts:
+        has_texts = bool(expert.prompts) or (gate.needs == "texts" and expert.data is not None)
+        if not has_texts:
+            wanted = "`prompts`" if gate.needs == "prompts" else "`prompts` or `data`"
+            findings.problem(
+                f"the gate `{gate.name}` is made from texts, and expert `{expert.expert}` has no"
+                f" {wanted}",
+                expert.where or where,
+                f"write `{{expert: {expert.expert}, prompts: [...]}}`",
+            )
+            continue
+        key = (tuple(sorted(expert.prompts)), expert.data, tuple(sorted(expert.negative)))
+        other = seen.setdefault(key, expert)
+        if other is not expert and (other.expert, other.noise) != (expert.expert, expert.noise):
+            findings.problem(
+                f"experts `{other.expert}` and `{expert.expert}` have the same texts, so no gate"
+                " can tell them apart",
+                expert.where or where,
+                "give each texts of the kind that it alone is for",
+            )

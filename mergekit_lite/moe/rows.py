@@ -1,0 +1,267 @@
+"""The rows of a routed model: experts, shared expert and what is made for the routers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mergekit_lite.checkpoint import TensorInfo, role_of
+from mergekit_lite.moe.assembly import Assembly, FeedForward, MadeRow
+from mergekit_lite.moe.families import PARTS
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.frame import Frame, Target
+from mergekit_lite.plan.inputs import View
+from mergekit_lite.plan.layout import output_dtype
+from mergekit_lite.plan.runs import is_moved
+from mergekit_lite.plan.types import GATE, Block, Job, Read, Step
+from mergekit_lite.recipe.schema import BASE, MoeExpert, Recipe
+
+if TYPE_CHECKING:
+    from mergekit_lite.plan.rows import Rows
+
+_COPIED = Step("passthrough", {"source": None, "scale": 1.0, "weights": [1.0]})
+Matrix = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A matrix of an expert: the row that would give it, and the size that it shall have."""
+
+    job: Job
+    shape: Matrix
+
+
+class RoutedRows:
+    """Makes the rows of a routed model.
+
+    Args:
+        assembly: what is assembled.
+        rows: makes the rows of all other tensors.
+        recipe: what is wanted.
+        found: the base and the experts.
+        findings: where problems are noted.
+    """
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        rows: Rows,
+        recipe: Recipe,
+        found: Mapping[str, View],
+        findings: Findings,
+    ) -> None:
+        self.assembly, self.rows, self.recipe = assembly, rows, recipe
+        self.found, self.findings = found, findings
+        self.feed = FeedForward.of(found[BASE].tensors)
+        self.made: dict[int, list[MadeRow]] = {}
+        for row in assembly.made_rows():
+            self.made.setdefault(row.layer, []).append(row)
+
+    def jobs(self, frame: Frame) -> Iterator[Job]:
+        """Yield every row of the output; a layer's experts stand where its dense layer stood."""
+        done: set[int] = set()
+        routed = {
+            name: layer
+            for layer in self.assembly.sizes.routed
+            for name in self.feed.names[layer].values()
+        }
+        for target in frame.targets:
+            layer = routed.get(target.name)
+            if layer is None:
+                job = self.rows.row(target)
+                if job is not None:
+                    yield job
+            elif layer not in done:
+                done.add(layer)
+                yield from self._layer(layer)
+
+    def _layer(self, layer: int) -> Iterator[Job]:
+        root, family = self.assembly.roots[layer], self.assembly.family
+        for row in self.made[layer]:
+            yield self._made(row)
+        wanted = {part: self._shape(part, self.assembly.sizes.width) for part in PARTS}
+        experts = [
+            {part: self._part(layer, part, expert.expert, wanted[part]) for part in PARTS}
+            for expert in self.assembly.experts
+        ]
+        if any(part is None for parts in experts for part in parts.values()):
+            return
+        whole = [{k: p for k, p in parts.items() if p is not None} for parts in experts]
+        if family.fused:
+            yield from self._fused(layer, whole, family.experts)
+        else:
+            for number, (expert, parts) in enumerate(
+                zip(self.assembly.experts, whole, strict=True)
+            ):
+                for part, name in family.experts.items():
+                    scale = expert.residual_scale if part == "down" else 1.0
+                    job = self._job(f"{root}.{name.format(e=number)}", parts[part], scale, layer)
+                    yield self._noisy(job, expert)
+        yield from self._shared(layer)
+
+    def _shape(self, part: str, width: int) -> Matrix:
+        hidden = self.assembly.donor.hidden
+        return (hidden, width) if part == "down" else (width, hidden)
+
+    def _part(self, layer: int, part: str, source: str, shape: Matrix) -> Part | None:
+        """Return a matrix of an input; None where it has a problem, which is noted."""
+        name = self.feed.names[layer][part]
+        info = self.found[BASE].tensors[name]
+        own = self.found[source].shape(name) or info.shape
+        stored = replace(info, shape=own)
+        where = self.recipe.at("moe", "experts")
+        job = self.rows.taken(Target(stored, layer, role_of(name)), source, where, "`moe`")
+        return None if job is None else Part(job, shape)
+
+    def _job(self, name: str, part: Part, scale: float, layer: int) -> Job:
+        """Return the row of one matrix under its new name."""
+        job = part.job
+        rows, columns = job.shape[0], job.shape[1]
+        if (rows, columns) != part.shape:
+            read = self._window(job, part.shape)
+            job = replace(job, kind="merge", shape=part.shape, reads=(read,), steps=(_COPIED,))
+        job = replace(job, name=name, layer=layer)
+        return _scaled(job, scale) if scale != 1.0 else job
+
+    def _window(self, job: Job, shape: Matrix) -> Read:
+        """Return a matrix as one of another size: cut off, or with zeros around it."""
+        read = job.reads[0]
+        if read.lora is not None or job.base is not None:
+            self.findings.problem(
+                f"expert `{read.source}` is an adapter, which is neither padded nor stacked",
+                self.recipe.at("experts", read.source),
+                "merge it in a stage and name `@STAGE` as the expert's model",
+            )
+        block = Block(read, (job.shape[0], job.shape[1]), (0, 0), shape)
+        return Read(
+            read.source,
+            read.name,
+            nbytes=read.nbytes,
+            made=read.made,
+            held=read.held,
+            blocks=(block,),
+        )
+
+    def _fused(
+        self, layer: int, experts: Sequence[Mapping[str, Part]], names: Mapping[str, str]
+    ) -> Iterator[Job]:
+        """Yield the two tensors of a layer in which all experts lie one after the other."""
+        root = self.assembly.roots[layer]
+        for expert in self.assembly.experts:
+            if expert.noise is not None or expert.residual_scale != 1.0:
+                self.findings.problem(
+                    f"a `{self.assembly.family.name}` model stores all experts in one tensor, and"
+                    f" `{expert.expert}` alone cannot be scaled or get noise there",
+                    expert.where,
+                    "change it in a stage and name `@STAGE`, or take another `target`",
+                )
+        pairs = {"gate_up": ("gate", "up"), "down": ("down",)}
+        for stacked, name in names.items():
+            parts = [expert[part] for expert in experts for part in pairs[stacked]]
+            rows, columns = parts[0].shape
+            shape = (len(experts), rows * len(pairs[stacked]), columns)
+            yield self._stacked(f"{root}.{name}", parts, shape, layer)
+
+    def _stacked(self, name: str, parts: Sequence[Part], shape: tuple[int, ...], layer: int) -> Job:
+        blocks = [block for part in parts for block in self._window(part.job, part.shape).blocks]
+        first = parts[0].job
+        read = Read(
+            blocks[0].read.source,
+            blocks[0].read.name,
+            nbytes=sum(block.read.nbytes for block in blocks),
+            made=any(block.read.made for block in blocks),
+            held=sum(block.read.held for block in blocks),
+            blocks=tuple(blocks),
+        )
+        moved = is_moved(read) and all(part.job.kind == "copy" for part in parts)
+        return Job(
+            name=name,
+            dtype=first.dtype,
+            shape=shape,
+            shard=0,
+            start=0,
+            kind="copy" if moved else "merge",
+            reads=(read,),
+            steps=() if moved else (_COPIED,),
+            layer=layer,
+            rule=first.rule,
+        )
+
+    def _noisy(self, job: Job, expert: MoeExpert) -> Job:
+        if expert.noise is None or expert.noise.scale == 0:
+            return job
+        scale = job.steps[0].params["scale"] if job.steps else 1.0
+        step = Step(
+            "perturb",
+            {
+                "noise": expert.noise.scale,
+                "relative": expert.noise.relative,
+                "scale": scale,
+                "weights": [1.0],
+            },
+        )
+        return replace(job, kind="merge", steps=(step,))
+
+    def _shared(self, layer: int) -> Iterator[Job]:
+        asked, holds = self.assembly.shared, self.assembly.family.shared
+        if asked is None or holds is None:
+            return
+        root, width = self.assembly.roots[layer], self.assembly.sizes.shared_width
+        source = BASE if asked.expert == "zero" else asked.expert
+        parts = {part: self._part(layer, part, source, self._shape(part, width)) for part in PARTS}
+        whole = {key: part for key, part in parts.items() if part is not None}
+        if len(whole) < len(parts):
+            return
+        # The sigmoid that weighs it is a half, which twice the weights make up for.
+        scale = asked.residual_scale * (2.0 if holds.sigmoid else 1.0)
+        if "gate_up" in holds.names:
+            shape = (2 * width, self.assembly.donor.hidden)
+            yield self._stacked(
+                f"{root}.{holds.names['gate_up']}", [whole["gate"], whole["up"]], shape, layer
+            )
+        else:
+            for part in ("gate", "up"):
+                yield self._job(f"{root}.{holds.names[part]}", whole[part], 1.0, layer)
+        name = f"{root}.{holds.names['down']}"
+        down = self._job(name, whole["down"], scale, layer)
+        yield _zeros(down) if asked.expert == "zero" else down
+
+    def _made(self, row: MadeRow) -> Job:
+        """Return the row of a tensor that is made before the rows run."""
+        base = self.found[BASE].tensors[self.feed.names[row.layer]["gate"]]
+        dtype = output_dtype(base.dtype, self.recipe.output.dtype)
+        if row.kind == "zeros" or (row.kind == "tiny" and dtype == "F16"):
+            dtype = "F32"  # choices hang on small differences; 2^-30 is zero in half precision
+        info = TensorInfo(row.name, dtype, row.shape, "", 0)
+        read = Read(GATE, row.name, nbytes=4 * info.size)
+        moved = dtype == "F32"
+        rule = f"{self.recipe.at('moe', 'gate')} made by the gate `{self.assembly.gate.name}`"
+        return Job(
+            name=row.name,
+            dtype=dtype,
+            shape=row.shape,
+            shard=0,
+            start=0,
+            kind="copy" if moved else "merge",
+            reads=(read,),
+            steps=() if moved else (_COPIED,),
+            layer=row.layer,
+            rule=rule,
+        )
+
+
+def _scaled(job: Job, scale: float) -> Job:
+    params = dict((job.steps or (_COPIED,))[0].params)
+    step = Step("passthrough", {**params, "scale": params["scale"] * scale})
+    return replace(job, kind="merge", steps=(step,))
+
+
+def _zeros(job: Job) -> Job:
+    """Return a row of zeros, of which nothing is read."""
+    rows, columns = job.shape[0], job.shape[1]
+    nothing = Read("", "", zero=True)
+    block = Block(nothing, (0, columns), (0, 0), (rows, columns))
+    return replace(
+        job, kind="merge", reads=(Read("", "", blocks=(block,)),), base=None, steps=(_COPIED,)
+    )

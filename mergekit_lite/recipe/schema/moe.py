@@ -1,0 +1,107 @@
+"""What a recipe may say about a routed model that it assembles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from mergekit_lite.recipe.schema.fields import LayerRanges, Part, whole_or_none
+
+Target = Literal[
+    "auto",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "glm4_moe",
+    "dots1",
+    "granitemoe",
+    "granitemoeshared",
+    "flex_olmo",
+    "olmoe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "ernie4_5_moe",
+    "hunyuan_v1_moe",
+]
+
+
+class Noise(Part):
+    """Noise that is added to the matrices of an expert, so that copies of one model part ways."""
+
+    scale: Annotated[float, Field(ge=0)]
+    """Its standard deviation: as a part of each matrix's own, or absolute."""
+    relative: bool = True
+    """Whether `scale` is a part of each matrix's own standard deviation."""
+
+
+class MoeExpert(Part):
+    """One routed expert: whose feed-forward layers it is made of, and what tokens it is for."""
+
+    expert: str
+    """`base` or the name of one of the recipe's experts; one name may come several times."""
+    prompts: tuple[str, ...] = ()
+    """Texts of the kind that it is for; gates are made from them."""
+    negative: tuple[str, ...] = ()
+    """Texts of the kind that it is not for; only gates that say so read them."""
+    data: str | None = None
+    """A file of texts of the kind that it is for, `.txt` or `.jsonl`."""
+    noise: Noise | None = None
+    """Noise on its matrices: `{scale: 0.01}` adds a hundredth of their standard deviation."""
+    residual_scale: float = 1.0
+    """Factor of what it adds to the residual stream; its down projection is multiplied by it."""
+    where: SkipJsonSchema[str] = Field("", exclude=True)
+
+
+class SharedExpert(Part):
+    """The expert that every token passes, beside those that the router chooses."""
+
+    expert: str
+    """`none`, `zero` (there, but it adds nothing until it is trained), `base` or an expert."""
+    residual_scale: float = 1.0
+    """Factor of what it adds to the residual stream."""
+
+
+class Gate(Part):
+    """How the routers are made."""
+
+    method: str
+    """`random`, `zeros`, or a method that reads `prompts` or `data`."""
+    params: Mapping[str, Any] = {}
+    """Its parameters; they stand beside `method`."""
+
+
+class Moe(Part):
+    """A routed model whose experts are the feed-forward layers of dense models.
+
+    All other weights are merged by the recipe's steps; without `steps` they are the base's.
+    """
+
+    target: Target = "auto"
+    """The family of the result; `auto` takes the one that fits the base and most loaders know."""
+    experts: tuple[MoeExpert, ...] = ()
+    """The routed experts in order: names, or mappings; by default all experts of the recipe."""
+    experts_per_token: Annotated[
+        int | None, Field(ge=1, default=None), BeforeValidator(whole_or_none)
+    ] = None
+    """How many experts each token passes; by default 2, or 1 where there is but one."""
+    shared: SharedExpert | None = None
+    """The shared expert; by default `zero` where the family cannot be without, else `none`."""
+    layers: LayerRanges | None = None
+    """Layers that are routed; the others keep one feed-forward layer. By default all."""
+    gate: Gate | None = None
+    """How the routers are made: a method, or `{method: ..., ...}`. By default `ridge` where the
+    experts have prompts or data; without these it must be said."""
+    for_training: bool = False
+    """The result is to be trained, so routers that send tokens anywhere are no mistake."""
+    allow: tuple[str, ...] = ()
+    """Settings in which an expert may differ from the base, such as `rope_theta`."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON-able data that is read as the same again."""
+        data: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        if self.gate is not None:
+            data["gate"] = {"method": self.gate.method, **self.gate.params}
+        return data
