@@ -91,7 +91,7 @@ class ProgressSink:
         return True
 
     def _json(self, event: Event) -> None:
-        if event.kind == "progress" and not self._due(LINE_EVERY):
+        if event.kind in ("progress", "sweep") and not self._due(LINE_EVERY):
             return
         line = {
             "ts": round(time.time(), 3),
@@ -113,6 +113,8 @@ class ProgressSink:
             self._shown = time.monotonic()
             if self.style == "bar":
                 self._start_bar(event)
+        elif event.kind == "sweep":
+            self._sweep(event)
         elif event.kind == "note":
             self._print(event.text)
         elif self._bar is not None:
@@ -124,6 +126,20 @@ class ProgressSink:
         if event.kind == "done":
             self._print(summary_line(event))
 
+    def _sweep(self, event: Event) -> None:
+        """Show how far a sweep over the whole model has come, by what it has read."""
+        read = min(event.bytes_read, event.bytes_total)
+        if self.style == "bar":
+            if self._bar is None or read == 0:
+                self._start_bar(event)
+            if self._bar is not None:
+                text = f"statistics for {event.text}"
+                self._bar.update(self._bar.task_ids[0], completed=read, description=text)
+        elif read == 0:
+            self._shown = time.monotonic()
+        elif self._due(LINE_EVERY):
+            self._print(sweep_line(event))
+
     def _print(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
@@ -131,6 +147,7 @@ class ProgressSink:
             print(text, file=self.stream, flush=True)
 
     def _start_bar(self, event: Event) -> None:
+        self._stop_bar()
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -182,6 +199,23 @@ def progress_line(event: Event) -> str:
         f"{bytes_text(speed)}/s",
         f"{left} left",
         f"shard {event.shard}/{event.shards}",
+        event.name,
+        f"{bytes_text(resident_bytes())} memory",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def sweep_line(event: Event) -> str:
+    """Return one line that says how far a sweep over the whole model has come."""
+    read = min(event.bytes_read, event.bytes_total)
+    done = read / event.bytes_total if event.bytes_total else 0.0
+    speed = event.bytes_read / event.seconds if event.seconds > 0 else 0.0
+    left = seconds_text(event.seconds * (1 / done - 1)) if done else "?"
+    parts = [
+        f"{100 * done:3.0f}%",
+        f"{bytes_text(read)} of {bytes_text(event.bytes_total)} swept for {event.text}",
+        f"{bytes_text(speed)}/s",
+        f"{left} left",
         event.name,
         f"{bytes_text(resident_bytes())} memory",
     ]

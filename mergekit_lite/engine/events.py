@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["start", "progress", "shard", "note", "done"]
+Kind = Literal["start", "sweep", "progress", "shard", "note", "done"]
+
+TICK_SECONDS = 0.25
+"""How often progress is told at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +17,17 @@ class Event:
 
     Attributes:
         kind: `start` and `done` frame a run; `progress` comes several times a second at most;
-            `shard` says that a shard is complete; `note` carries a sentence for the user.
+            `shard` says that a shard is complete; `note` carries a sentence for the user; `sweep`
+            comes like `progress` while statistics of the whole model are gathered, before `start`.
         bytes_read: bytes read so far, of this run alone.
         bytes_written: bytes written so far, of this run alone.
-        bytes_total: bytes that this run will write; how far it has come is measured by them.
+        bytes_total: bytes that this run will write; how far it has come is measured by them. Of a
+            `sweep`, those that it is expected to read, with `bytes_read` for this sweep alone.
         shard: number of the shard in hand, or just completed, counted from 1.
         shards: number of shards of the output.
         name: the tensor in hand, or the file just completed.
-        text: the sentence of a note.
-        seconds: since the start of the run.
+        text: the sentence of a note; of a `sweep`, the ops that want to know.
+        seconds: since the start of the run, or of the sweep.
     """
 
     kind: Kind

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_lite.engine.events import Event
+from mergekit_lite.engine.events import TICK_SECONDS, Event
 from mergekit_lite.engine.executor import executor_named
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.journal import Journal
@@ -30,8 +30,6 @@ from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model
-
-TICK_SECONDS = 0.25
 
 
 def execute(

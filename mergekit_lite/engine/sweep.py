@@ -7,14 +7,15 @@ unfinished folder, for a resumed run and other machines, and in the cache, for l
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergekit_lite.engine.events import Event
+from mergekit_lite.engine.events import TICK_SECONDS, Event
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.known import Known, load_known, save_known
 from mergekit_lite.engine.memory import MemoryGate, tile_for
@@ -28,7 +29,7 @@ from mergekit_lite.ops._statistics import Answer
 from mergekit_lite.plan.estimate import sweep_text
 from mergekit_lite.plan.questions import questions_of
 from mergekit_lite.plan.remembered import Remembered, digest_of
-from mergekit_lite.plan.sweeps import sweep_of
+from mergekit_lite.plan.sweeps import ModelSweep, sweep_of
 from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
@@ -92,10 +93,12 @@ def answers_of(
                 table[question.key] = answer
         asked = [q for q in asked if q.key not in table]
         if asked:
-            emit(Event("note", text=sweep_text(sweep_of(plan, asked))))
+            sweep = sweep_of(plan, asked)
+            emit(Event("note", text=sweep_text(sweep)))
             tallies = [tally_for(question) for question in asked]
             _compile(plan, models, tallies, options, emit)
-            found = _Sweep(plan, models, options, Known(dict(table))).answers(tallies)
+            crew = _Sweep(plan, models, options, Known(dict(table)), sweep, emit)
+            found = crew.answers(tallies)
             for key, answer in found.items():
                 cache.put(digests[key], answer)
             table |= found
@@ -117,9 +120,17 @@ class _Sweep:
     """The workers of the sweeps of one level."""
 
     def __init__(
-        self, plan: Plan, models: Mapping[str, Model], options: Options, known: Known
+        self,
+        plan: Plan,
+        models: Mapping[str, Model],
+        options: Options,
+        known: Known,
+        sweep: ModelSweep,
+        emit: Emit,
     ) -> None:
         self.plan, self.options, self.known = plan, options, known
+        self.sweep, self.emit = sweep, emit
+        self.began = self.told = time.monotonic()
         self.stop = threading.Event()
         self.readers = Readers(models, plan.row_maps)
         self.tile = tile_for(plan, options)
@@ -130,10 +141,12 @@ class _Sweep:
     def answers(self, tallies: Sequence[Tally]) -> dict[str, Answer]:
         """Return the answers by the questions' keys."""
         pending = list(tallies)
+        self._tell("")
         try:
             while pending:
                 self._pass(pending)
                 pending = [tally for tally in pending if tally.next()]
+            self._tell("")
         finally:
             self.readers.close()
         return {tally.question.key: tally.answer() for tally in tallies}
@@ -143,16 +156,40 @@ class _Sweep:
         for tally in tallies:
             for number, at in tally.question.uses:
                 rows.setdefault(number, []).append(Counting(tally, at))
-        pool = ThreadPoolExecutor(min(self.options.workers, len(rows)), "sweep")
+        workers = min(self.options.workers, len(rows))
+        pool = ThreadPoolExecutor(workers, "sweep")
+        waiting = iter(sorted(rows))
+        running: dict[Future[None], Job] = {}
         try:
-            waiting = [pool.submit(self._row, self.plan.jobs[n], rows[n]) for n in sorted(rows)]
-            for future in as_completed(waiting):
-                future.result()
+            while True:
+                for number in islice(waiting, 2 * workers - len(running)):
+                    job = self.plan.jobs[number]
+                    running[pool.submit(self._row, job, rows[number])] = job
+                if not running:
+                    break
+                for future in wait(running, TICK_SECONDS, FIRST_COMPLETED).done:
+                    del running[future]
+                    future.result()
+                if running and time.monotonic() >= self.told + TICK_SECONDS:
+                    self._tell(next(iter(running.values())).name)
         except BaseException:
             self.stop.set()
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _tell(self, name: str) -> None:
+        self.told = time.monotonic()
+        self.emit(
+            Event(
+                "sweep",
+                bytes_read=self.readers.traffic.read,
+                bytes_total=self.sweep.read_bytes,
+                name=name,
+                text=", ".join(self.sweep.ops),
+                seconds=self.told - self.began,
+            )
+        )
 
     def _row(self, job: Job, counting: Sequence[Counting]) -> None:
         if self.stop.is_set():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from mergekit_lite.cli._output import bytes_text, seconds_text, table
-from mergekit_lite.cli._progress import ProgressSink, choose_style, progress_line
+from mergekit_lite.cli._progress import ProgressSink, choose_style, progress_line, sweep_line
 from mergekit_lite.engine.events import Event
 
 HALF = Event(
@@ -83,6 +84,51 @@ def test_bar_draws_on_a_terminal_and_keeps_notes() -> None:
         sink(Event("done", seconds=1.0))
     assert "a note" in stream.getvalue()
     assert "read 0 B" in stream.getvalue()
+
+
+SWEPT = Event(
+    "sweep",
+    bytes_read=1_500_000_000,
+    bytes_total=6_000_000_000,
+    name="model.norm.weight",
+    text="magnitude",
+    seconds=3.0,
+)
+
+
+def test_a_sweep_says_what_it_has_read_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = sweep_line(SWEPT)
+    assert " 25%  1.5 GB of 6 GB swept for magnitude  500 MB/s  9.0 s left" in line
+    assert "100%  6 GB of 6 GB" in sweep_line(replace(SWEPT, bytes_read=7_000_000_000))
+    assert "? left" in sweep_line(replace(SWEPT, bytes_read=0))
+    clock = iter([100.0, 101.0, 106.0, 107.0])
+    monkeypatch.setattr("mergekit_lite.cli._progress.time.monotonic", lambda: next(clock))
+    begun = replace(SWEPT, bytes_read=0)
+    assert shown("lines", begun, SWEPT, SWEPT, SWEPT).count("swept") == 1
+
+
+def test_a_sweep_has_a_bar_that_gives_way_to_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    stream = Terminal()
+    with ProgressSink("bar", stream) as sink:
+        for event in (replace(SWEPT, bytes_read=0), SWEPT):
+            sink(event)
+        assert sink._bar is not None
+        task = sink._bar.tasks[0]
+        assert (task.completed, task.total) == (SWEPT.bytes_read, SWEPT.bytes_total)
+        swept = sink._bar
+        sink(Event("start", bytes_total=10))
+        assert sink._bar is not swept
+        assert sink._bar.tasks[0].total == 10
+        assert swept.finished or not swept.live.is_started
+    assert "statistics for magnitude" in stream.getvalue()
+
+
+def test_a_sweep_is_told_in_json() -> None:
+    lines = [json.loads(line) for line in shown("json", SWEPT).splitlines()]
+    assert [(line["event"], line["bytes_read"], line["text"]) for line in lines] == [
+        ("sweep", 1_500_000_000, "magnitude")
+    ]
 
 
 def test_units() -> None:

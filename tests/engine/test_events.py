@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,13 @@ from mergekit_lite.engine.local import TICK_SECONDS, execute
 from mergekit_lite.engine.options import Options, Report
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.layout import job_bytes
-from mergekit_lite.plan.types import Plan
+from mergekit_lite.plan.sweeps import sweeps_of
+from mergekit_lite.plan.types import Plan, Step
 from mergekit_lite.sources import Model
-from tests.engine.plans import plan_for, save_models
+from tests.engine.plans import each, plan_for, save_models
 from tests.engine.test_chains import CHAINS
 
+MAJORITY = Step("sign_consensus", {"zero_sign": "majority"})
 SHAPES = {"a": (40, 33), "b": (1000,), "c": (17, 90), "d": (1200,), "e": (3,)}
 
 
@@ -54,7 +58,7 @@ def test_a_run_is_told_from_start_to_end(
     monkeypatch.setattr("mergekit_lite.engine.local.TICK_SECONDS", 0.0)
     plan, models = built(tmp_path, chain)
     report, seen = watched(plan, models, tmp_path / "out", threads=threads)
-    seen = [event for event in seen if event.kind != "note"]
+    seen = [event for event in seen if event.kind not in ("note", "sweep")]
     kinds = [event.kind for event in seen]
     assert (kinds[0], kinds[-1]) == ("start", "done")
     assert (kinds.count("start"), kinds.count("done"), kinds.count("shard")) == (1, 1, 4)
@@ -176,3 +180,44 @@ def test_what_a_watcher_raises_ends_the_run(tmp_path: Path) -> None:
         execute(plan, models, tmp_path / "out", Options(threads=2), fail)
     report, _ = watched(plan, models, tmp_path / "out")
     assert report.resumed_shards == 0
+
+
+def with_sizes(plan: Plan) -> Plan:
+    """Return a plan of bf16 models whose reads say how many bytes they are."""
+    jobs = []
+    for job in plan.jobs:
+        base, *reads = (
+            replace(read, nbytes=2 * prod(job.shape)) for read in (job.base, *job.reads) if read
+        )
+        jobs.append(replace(job, base=base, reads=tuple(reads)))
+    return replace(plan, jobs=tuple(jobs))
+
+
+@pytest.mark.parametrize("jit", ["1", "0"])
+def test_a_sweep_over_the_whole_model_tells_what_it_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jit: str
+) -> None:
+    monkeypatch.setenv("MERGEKIT_LITE_JIT", jit)
+    monkeypatch.setattr("mergekit_lite.engine.sweep.TICK_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "mergekit_lite.plan.remembered.cache_folder", lambda part: tmp_path / "cache" / part
+    )
+    models = save_models(tmp_path, SHAPES)
+    steps = [*each("magnitude", {"density": 0.2, "scope": "model"}), MAJORITY]
+    plan = with_sizes(plan_for(models, steps))
+    planned = sweeps_of(plan)
+    _, seen = watched(plan, models, tmp_path / "out", threads=2)
+    kinds = [event.kind for event in seen if event.kind != "note"]
+    swept = [event for event in seen if event.kind == "sweep"]
+    assert kinds.index("start") == len(swept)
+    for sweep in planned:
+        mine = [event for event in swept if event.text == sweep.ops[0]]
+        read = [event.bytes_read for event in mine]
+        assert read == sorted(read)
+        assert (read[0], read[-1]) == (0, sweep.read_bytes)
+        assert {event.bytes_total for event in mine} == {sweep.read_bytes}
+        assert len(mine) > 2
+        assert {event.name for event in mine[1:-1]} <= set(SHAPES)
+    assert [sweep.ops for sweep in planned] == [("magnitude",), ("sign_consensus",)]
+    _, again = watched(plan, models, tmp_path / "again", threads=2)
+    assert "sweep" not in [event.kind for event in again]
