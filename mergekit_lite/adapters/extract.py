@@ -24,7 +24,7 @@ from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers, as_float32
 from mergekit_lite.engine.supplies import slots_of
 from mergekit_lite.errors import DataError, Problem, RecipeError
-from mergekit_lite.plan.adapter_rows import PREFIX, WEIGHT_FILE, lora_config
+from mergekit_lite.plan.adapter_config import PREFIX, WEIGHT_FILE, lora_config
 from mergekit_lite.plan.layout import OUTPUT_DTYPES
 from mergekit_lite.plan.types import Job, Plan
 

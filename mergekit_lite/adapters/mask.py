@@ -17,7 +17,7 @@ from mergekit_lite.adapters.spool import Spool
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers, as_float32
 from mergekit_lite.errors import RecipeError
-from mergekit_lite.plan.adapter_rows import WEIGHT_FILE
+from mergekit_lite.plan.adapter_config import WEIGHT_FILE
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model

@@ -16,7 +16,7 @@ from mergekit_lite.checkpoint import FLOAT_DTYPES, FileReader, read_checkpoint, 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers, as_float32
 from mergekit_lite.errors import DataError, Problem, RecipeError
-from mergekit_lite.plan.adapter_rows import PREFIX, WEIGHT_FILE, lora_config
+from mergekit_lite.plan.adapter_config import PREFIX, WEIGHT_FILE, lora_config
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mergekit_lite.checkpoint import LoraFactors
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._statistics import Order
+from mergekit_lite.plan.adapter_config import PREFIX, lora_config
+from mergekit_lite.plan.adapter_kinds import (
+    changing,
+    form_of,
+    is_merged,
+    module_of,
+    runs_of,
+    unmerged,
+)
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.plan.layout import OUTPUT_DTYPES
-from mergekit_lite.plan.types import Fusion, Job, Read, Step
+from mergekit_lite.plan.row_maps import RowMap
+from mergekit_lite.plan.types import Fusion, Gather, Job, Read, Step
 from mergekit_lite.recipe.schema import LoraOutput, Recipe
 
-PREFIX = "base_model.model."
-WEIGHT_FILE = "adapter_model.safetensors"
 SUMS = ("cat", "svd", "linear", "mean")
 """Methods that add the deltas up; the others run a chain of ops in a space of their own."""
+
+_IDENTITY = Step("passthrough", {"source": None, "scale": 1.0, "weights": [1.0]})
 
 
 @dataclass
@@ -38,6 +48,9 @@ class AdapterRows:
     ranks: dict[str, int] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)
     transposed: set[bool] = field(default_factory=set)
+    biases: set[str] = field(default_factory=set)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    row_maps: dict[str, RowMap] = field(default_factory=dict)
 
     @property
     def wanted(self) -> LoraOutput:
@@ -55,10 +68,22 @@ class AdapterRows:
                     self.recipe.at("experts", name),
                     "make an adapter of it first: `mergekit-lite extract-lora`",
                 )
+        changed = [
+            (job, kind)
+            for job in jobs
+            if changing(job) and (kind := self._kind(job, where)) is not None
+        ]
+        whole = [job for job, kind in changed if kind == "whole"]
+        self.saved = {module_of(job) for job in whole if job.name.endswith(".weight")}
+        adapted = {module_of(job) for job, kind in changed if kind == "factors"}
         rows: list[Job] = []
-        for job in jobs:
-            if job.reads and not all(r.zero or r.source == "base" for r in job.reads):
-                rows += self._row(job, where)
+        for job, kind in changed:
+            if kind == "factors":
+                rows += self._factors(job, [r for r in job.reads if r.lora is not None], where)
+            elif kind == "tokens":
+                rows.append(self._tokens(job))
+            else:
+                rows.append(self._whole(job, adapted))
         if not rows and not self.findings.all_problems():
             self.findings.problem("no tensor of the base is changed by any adapter", where)
         if len(self.transposed) > 1:
@@ -67,38 +92,81 @@ class AdapterRows:
             )
         return rows
 
-    def _row(self, job: Job, where: str) -> list[Job]:
-        read = [r for r in job.reads if not r.zero and r.source != "base"]
-        odd = [r for r in read if r.gather or (r.lora is not None and not r.lora.is_plain)]
-        whole = [r for r in read if r.lora is None]
+    def _kind(self, job: Job, where: str) -> str | None:
+        """Return what a row becomes: `factors`, `whole` (a bias too) or `tokens`.
+
+        None where the adapters hold what cannot be merged, which is noted.
+        """
+        read = changing(job)
+        odd = [r for r in read if r.gather or (r.lora is not None and not is_merged(r.lora))]
         for one in odd:
+            why, hint = unmerged(one.lora)
             self.findings.problem_with(
-                f"`{job.name}`",
-                f"expert `{one.source}` holds {_kind(one.lora)}, which no sum of factors says",
-                where,
-                "merge it into the base without `output.lora`, then `mergekit-lite extract-lora`",
+                f"`{job.name}`", f"expert `{one.source}` holds {why}", where, hint
             )
-        if whole and len(whole) < len(read):
+        if odd:
+            return None
+        kinds = {form_of(one.lora) for one in read}
+        if "factors" in kinds and len(kinds) > 1:
+            other = "the whole tensor" if "whole" in kinds else "single rows (trained tokens)"
             self.findings.problem_with(
-                f"`{job.name}`", "some adapters have factors, others the whole tensor", where,
+                f"`{job.name}`", f"some adapters have factors, others {other}", where,
                 "leave it out by a rule: `drop: true`",
             )  # fmt: skip
-            return []
-        if odd:
-            return []
-        dtype = OUTPUT_DTYPES.get(self.recipe.output.dtype, "F32")
-        if whole:
-            if not job.name.endswith(".weight"):
-                self.findings.problem_with(
-                    f"`{job.name}`", "a trained bias has no place in the merged adapter", where,
-                    "leave it out by a rule: `drop: true`",
-                )  # fmt: skip
-            self.saved.add(job.name.removesuffix(".weight"))
-            # A copy is made a row that casts, as the adapter has a dtype of its own.
-            return [_as_saved(job, dtype)]
-        return self._factors(job, [r for r in read if r.lora is not None], dtype, where)
+            return None
+        return "whole" if "whole" in kinds else kinds.pop()
 
-    def _factors(self, job: Job, reads: Sequence[Read], dtype: str, where: str) -> list[Job]:
+    @property
+    def _dtype(self) -> str:
+        return OUTPUT_DTYPES.get(self.recipe.output.dtype, "F32")
+
+    def _whole(self, job: Job, adapted: Collection[str]) -> Job:
+        """Return the row of a tensor that the adapter holds as it will be: a module's, or a bias.
+
+        A bias of a module that has factors is called that of the layer under them.
+        """
+        module, _, leaf = job.name.rpartition(".")
+        name = job.name
+        if leaf == "bias" and module not in self.saved:
+            self.biases.add("lora_only" if module in adapted else "all")
+            name = f"{module}.base_layer.bias" if module in adapted else name
+        return self._kept(job, name)
+
+    def _kept(self, job: Job, name: str) -> Job:
+        """Return a row of a whole tensor, merged by the recipe's steps; for `mean`, their mean."""
+        steps = job.steps or (_IDENTITY,)
+        if self.wanted.method == "mean" and _is_sum(steps):
+            weights = [1.0] * len(job.reads)
+            steps = (Step("task_arithmetic", {"weights": weights, "normalize": True}),)
+        # A copy is made a row that casts, as the adapter has a dtype of its own.
+        return replace(
+            job, name=f"{PREFIX}{name}", dtype=self._dtype, kind="merge", steps=tuple(steps)
+        )
+
+    def _tokens(self, job: Job) -> Job:
+        """Return the row of an embedding's rows that adapters hold: all that any of them has."""
+        rows = sorted({row for read in job.reads if read.lora for row in read.lora.rows})
+        key, module = f"trained tokens of {job.name}", module_of(job)
+        self.tokens[module] = rows
+        self.row_maps[key] = RowMap(len(rows), (job.shape[0],), runs_of(rows))
+        base = self.found["base"]
+        stored = base.tensors[base.renamed.get(job.name, job.name)].loaded
+
+        def gathered(read: Read) -> Read:
+            if read.zero:
+                return read
+            dtype = stored if read.lora is None and not read.made else "F32"
+            return replace(read, gather=Gather(key, (read,), dtype))
+
+        kept = self._kept(job, f"{module}.token_adapter.trainable_tokens_delta")
+        return replace(
+            kept,
+            shape=(len(rows), *job.shape[1:]),
+            base=gathered(job.base) if job.base is not None else None,
+            reads=tuple(map(gathered, job.reads)),
+        )
+
+    def _factors(self, job: Job, reads: Sequence[Read], where: str) -> list[Job]:
         """Return the rows of both factors of one weight."""
         sizes = [self._sizes(read) for read in reads]
         wide, tall = sizes[0][0], sizes[0][1]
@@ -106,7 +174,7 @@ class AdapterRows:
         rank = self._rank(job, [rank for _, _, rank in sizes], total, where)
         if not self._sound(job, where) or rank == 0:
             return []
-        module = job.name.removesuffix(".weight")
+        module = module_of(job)
         self.ranks[module] = rank
         embedding = ".lora_embedding_" in _plain(reads[0]).a
         if not embedding:
@@ -117,7 +185,7 @@ class AdapterRows:
             replace(
                 job,
                 name=f"{PREFIX}{module}.{end.format(part)}",
-                dtype=dtype,
+                dtype=self._dtype,
                 shape=shape,
                 kind="merge",
                 base=None,
@@ -199,57 +267,9 @@ class AdapterRows:
             base_model=base or self.found["base"].model.reference,
             task_type=task,
             transposed=self.transposed == {True},
+            bias="all" if "all" in self.biases else "lora_only" if self.biases else "none",
+            tokens=self.tokens,
         )
-
-
-def lora_config(
-    modules: Mapping[str, int],
-    base: Mapping[str, Any],
-    *,
-    rank: int,
-    patterns: Mapping[str, int],
-    saved: Sequence[str],
-    base_model: str,
-    task_type: str | None,
-    transposed: bool = False,
-) -> dict[str, Any]:
-    """Return what PEFT needs to know of an adapter whose every pair of factors has scale 1."""
-    return {
-        "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": base_model,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "rank_pattern": dict(patterns),
-        "alpha_pattern": dict(patterns),
-        "target_modules": targets(modules, base),
-        "modules_to_save": list(saved) or None,
-        "fan_in_fan_out": transposed,
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
-
-
-def targets(modules: Mapping[str, int], base: Mapping[str, Any]) -> list[str]:
-    """Return the names by which PEFT finds the modules: their last parts, where that is enough.
-
-    Modules that share their last part with one that is not adapted are named in full.
-    """
-    ends: dict[str, list[str]] = {}
-    for name in base:
-        if name.endswith(".weight"):
-            module = name.removesuffix(".weight")
-            ends.setdefault(module.rpartition(".")[2], []).append(module)
-    found: dict[str, None] = {}
-    for module in modules:
-        end = module.rpartition(".")[2]
-        alone = all(other in modules for other in ends.get(end, [])) and not end.isdigit()
-        found[end if alone else module] = None
-    return sorted(found)
 
 
 def _plain(read: Read) -> LoraFactors:
@@ -265,18 +285,3 @@ def _is_taken(job: Job) -> bool:
 def _is_sum(steps: Sequence[Step]) -> bool:
     ops = [step.op for step in steps]
     return ops[:1] == ["task_arithmetic"] and set(ops[1:]) <= {"scale"}
-
-
-def _as_saved(job: Job, dtype: str) -> Job:
-    steps = job.steps or (Step("passthrough", {"source": None, "scale": 1.0, "weights": [1.0]}),)
-    return replace(job, name=f"{PREFIX}{job.name}", dtype=dtype, kind="merge", steps=steps)
-
-
-def _kind(lora: LoraFactors | None) -> str:
-    if lora is None:
-        return "rows of another vocabulary"
-    if not lora.a:
-        return "trained tokens" if lora.rows else "a trained bias"
-    if lora.magnitude or lora.diagonal:
-        return "DoRA" if lora.magnitude else "KaSA"
-    return "fused experts" if lora.stack else "a copy of the base's tensor"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mergekit_lite.checkpoint import role_of
 from mergekit_lite.checkpoint.index import part_of
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, SourceError
-from mergekit_lite.plan.adapter_rows import WEIGHT_FILE, AdapterRows
+from mergekit_lite.plan.adapter_config import WEIGHT_FILE
+from mergekit_lite.plan.adapter_rows import AdapterRows
 from mergekit_lite.plan.assembly import assemble, set_layers_aside
 from mergekit_lite.plan.check import check_base, check_expert, check_quantised, check_used
 from mergekit_lite.plan.classes import class_changes
@@ -142,6 +143,7 @@ def _build(
         if recipe.output.lora is not None:
             rows = AdapterRows(recipe, found, findings)
             jobs, adapter = rows.rows(jobs), rows.config()
+            vocabulary.row_maps.update(rows.row_maps)
             untouched = {}  # their entries are those of small spaces
     if problems := findings.all_problems():
         errors = [*errors, RecipeError(problems)]
