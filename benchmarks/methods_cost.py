@@ -93,6 +93,7 @@ METHODS = (
     Method("nuslerp by row", [{"nuslerp": {"unit": "row"}}], 2, 2),
     Method("nuslerp by column", [{"nuslerp": {"unit": "column"}}], 2, 2),
     Method("model_stock by row", [{"model_stock": {"filter_wise": True}}], 2),
+    Method("ramplus by tensor", [{"ramplus": {"scope": "tensor"}}], 2),
     Method("sce", [{"sce": {}}], 4),
     Method("arcee_fusion", [{"arcee_fusion": {}}], 3, 1),
 )

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.engine.changing import find_changes
+from mergekit_lite.engine.fusing import find_importance, fusion
 from mergekit_lite.engine.kinds import merge_loop
 from mergekit_lite.engine.program import Program, set_gram
 from mergekit_lite.engine.ranks import find_cuts
@@ -18,11 +20,16 @@ from mergekit_lite.engine.selecting import find_selection
 from mergekit_lite.engine.totals import find_factors, gram_of
 from mergekit_lite.engine.vectors import by_row, find_columns
 from mergekit_lite.kernels.codec import CODES
-from mergekit_lite.kernels.combine import BY_ROW
+from mergekit_lite.kernels.combine import BY_ROW, FUSION
 from mergekit_lite.kernels.tile import BLOCK, merge_tile
 
 Finder = Callable[[Row, Program, threading.Event], None]
-FINDERS: Mapping[str, Finder] = {"sce": find_selection, "nuslerp": find_columns}
+FINDERS: Mapping[str, Finder] = {
+    "sce": find_selection,
+    "nuslerp": find_columns,
+    "arcee_fusion": find_importance,
+    "ramplus": find_changes,
+}
 """What finds the statistics of combines that have a kind of their own."""
 
 
@@ -70,6 +77,8 @@ def tile_maker(row: Row, program: Program, out: NDArray[np.uint8]) -> Callable[.
     """Return what computes a tile into `out`: a loop for this kind of row where there is one."""
     if program.combine == BY_ROW:
         return by_row(row, program, partial(_general, row, program, out))
+    if program.combine == FUSION:
+        return fusion(row, program, out)
     loop = merge_loop(row.job, program, row.codes.tolist(), row.is_delta.tolist())
     if loop is not None and loop.is_compiled:
         return loop.on(

@@ -12,6 +12,7 @@ import numpy as np
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.brackets import Wanted, magnitude_writer
+from mergekit_lite.engine.changing import counted_here
 from mergekit_lite.engine.cpu import find_statistics
 from mergekit_lite.engine.inputs import as_float32
 from mergekit_lite.engine.kinds import WORTHWHILE, ranked, stored
@@ -20,6 +21,7 @@ from mergekit_lite.engine.row import Row
 from mergekit_lite.engine.tallies import Counting, OrderTally, Tally
 from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.chain_ranks import sample_for
+from mergekit_lite.kernels.changes import changes_tile
 from mergekit_lite.kernels.order import histogram, magnitudes_of_tile, refine
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.types import Job, Plan, Step
@@ -71,6 +73,11 @@ def kernels_for(plan: Plan, models: Mapping[str, Model], tallies: Sequence[Tally
             one = Counting(tally, at)
             if ranked_here(plan.jobs[number], one):
                 rows.setdefault(number, []).append(one)
+    changes = any(
+        counted_here(plan.jobs[number], Counting(tally, at))
+        for tally in tallies
+        for number, at in tally.question.uses
+    )
     entries: Counter[Kernel] = Counter()
     for number, counting in rows.items():
         found = program_for(plan, plan.jobs[number], counting)
@@ -85,12 +92,12 @@ def kernels_for(plan: Plan, models: Mapping[str, Model], tallies: Sequence[Tally
             kind = ranked(program, expert, question.order[1], codes, deltas)
             entries[sample_for(kind) if kind else magnitudes_of_tile] += prod(job.shape)
     if not entries:
-        return []
+        return [changes_tile] if changes else []
     wanted = {
         kernel if kernel.is_compiled or count >= WORTHWHILE else magnitudes_of_tile
         for kernel, count in entries.items()
     }
-    return [histogram, refine, *wanted]
+    return [histogram, refine, *wanted, *([changes_tile] if changes else [])]
 
 
 def count_row(worker: Worker, job: Job, program: Program, counting: Sequence[Counting]) -> None:

@@ -17,8 +17,10 @@ from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.chain import Kind, kernel_for
 from mergekit_lite.kernels.chain_ranks import Ranked, sample_for, scan_for
 from mergekit_lite.kernels.chain_sums import kept_for
+from mergekit_lite.kernels.changes import changes_tile
 from mergekit_lite.kernels.codec import CODES, F32
-from mergekit_lite.kernels.combine import BY_ROW, WEIGHTED_SUM
+from mergekit_lite.kernels.combine import BY_ROW, FUSION, WEIGHTED_SUM
+from mergekit_lite.kernels.fusion import divergence_tile, fusion_tile, importance_tile
 from mergekit_lite.kernels.lora import low_rank_tile
 from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
 from mergekit_lite.kernels.products import column_products_tile, row_products_tile
@@ -37,6 +39,8 @@ FEW = 4
 """Loops that are sooner compiled than a general kernel."""
 _FOUND: Mapping[str, tuple[int, tuple[Kernel, ...]]] = {
     "sce": (1, (variance_tile, selected_squares_tile)),
+    "arcee_fusion": (3, (divergence_tile, importance_tile, fusion_tile)),
+    "ramplus": (0, (changes_tile,)),
     "nuslerp": (0, (column_products_tile,)),
 }
 """Combine -> how many ranks of derived values it asks for, and the kernels that it has for that."""
@@ -117,7 +121,9 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
         if program is None:
             continue
         codes, deltas = stored(job, models)
-        found = [(merge_loop(job, program, codes, deltas), merge_tile)]
+        found: list[tuple[Kernel | None, Kernel]] = []
+        if program.combine != FUSION:
+            found.append((merge_loop(job, program, codes, deltas), merge_tile))
         for expert, position in program.wanted:
             kind = ranked(program, expert, position, codes, deltas)
             found.append((scan_for(kind) if kind else None, scan_tile))

@@ -11,7 +11,7 @@ from typing import Any
 from mergekit_lite.errors import DataError
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._answers import from_data, to_data
-from mergekit_lite.ops._place import Cut
+from mergekit_lite.ops._place import Cut, Sums
 from mergekit_lite.ops._statistics import Answer
 from mergekit_lite.plan.questions import asked_by
 from mergekit_lite.plan.types import Job, Plan
@@ -47,6 +47,13 @@ class Known:
             raise missing(job.name, job.steps[mine[position]].op)
         cuts: tuple[Cut, ...] = answers[0]
         return cuts
+
+    def sums(self, job: Job) -> Sums:
+        """Return the sums of a combine that no transform precedes."""
+        answer = self.of_row(job).get((0, ""), {}).get(0)
+        if not isinstance(answer, Sums):
+            raise missing(job.name, job.steps[0].op)
+        return answer
 
 
 def told(plan: Plan, known: Known) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from mergekit_lite.kernels.combine import (
     CLAIMED,
     CLIPPED,
     FARTHEST,
+    FUSION,
     MAX,
     MEAN,
+    SCALED_MEAN,
     SELECTED,
     SUM,
     VOTE,
@@ -97,6 +99,9 @@ class Program:
         blend_each: inner products of rows or columns -> weights of each.
         finder: the combine, if it has statistics of a kind of its own (`cpu.FINDERS`).
         params: of that combine.
+        asks_model: its sums come from the sweep over the whole model.
+        sums: these, once they are known.
+        divergences, limit: what `arcee_fusion` finds: a number for each row, and a threshold.
     """
 
     kinds: NDArray[np.int64]
@@ -119,11 +124,16 @@ class Program:
     blend_each: Callable[[NDArray[np.float64]], NDArray[np.float32]] | None = None
     finder: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
+    asks_model: bool = False
+    sums: Sums | None = None
+    divergences: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
+    limit: float = 0.0
 
     @property
     def is_swept(self) -> bool:
         """Whether statistics of the row must be found before its first tile."""
-        return bool(self.wanted or self.by_l1 or self.gram is not None or self.finder)
+        found = self.gram is not None or bool(self.finder and not self.asks_model)
+        return found or bool(self.wanted or self.by_l1)
 
     def waiting(self) -> dict[int, int]:
         """Return the first transform of each expert that waits for a statistic.
@@ -278,6 +288,11 @@ def _assemble(
     elif combine.op == "sce":
         kind, finder = SELECTED, combine.op
         options[2] = params["merge_masked"]
+    elif combine.op == "arcee_fusion":
+        kind, finder, own_width = FUSION, combine.op, job.shape[-1] if job.shape else 1
+    elif combine.op == "ramplus":
+        kind, finder = SCALED_MEAN, combine.op
+        divisor = np.float32(params["epsilon"])
     else:
         return None
     steps = [step for row in rows for step in row]
@@ -300,6 +315,7 @@ def _assemble(
         blend_each=each,
         finder=finder,
         params=params,
+        asks_model=bool(finder) and any(needs.of_model(params) for needs in spec.statistics),
     )
     for e, row in enumerate(rows):
         for t, step in enumerate(row):

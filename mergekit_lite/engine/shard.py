@@ -226,6 +226,8 @@ class Worker:
             return None
         for expert, position in sorted(program.of_model):
             program.set_cuts(expert, position, self.known.cuts(job, expert, position))
+        if program.asks_model:
+            program.sums = self.known.sums(job)
         row = Row(
             job,
             self.readers,

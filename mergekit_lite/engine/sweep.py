@@ -210,6 +210,7 @@ def _ways(worker: Worker, job: Job, counting: Sequence[Counting]) -> list[Callab
     fused: Sequence[Counting] = ()
     ways: list[Callable[[], None]] = []
     if enabled() and worker.device == "cpu":
+        from mergekit_lite.engine.changing import count_changes, counted_here
         from mergekit_lite.engine.fused_sweep import count_row, program_for, ranked_here
 
         fused = [one for one in counting if ranked_here(job, one)]
@@ -218,6 +219,10 @@ def _ways(worker: Worker, job: Job, counting: Sequence[Counting]) -> list[Callab
             ways.append(partial(count_row, worker, *row, fused))
         else:
             fused = ()
+        changes = [one for one in counting if counted_here(job, one)]
+        if changes:
+            ways.append(partial(count_changes, worker, job, changes))
+            fused = [*fused, *changes]
     rest = [one for one in counting if one not in fused]
     if rest:
         from mergekit_lite.engine.torch_sweep import count_in_torch

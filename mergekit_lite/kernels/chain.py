@@ -25,6 +25,7 @@ from mergekit_lite.kernels.combine import (
     FARTHEST,
     MAX,
     MEAN,
+    SCALED_MEAN,
     VOTE,
     WEIGHTED_SUM,
 )
@@ -281,6 +282,14 @@ def _active_mean(kind: Kind, experts: range) -> list[str]:
     return [*lines, f"y = (ZERO + {total}) / max({active}, ONE)"]
 
 
+def _scaled_mean(kind: Kind, experts: range) -> list[str]:
+    lines = [f"k{e} = abs(x{e}) > divisor" for e in experts]
+    lines.append("m = " + " + ".join(f"(ONE if k{e} else ZERO)" for e in experts))
+    lines += [f"v{e} = x{e} * w{e} if m == ONE else x{e}" for e in experts]
+    total = " + ".join(f"(v{e} if k{e} else ZERO)" for e in experts)
+    return [*lines, f"y = (ZERO + {total}) / max(m, ONE)"]
+
+
 def _claimed(kind: Kind, experts: range) -> list[str]:
     lines = [f"p{e} = w{e} * x{e}" for e in experts]
     lines.append("s = " + " + ".join(f"p{e}" for e in experts))
@@ -297,6 +306,7 @@ _COMBINES: Final[dict[int, Callable[[Kind, range], list[str]]]] = {
     VOTE: _vote,
     FARTHEST: _largest,
     ACTIVE_MEAN: _active_mean,
+    SCALED_MEAN: _scaled_mean,
     CLAIMED: _claimed,
     CLIPPED: _clipped,
 }

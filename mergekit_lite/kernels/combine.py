@@ -18,6 +18,8 @@ CLIPPED: Final = 5
 SELECTED: Final = 6
 BY_ROW: Final = 7
 BY_COLUMN: Final = 8
+FUSION: Final = 9
+SCALED_MEAN: Final = 10
 
 MEAN: Final = 0
 SUM: Final = 1
@@ -148,6 +150,34 @@ def active_mean(
             counts = abs(row[j]) > limit
             out[j] = out[j] + (row[j] if counts else _ZERO)
             active[j] = active[j] + (one if counts else _ZERO)
+    for j in range(n):
+        out[j] = out[j] / max(active[j], one)
+
+
+@inlined
+def scaled_mean(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    limit: np.float32,
+    scales: NDArray[np.float32],
+    out: NDArray[np.float32],
+    active: NDArray[np.float32],
+) -> None:
+    """Write what `active_mean` does; what only one input has there is multiplied by its scale."""
+    one = np.float32(1.0)
+    for j in range(n):
+        out[j] = _ZERO
+        active[j] = _ZERO
+    for e in range(experts):
+        row = x[e]
+        for j in range(n):
+            active[j] = active[j] + (one if abs(row[j]) > limit else _ZERO)
+    for e in range(experts):
+        row, scale = x[e], scales[e]
+        for j in range(n):
+            value = row[j] * scale if active[j] == one else row[j]
+            out[j] = out[j] + (value if abs(row[j]) > limit else _ZERO)
     for j in range(n):
         out[j] = out[j] / max(active[j], one)
 

@@ -16,12 +16,14 @@ from mergekit_lite.kernels.combine import (
     CLAIMED,
     CLIPPED,
     FARTHEST,
+    SCALED_MEAN,
     SELECTED,
     VOTE,
     active_mean,
     claimed,
     clipped,
     largest,
+    scaled_mean,
     vote,
     weighted_columns,
     weighted_rows,
@@ -207,6 +209,8 @@ def merge_tile(
             largest(x, experts, n, weights, merged)
         elif combine == ACTIVE_MEAN:
             active_mean(x, experts, n, divisor, merged, mass)
+        elif combine == SCALED_MEAN:
+            scaled_mean(x, experts, n, divisor, weights, merged, mass)
         elif combine == CLAIMED:
             claimed(x, experts, n, weights, divisor, options[1], merged, mass)
         elif combine == CLIPPED:

@@ -26,9 +26,11 @@ _FUSED = frozenset(
     | {"passthrough", "scale", "magmax", "magprune", "ram", "consensus", "nearswap"}
 )
 """Ops that the fused kernels know, nearly whatever their parameters."""
-_DERIVED = {"sce": 1}
+_DERIVED = {"sce": 1, "arcee_fusion": 3}
 """Combines that they know of inputs which no transform has changed -> for how many ranks of values
 that they derive from all inputs they sweep the row."""
+_ALONE = frozenset({*_DERIVED, "ramplus"})
+"""All that they know only of inputs which no transform has changed."""
 TILE_ENTRIES = 1 << 18
 """Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`.
 
@@ -124,7 +126,7 @@ def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
     """Return whether the fused kernels know an op with these parameters."""
     if spec.name == "sign_consensus":
         return not any(needs.of_model(step.params) for needs in spec.statistics)
-    if spec.name in _DERIVED or spec.blend_each is not None:
+    if spec.name in _ALONE or spec.blend_each is not None:
         return not any(step.expert for step in job.steps)
     if spec.blend is not None:
         asked = all(needs.asked(step.params, 1) for needs in spec.statistics)

@@ -14,6 +14,8 @@ from mergekit_lite.engine.kinds import wanted_kernels
 from mergekit_lite.engine.program import compile_job
 from mergekit_lite.errors import DataError
 from mergekit_lite.kernels._jit import Kernel
+from mergekit_lite.kernels.changes import changes_tile
+from mergekit_lite.plan.row_memory import torch_bytes
 from mergekit_lite.plan.types import Plan, Step
 from mergekit_lite.sources import Model
 from tests.engine.memory_models import one_tensor
@@ -24,6 +26,7 @@ SHAPES = {
     "wide": (301, 513), "tall": (3000, 96), "narrow": (2000, 3), "long": (6, 9001),
     "cube": (5, 7, 77), "vector": (77,), "one": (1,), "scalar": (),
 }  # fmt: skip
+LIMIT = {"epsilon": 1e-3}
 SCALE = Step("scale", {"lambda": 0.7})
 TWO, THREE = ("a", "b"), ("a", "b", "c")
 CHAINS: dict[str, tuple[Sequence[str], list[Step]]] = {
@@ -33,6 +36,8 @@ CHAINS: dict[str, tuple[Sequence[str], list[Step]]] = {
     "nuslerp by column": (TWO, [Step("nuslerp", {"weights": [0.5, 2.0], "unit": "column"})]),
     "model stock by row": (THREE, [Step("model_stock", {"filter_wise": True}), SCALE]),
     "model stock of two": (TWO, [Step("model_stock", {"filter_wise": True, "clamp_t": False})]),
+    "arcee fusion": (TWO, [Step("arcee_fusion")]),
+    "ramplus": (THREE, [Step("ramplus", {"scope": "tensor", "alpha": 2.0, **LIMIT}), SCALE]),
 }
 """By name: experts and steps."""
 
@@ -70,22 +75,46 @@ def test_tiles_of_any_size_give_the_same_bytes(
     assert same_bytes(output(tmp_path / "out"), expected(plan, models))
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-def test_what_is_called_has_been_wanted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: str
-) -> None:
-    """Else it would be compiled in the midst of a run."""
-    models = save_models(tmp_path, {"w": (300, 400)}, experts=CHAINS[chain][0])
-    plan = plan_of(models, chain)
-    wanted, called, bind = wanted_kernels(plan, models), set(), Kernel.on
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> set[Kernel]:
+    """The kernels that rows call while a test runs."""
+    seen: set[Kernel] = set()
+    bind = Kernel.on
 
     def on(kernel: Kernel, *args: Any) -> Callable[..., None]:
-        called.add(kernel)
+        if kernel.maker[0] != "sha256":  # which is no row's
+            seen.add(kernel)
         return bind(kernel, *args)
 
     monkeypatch.setattr(Kernel, "on", on)
+    return seen
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_what_is_called_has_been_wanted(tmp_path: Path, called: set[Kernel], chain: str) -> None:
+    """Else it would be compiled in the midst of a run."""
+    models = save_models(tmp_path, {"w": (300, 400)}, experts=CHAINS[chain][0])
+    plan = plan_of(models, chain)
+    wanted = wanted_kernels(plan, models)
     run(plan, models, tmp_path / "out")
-    assert {kernel for kernel in called if kernel.maker[0] != "sha256"} <= set(wanted)
+    assert called
+    assert called <= set(wanted)
+
+
+def test_changes_of_the_whole_model_are_counted_in_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: set[Kernel]
+) -> None:
+    folder = tmp_path / "cache"  # where no earlier run has left its counts
+    monkeypatch.setattr("mergekit_lite.plan.remembered.cache_folder", lambda part: folder / part)
+    models = save_models(tmp_path, {"v": (77,), "w": (301, 513)}, experts=THREE)
+    plan = plan_for(models, [Step("ramplus", {"alpha": 2.0, **LIMIT})])
+    assert torch_bytes(plan) == 0
+    run(plan, models, tmp_path / "out", threads=2)
+    assert changes_tile in called
+    monkeypatch.setenv("MERGEKIT_LITE_JIT", "0")
+    folder = tmp_path / "another"
+    run(plan, models, tmp_path / "torch")
+    assert same_bytes(output(tmp_path / "out"), output(tmp_path / "torch"))
 
 
 @pytest.mark.parametrize("source", ["base", "b"])
@@ -109,7 +138,7 @@ def test_what_is_not_finite_is_named_and_may_be_allowed(
     assert output(tmp_path / "allowed")["w"].shape == (100, 1000)
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", [chain for chain in CHAINS if chain != "arcee fusion"])
 def test_after_a_transform_they_are_left_to_torch(tmp_path: Path, chain: str) -> None:
     experts, steps = CHAINS[chain]
     models = save_models(tmp_path, {"w": (40, 30)}, experts=experts)

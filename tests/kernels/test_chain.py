@@ -19,6 +19,7 @@ from mergekit_lite.kernels.combine import (
     FARTHEST,
     MAX,
     MEAN,
+    SCALED_MEAN,
     SUM,
     VOTE,
     WEIGHTED_SUM,
@@ -73,6 +74,7 @@ KINDS = {
     ),
     "largest": kind((BF16, F32, NO, F16), combine=FARTHEST, posts=1),
     "active": kind(B3, kinds=((CUT,),) * 2, combine=ACTIVE_MEAN),
+    "scaled": kind(B4, combine=SCALED_MEAN, posts=1),
     "claimed": kind((F32, BF16, F16, NO), combine=CLAIMED, aggregate=2, posts=1),
     "clipped": kind((BF16, F32), combine=CLIPPED, out_code=F32),
     "one cut": kind((NO, F32), deltas=(True,), kinds=((CUT,),), out_code=F32),
@@ -144,7 +146,7 @@ def case(of: Kind, data: str, generator: np.random.Generator) -> Case:
     tile = inputs(generator, data, of.codes, of.deltas)
     floats, ints = numbers(generator, of.kinds, tile)
     weights = generator.choice([1.0, 0.5, -0.25, 1.5, 0.0, 0.1], len(of.kinds))
-    limited = of.combine in (ACTIVE_MEAN, CLAIMED, CLIPPED)
+    limited = of.combine in (ACTIVE_MEAN, SCALED_MEAN, CLAIMED, CLIPPED)
     divisor = np.float32(generator.choice([0.75, 3.0]) if of.divided or limited else 0)
     posts = generator.choice([1.3, 0.0, -0.5, 1.0], of.posts)
     return Case(

@@ -16,11 +16,14 @@ from mergekit_lite.kernels.combine import (
     claimed,
     clipped,
     largest,
+    scaled_mean,
     vote,
     weighted_sum,
 )
 from mergekit_lite.ops import get
 from mergekit_lite.ops._arithmetic import negligible, total_weight
+from mergekit_lite.ops._place import Sums
+from mergekit_lite.ops.combine.ramplus import factors
 from tests.kernels.arrays import AWKWARD, Floats, same
 
 WEIGHTS = st.one_of(st.sampled_from([1.0, 0.0, -1.0, 0.5, 0.1, 1e-30]), st.floats(-4, 4, width=32))
@@ -53,6 +56,11 @@ def test_weighted_sum_is_linear(given_: tuple[Floats, list[float]], normalize: b
     out = np.full(x.shape[1], 9, np.float32)
     weighted_sum(x, len(x), x.shape[1], np.array(weights, np.float32), divisor, out)
     assert same(out, by_op("linear", x, weights, normalize=normalize))
+
+
+def ratios(sums: Sums, experts: int) -> Floats:
+    """Return the scales that follow from counts of changes."""
+    return np.array(factors(sums, experts, 0.3, 5.0), np.float32)
 
 
 @pytest.mark.parametrize("elect", ["mass", "count"])
@@ -88,6 +96,7 @@ def test_the_other_combines_are_their_ops(
     given_: tuple[Floats, list[float]], limit: float, least: int
 ) -> None:
     x, weights = given_
+    sums = Sums(absolute=tuple(float(3 * i % 7) for i in range(2 * len(x))))
     experts_, n, given_weights = len(x), x.shape[1], np.array(weights, np.float32)
     out, scratch = np.full(n, 9, np.float32), np.full(n, 9, np.float32)
     one = [torch.from_numpy(row.copy()) for row in x]
@@ -95,6 +104,9 @@ def test_the_other_combines_are_their_ops(
     assert same(out, by_op("magmax", x, weights))
     active_mean(x, experts_, n, np.float32(limit), out, scratch)
     assert same(out, get("ram").function(one, epsilon=limit))
+    scaled_mean(x, experts_, n, np.float32(limit), ratios(sums, experts_), out, scratch)
+    params = {"epsilon": limit, "r": 0.3, "alpha": 5.0, "scope": "model"}
+    assert same(out, get("ramplus").function(one, sums=sums, **params))
     claimed(x, experts_, n, given_weights, np.float32(limit), least, out, scratch)
     wanted = by_op("consensus", x, weights, mask_lambda=limit, at_least=least)
     assert same(out, wanted)
