@@ -15,6 +15,7 @@ from mergekit_lite.plan.row_memory import TILE_ENTRIES
 
 if TYPE_CHECKING:
     from mergekit_lite.checkpoint.reader import Reader
+    from mergekit_lite.engine.stage_parts import StageParts
     from mergekit_lite.engine.supplies import Slot
     from mergekit_lite.plan.row_maps import RowMap
     from mergekit_lite.plan.types import Job, Plan
@@ -65,6 +66,7 @@ class Readers:
         tile: entries of a tile of what a stage computes.
         keep: bytes of a stage's inputs that may be kept between the sweeps of one of its rows.
         allow_nonfinite: let NaN and infinity of a stage pass.
+        stages: takes down what experts inside stages gave; None where nobody asks.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class Readers:
         tile: int = TILE_ENTRIES,
         keep: int = 0,
         allow_nonfinite: bool = False,
+        stages: StageParts | None = None,
     ) -> None:
         self._models = models
+        self.stages = stages
         self.row_maps = row_maps or {}
         self.tile, self.keep, self.allow_nonfinite = tile, keep, allow_nonfinite
         self._within: dict[str, Readers] = {}
@@ -110,6 +114,7 @@ class Readers:
                     tile=self.tile,
                     keep=self.keep,
                     allow_nonfinite=self.allow_nonfinite,
+                    stages=self.stages,
                 )
                 inner.traffic = self.traffic
                 self._within[source] = inner

@@ -21,6 +21,7 @@ from mergekit_lite.engine.known import load_known, told
 from mergekit_lite.engine.memory import MemoryGate, keep_for, tile_for
 from mergekit_lite.engine.options import Contribution, Options, Report, ShardDone
 from mergekit_lite.engine.shard import Emit, OpenShard, Worker
+from mergekit_lite.engine.stage_parts import StageParts
 from mergekit_lite.engine.sweep import sweep_model
 from mergekit_lite.engine.warming import compile_for
 from mergekit_lite.errors import DataError, Interrupted, ResourceError
@@ -158,6 +159,7 @@ class _Crew:
             tile=min(self.tile, TILE_ENTRIES),
             keep=self.keep,
             allow_nonfinite=options.allow_nonfinite,
+            stages=StageParts(plan) if plan.stages else None,
         )
         self.gate = MemoryGate(plan, options)
         wanted = set(shards)

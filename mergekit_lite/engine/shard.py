@@ -175,11 +175,20 @@ class Worker:
         if job.fusion is not None:
             part, given = self._factor(job)
             write(part, 0)
-            return shard.row_done(given, self.readers.traffic.read_here() - before)
+            return self._done(job, shard, given, self.readers.traffic.read_here() - before)
         job = joined(job)
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         row = row or self._torch(job, write)
-        return shard.row_done(row.contributions(), self.readers.traffic.read_here() - before)
+        read = self.readers.traffic.read_here() - before
+        return self._done(job, shard, row.contributions(), read)
+
+    def _done(
+        self, job: Job, shard: OpenShard, parts: Mapping[str, Contribution], bytes_read: int
+    ) -> bool:
+        """Hand in a finished row; return whether it was the last one of its shard."""
+        stages = self.readers.stages
+        inside = stages.of_row(job.name) if stages is not None else {}
+        return shard.row_done({**parts, **inside}, bytes_read)
 
     def _factor(self, job: Job) -> tuple[NDArray[np.uint8], dict[str, Contribution]]:
         """Return one factor of an adapter in place of a model."""
@@ -213,7 +222,7 @@ class Worker:
                 self.readers.traffic.add_written(nbytes)
             sources.add(run.source)
         parts = {name: Contribution(matched=1) for name in sorted(sources - {"base", GATE})}
-        return shard.row_done(parts, at - job.start)
+        return self._done(job, shard, parts, at - job.start)
 
     def _fused(self, job: Job, write: Write) -> Row | None:
         # numba takes half a second to import, which a run that only copies need not pay.

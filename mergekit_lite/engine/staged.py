@@ -80,6 +80,8 @@ class _Result(ABC):
         self.dtype = job.dtype
         self._entry = DTYPE_BYTES[job.dtype]
         self._never = threading.Event()
+        self._counted = 0
+        """Entries from the first on whose deltas have been measured."""
 
     def offset(self, first: int) -> int:
         return 0
@@ -98,13 +100,31 @@ class _Result(ABC):
         width = row.width or 1
         begin = first // width * width
         last = min(-(-(first + count) // width) * width, row.size)
-        for start in range(begin, last, row.tile):
+        start = begin
+        while start < last:
             n = min(row.tile, last - start)
-            made = tile(start, n)
+            if start < self._counted < start + n:
+                n = self._counted - start  # so that every tile is counted whole or not at all
+            made = self._measured(row, tile, start, n)
             low, high = max(start, first), min(start + n, first + count)
             if low < high:
                 part = made[(low - start) * self._entry : (high - start) * self._entry]
                 out[(low - first) * self._entry : (high - first) * self._entry] = part
+            start += n
+
+    def _measured(
+        self, row: Row, tile: Callable[[int, int], Bytes], start: int, count: int
+    ) -> Bytes:
+        """Return a tile; what it adds to the norms counts the first time that it is made."""
+        before = row.norms.copy()
+        made = tile(start, count)
+        if start != self._counted:
+            row.norms[:] = before
+            return made
+        self._counted += count
+        if self._counted == row.size and self.readers.stages is not None:
+            self.readers.stages.note(self.stage, self.job.name, row.contributions())
+        return made
 
     @property
     @abstractmethod
@@ -173,6 +193,7 @@ class Chained(_Result):
 
         def tile(first: int, count: int) -> Bytes:
             made = chain.entries(first, count)
+            chain.row.norms += chain.squares.tolist()
             chain.check_finite(allow)
             return made
 

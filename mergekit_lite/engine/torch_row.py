@@ -317,6 +317,7 @@ class TorchRow:
         self.row.space = self.row.pool.positions(self.row.slots, count)
         self.row.load(first, count)
         with self.lane.working():
+            self.squares.zero_()
             self.bad.zero_()
             tile = self._tile(first, count)
             result = finish(tile.base, self._decomposed(tile), self.space).to(dtype)
