@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from mergekit_lite.plan.types import Piece, Read, Turn
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.supplies import Supply
+
+_SQUARE: Final = 256
+"""Rows and columns that are copied in one go."""
 
 
 def pieced_dtype(dtypes: list[str]) -> str:
@@ -106,8 +109,27 @@ class Turned:
         raw = np.empty(size * width, np.uint8)
         self.stored.fill(number * size, size, raw)
         entries = raw.view(f"u{width}").reshape(self.turn.shape).transpose(self.turn.axes)
-        self._block = np.ascontiguousarray(entries).reshape(-1).view(np.uint8)
+        self._block = in_order(entries).reshape(-1).view(np.uint8)
         self._number = number
+
+
+def in_order(entries: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy whose entries lie in the order of its dimensions, made square by square.
+
+    Whole rows at a time, each of whose entries lies in another cache line, take four times as long.
+    """
+    copy = np.empty(entries.shape, entries.dtype)
+    small = sorted(range(entries.ndim), key=lambda axis: entries.shape[axis])[:-2]
+    for place in np.ndindex(*[entries.shape[axis] for axis in small]):
+        at: list[int | slice] = [slice(None)] * entries.ndim
+        for axis, number in zip(small, place, strict=True):
+            at[axis] = number
+        into, of = copy[tuple(at)], entries[tuple(at)]
+        for row in range(0, of.shape[0], _SQUARE):
+            for column in range(0, of.shape[1], _SQUARE):
+                square = slice(row, row + _SQUARE), slice(column, column + _SQUARE)
+                into[square] = of[square]
+    return copy
 
 
 def pieced(read: Read, stored: Callable[[str], Supply]) -> Pieced | Turned:

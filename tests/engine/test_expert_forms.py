@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_lite import api, load, plan
-from mergekit_lite.engine.pieced import Pieced, Turned
+from mergekit_lite.engine.pieced import Pieced, Turned, in_order
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.plan.types import Piece, Plan, Turn
+from tests import quantised
 from tests.checkpoints import read_weights, write_json, write_weights
 
 EXPERTS, WIDTH, INNER = 3, 6, 5
@@ -242,6 +243,64 @@ def test_a_plan_remembers_how_entries_are_turned(tmp_path: Path) -> None:
     assert read.turn == Turn((WIDTH, INNER, 2), (2, 1, 0), INNER * WIDTH)
     assert read.held == 2 * 2 * block
     json.loads(made.to_json())
+
+
+def test_codes_of_fused_experts_are_decoded_on_the_way(tmp_path: Path) -> None:
+    root = "model.layers.0.mlp.experts"
+    both, first = quantised.mxfp4_experts(f"{root}.gate_up_proj", EXPERTS, 64, 2)
+    down, second = quantised.mxfp4_experts(f"{root}.down_proj", EXPERTS, 64, 1)
+    settings = {"quant_method": "mxfp4"}
+    quantised.save(tmp_path / "expert", {**both, **down}, settings, model_type="gpt_oss")
+    want = {}
+    for number in range(EXPERTS):
+        want[f"{root}.{number}.gate_proj.weight"] = first[number, :, 0::2].T
+        want[f"{root}.{number}.up_proj.weight"] = first[number, :, 1::2].T
+        want[f"{root}.{number}.down_proj.weight"] = second[number].T
+    base = {name: torch.zeros(value.shape).bfloat16() for name, value in want.items()}
+    quantised.save(tmp_path / "base", base, model_type="gpt_oss")
+    output = {"dtype": "float32"}
+    got = merged(tmp_path / "base", tmp_path / "expert", tmp_path / "out", output=output)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert np.array_equal(got[name].numpy(), value.astype(np.float32))
+
+
+def test_a_stage_of_another_layout_is_read_as_a_model_of_it_is(tmp_path: Path) -> None:
+    for name, layout, seed in (
+        ("base", "single", 1),
+        ("fused", "gpt_oss", 2),
+        ("other", "gpt_oss", 3),
+        ("same", "single", 2),
+        ("same_other", "single", 3),
+    ):
+        write(tmp_path / name, layout, seed, bias=True)
+
+    def run(first: str, second: str, out: str) -> Weights:
+        mean = {
+            "base": str(tmp_path / first),
+            "experts": {"b": str(tmp_path / second)},
+            "steps": [{"linear": {"weights": {"base": 1, "b": 1}}}],
+        }
+        said = {
+            "base": str(tmp_path / "base"),
+            "experts": {"e": {"model": "@mean", "weight": 0.5}},
+            "steps": ["task_arithmetic"],
+            "stages": {"mean": mean},
+        }
+        api.run(said, tmp_path / out)
+        return read_weights(tmp_path / out)
+
+    got, want = run("fused", "other", "out"), run("same", "same_other", "want")
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("shape", [(300, 2, 700), (300, 700, 2), (2, 300, 700), (513, 5), (1, 1)])
+def test_a_copy_in_order_is_the_array(shape: tuple[int, ...]) -> None:
+    entries = np.arange(np.prod(shape), dtype=np.uint32).reshape(shape)
+    for axes in itertools.permutations(range(len(shape))):
+        copy = in_order(entries.transpose(axes))
+        assert copy.flags.c_contiguous
+        assert np.array_equal(copy, entries.transpose(axes))
 
 
 class Counting:
