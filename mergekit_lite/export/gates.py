@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.labels import short_name
@@ -15,6 +15,13 @@ from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergekit_lite.calibrate.texts import Text
+    from mergekit_lite.engine.options import Options
+    from mergekit_lite.moe.gates import Measure
 
 MANIFEST_FILE = "moe_manifest.json"
 MANIFEST_VERSION = 1
@@ -26,7 +33,11 @@ def gate_folder(out: Path) -> Path:
 
 
 def with_gates(
-    plan: Plan, models: Mapping[str, Model], out: Path, emit: Callable[[Event], None]
+    plan: Plan,
+    models: Mapping[str, Model],
+    out: Path,
+    options: Options,
+    emit: Callable[[Event], None],
 ) -> dict[str, Model]:
     """Return the models with the gates of a routed model among them, made if they must be.
 
@@ -34,6 +45,7 @@ def with_gates(
         plan: what is to be run.
         models: its inputs, opened.
         out: final folder.
+        options: how to run.
         emit: called with events.
     """
     if not plan.moe:
@@ -41,9 +53,71 @@ def with_gates(
     from mergekit_lite.moe.gate_file import make_gates
 
     emit(Event("note", text=size_text(plan.moe)))
-    path = make_gates(plan, models, gate_folder(out), lambda text: emit(Event("note", text=text)))
+
+    def say(text: str) -> None:
+        emit(Event("note", text=text))
+
+    folder = gate_folder(out)
+    path = make_gates(plan, models, folder, _measure(plan, models, folder, options, say), say)
     gates = resolve(str(path), relative_to=path.parent)
     return {**models, GATE: replace(gates, reference=GATE)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the experts' texts have shown of the base, in a folder of statistics."""
+
+    folder: Path
+    domains: Sequence[str]
+
+    def layer(self, kind: str, layer: int) -> Mapping[str, Tensor]:
+        """Return what a collector has written of a layer, by name."""
+        from mergekit_lite.calibrate.store import read_layer
+
+        return read_layer(self.folder, kind, layer)
+
+
+def _measure(
+    plan: Plan,
+    models: Mapping[str, Model],
+    folder: Path,
+    options: Options,
+    say: Callable[[str], None],
+) -> Measure:
+    """Return what runs the experts' texts through the base when a method asks for it."""
+
+    def measure(kinds: Sequence[str]) -> Measured:
+        from mergekit_lite.calibrate.run import Settings, calibrate
+
+        out = folder / f"statistics-{'-'.join(kinds)}"
+        record = calibrate(
+            models["base"],
+            texts_of(plan),
+            out,
+            kinds=tuple(kinds),
+            settings=Settings(device="cuda" if options.device == "cuda" else "cpu"),
+            max_memory=options.max_memory,
+            overwrite=True,
+            tell=say,
+        )
+        return Measured(out, record["domains"])
+
+    return measure
+
+
+def texts_of(plan: Plan) -> list[Text]:
+    """Return the texts of all experts; the domain is the expert's number, `-` after it for those
+    that the expert is not for."""
+    from mergekit_lite.calibrate.texts import prompts, read_texts
+
+    found: list[Text] = []
+    for number, expert in enumerate(plan.moe["experts"]):
+        found += prompts(str(number), expert.get("prompts", ()))
+        if data := expert.get("data"):
+            texts = read_texts([(str(number), Path(plan.folder) / data)])
+            found += [replace(text, domain=str(number)) for text in texts]
+        found += prompts(f"{number}-", expert.get("negative", ()))
+    return found
 
 
 def size_text(moe: Mapping[str, Any]) -> str:

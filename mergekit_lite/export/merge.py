@@ -79,7 +79,7 @@ def merge(
         # A run that has just ended may have left other files than were there before.
         check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
         ready = write_stages(plan, models, out, options, emit, merge)
-        ready = with_gates(plan, ready, out, emit)
+        ready = with_gates(plan, ready, out, options, emit)
         hashing = around.enter_context(_hashing(plan, models, options))
         report = execute(plan, ready, work, options, emit)
         if not hashing.done():

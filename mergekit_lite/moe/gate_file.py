@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mergekit_lite.checkpoint import read_checkpoint
 from mergekit_lite.checkpoint.header import header_text
 from mergekit_lite.errors import DataError, MergekitLiteError
-from mergekit_lite.moe.gates import GateRequest, Gates, registry
+from mergekit_lite.moe.gates import GateRequest, Gates, Measure, registry
 from mergekit_lite.ops._place import random_key
 from mergekit_lite.ops._random import normals
 from mergekit_lite.plan.types import Plan
@@ -33,14 +33,19 @@ Array = NDArray[np.float32]
 
 
 def make_gates(
-    plan: Plan, models: Mapping[str, Model], folder: Path, say: Callable[[str], None]
+    plan: Plan,
+    models: Mapping[str, Model],
+    folder: Path,
+    measure: Measure,
+    say: Callable[[str], None],
 ) -> Path:
     """Make the file of gates of a plan, unless an earlier run of the same plan has.
 
     Args:
         plan: of a routed model.
         models: its inputs, opened.
-        folder: where the file goes; it is made, or emptied, unless it is of this plan.
+        folder: where the file goes; what is there of it is used if it is of this plan.
+        measure: runs the experts' texts through the base.
         say: tells the user what is going on.
 
     Raises:
@@ -49,10 +54,11 @@ def make_gates(
     path, digest = folder / GATE_FILE, plan.content_digest()
     if _is_of(path, digest):
         return path
-    shutil.rmtree(folder, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    shutil.rmtree(folder / BESIDE, ignore_errors=True)
     (folder / BESIDE).mkdir(parents=True)
     spec = registry()[plan.moe["gate"]["method"]]
-    request = request_of(plan, models, folder / BESIDE, say)
+    request = request_of(plan, models, folder / BESIDE, measure, say)
     gates = spec.make(request, **spec.arguments(plan.moe["gate"]["params"]))
     facts = json.dumps(dict(gates.facts), indent=2, ensure_ascii=False)
     (folder / FACTS_FILE).write_text(facts + "\n", encoding="utf-8")
@@ -64,7 +70,11 @@ def make_gates(
 
 
 def request_of(
-    plan: Plan, models: Mapping[str, Model], folder: Path, say: Callable[[str], None]
+    plan: Plan,
+    models: Mapping[str, Model],
+    folder: Path,
+    measure: Measure,
+    say: Callable[[str], None],
 ) -> GateRequest:
     """Return what a method is asked for."""
     moe = plan.moe
@@ -78,6 +88,7 @@ def request_of(
         seed=plan.seed,
         texts=Path(plan.folder),
         folder=folder,
+        measure=measure,
         say=say,
     )
 

@@ -7,9 +7,17 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 
-from mergekit_lite.moe.gates._spec import GATES, GateRequest, Gates, GateSpec, gate
+from mergekit_lite.moe.gates._spec import (
+    GATES,
+    GateRequest,
+    Gates,
+    GateSpec,
+    Measure,
+    Statistics,
+    gate,
+)
 
-__all__ = ["GateRequest", "GateSpec", "Gates", "gate", "registry"]
+__all__ = ["GateRequest", "GateSpec", "Gates", "Measure", "Statistics", "gate", "registry"]
 
 
 @cache

@@ -8,11 +8,11 @@ imported; what they need for making rows they import inside.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mergekit_lite.ops._parameters import Parameter
 from mergekit_lite.ops._spec import parameters_of
@@ -20,12 +20,32 @@ from mergekit_lite.ops._spec import parameters_of
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from mergekit_lite.plan.types import Plan
     from mergekit_lite.sources import Model
 
 Needs = Literal["nothing", "prompts", "texts"]
 """What every expert must have: nothing, `prompts`, or `prompts` or `data`."""
+
+
+class Statistics(Protocol):
+    """What the experts' texts have shown of a model.
+
+    Domains are called after the expert, counted from 0: `0`, `1` and so on for texts that it is
+    for, `0-` for those it is not for.
+    """
+
+    @property
+    def domains(self) -> Sequence[str]:
+        """The domains in the order of the statistics' first dimension."""
+
+    def layer(self, kind: str, layer: int) -> Mapping[str, Tensor]:
+        """Return what a collector (`router`, `hidden`, ...) has written of a layer, by name."""
+
+
+Measure = Callable[[Sequence[str]], Statistics]
+"""Runs all experts' texts through the base, one layer in memory at a time, for these collectors."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,7 @@ class GateRequest:
         texts: the folder from which the recipe's `data` files are named.
         folder: an empty folder for files that go into the output beside the weights, such as
             statistics that allow an expert to be added later.
+        measure: for methods that look at texts.
         say: tells the user what is going on.
     """
 
@@ -55,6 +76,7 @@ class GateRequest:
     seed: int
     texts: Path
     folder: Path
+    measure: Measure
     say: Callable[[str], None] = print
 
 
