@@ -61,7 +61,7 @@ def _check_texts(
     """Note experts without the texts that the gate is made from, or with each other's."""
     if gate.needs == "nothing":
         return
-    seen: dict[tuple[object, ...], MoeExpert] = {}
+    seen: dict[tuple[object, ...], list[MoeExpert]] = {}
     for expert in experts:
         has_texts = bool(expert.prompts) or (gate.needs == "texts" and expert.data is not None)
         if not has_texts:
@@ -74,11 +74,18 @@ def _check_texts(
             )
             continue
         key = (tuple(sorted(expert.prompts)), expert.data, tuple(sorted(expert.negative)))
-        other = seen.setdefault(key, expert)
-        if other is not expert and (other.expert, other.noise) != (expert.expert, expert.noise):
+        seen.setdefault(key, []).append(expert)
+    for alike in seen.values():
+        names = dict.fromkeys(expert.expert for expert in alike)
+        if len(alike) == len(experts) > 1:
             findings.problem(
-                f"experts `{other.expert}` and `{expert.expert}` have the same texts, so no gate"
-                " can tell them apart",
-                expert.where or where,
+                "all experts have the same texts, so no gate can tell them apart",
+                where,
                 "give each texts of the kind that it alone is for",
+            )
+        elif len(names) > 1:
+            findings.warn(
+                f"experts {' and '.join(f'`{name}`' for name in names)} have the same texts: their"
+                " gates are alike, and chance decides between them",
+                alike[1].where or where,
             )

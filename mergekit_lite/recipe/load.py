@@ -117,7 +117,8 @@ class Tree:
     @property
     def readable(self) -> bool:
         """Whether it has a chain, and no part that this version refuses as a whole."""
-        return self.root.get("steps") is not None and self.root.get("stages") is None
+        has_chain = self.root.get("steps") is not None or self.root.get("moe") is not None
+        return has_chain and self.root.get("stages") is None
 
 
 def read_tree(
@@ -148,11 +149,25 @@ def read_tree(
     root = Extender(folder, asked).resolve(root, folder, chain)
     command = compat.command_of(root)
     compat.refuse(command, root, problems)
-    if command in ("moe", "evolve"):
+    if command == "evolve":
         problems.raise_if_any()
+    if command == "moe":
+        return _routed(root, name, folder, overrides, problems)
     if command == "ours":
         return Tree(_laid_over(root, overrides, problems), name, folder)
     return _translated([root], name, folder, overrides, problems)
+
+
+def _routed(
+    root: Node, name: str, folder: Path, overrides: Sequence[str], problems: Problems
+) -> Tree:
+    """Return the tree of a recipe of `mergekit-moe`."""
+    notes = compat.Notes()
+    theirs = [text for text in overrides if compat.is_of_routed(text)]
+    root = _laid_over(root, theirs, problems)
+    root = compat.RoutedTranslator(root, folder, problems, notes).translate()
+    root = apply_overrides(root, [text for text in overrides if text not in theirs], problems)
+    return Tree(root, name, folder, "moe", notes.ordered())
 
 
 def _translated(

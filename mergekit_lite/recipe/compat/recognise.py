@@ -33,16 +33,7 @@ def command_of(root: Node) -> Command:
 def refuse(command: Command, root: Node, problems: Problems) -> None:
     """Note that a recipe is for a command of mergekit that there is no like of here."""
     entries = root.entries()
-    if command == "moe":
-        first = entries.get("gate_mode") or entries["experts"]
-        problems.add(
-            "this is a recipe of `mergekit-moe`: it assembles a routed model from dense ones, "
-            "which is not supported by this version",
-            first.key,
-            "a later version does it with `mergekit-lite moe assemble`; a merge names "
-            "`merge_method` and `models`",
-        )
-    elif command == "evolve":
+    if command == "evolve":
         problems.add(
             "this is a recipe of `mergekit-evolve`: it searches for the best merge by evaluating "
             "many, which is not supported by this version",

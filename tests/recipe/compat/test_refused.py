@@ -201,21 +201,6 @@ def test_all_is_told_at_once(refused: Refused) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "where"),
-    [
-        ("gate_mode: hidden\nexperts: []\n", "1:1"),
-        ("base_model: x\nexperts:\n  - source_model: y\n    positive_prompts: [z]\n", "2:1"),
-    ],
-)
-def test_a_routed_model_is_another_commands_recipe(refused: Refused, text: str, where: str) -> None:
-    (problem,) = refused(text)
-    assert problem.where == f"merge.yml:{where}"
-    assert "`mergekit-moe`" in problem.what
-    assert "not supported by this version" in problem.what
-    assert "`mergekit-lite moe assemble`" in problem.hint
-
-
 def test_a_search_is_another_commands_recipe(refused: Refused) -> None:
     (problem,) = refused("genome: {models: [a, b], merge_method: dare_ties}\ntasks: []\n")
     assert "`mergekit-evolve`" in problem.what
