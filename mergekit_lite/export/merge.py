@@ -61,6 +61,7 @@ def merge(
     """
     from mergekit_lite.engine.executor import executor_named
     from mergekit_lite.engine.local import execute
+    from mergekit_lite.engine.ported import warnings_of_ported
 
     out = out.expanduser().resolve()
     executor_named(options.executor)
@@ -80,15 +81,19 @@ def merge(
         check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
         ready = write_stages(plan, models, out, options, emit, merge)
         ready = with_gates(plan, ready, out, options, emit)
+        doubts = warnings_of_ported(plan, ready)
+        for doubt in doubts:
+            emit(Event("note", text=f"warning: {doubt}"))
         hashing = around.enter_context(_hashing(plan, models, options))
         report = execute(plan, ready, work, options, emit)
         if not hashing.done():
             text = "waiting for the checksums of the inputs"
             emit(Event("note", text=text, seconds=report.seconds))
         digests = hashing.result()
-        report = replace(report, warnings=(*report.warnings, *copies(plan, digests)))
+        told = (*report.warnings, *doubts, *copies(plan, digests))
+        report = replace(report, warnings=told)
         for warning in warnings_of(plan, report):
-            if warning in plan.warnings:
+            if warning in (*plan.warnings, *doubts):
                 continue  # said before the run
             emit(Event("note", text=f"warning: {warning}", seconds=report.seconds))
         finish(

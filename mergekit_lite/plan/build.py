@@ -28,6 +28,7 @@ from mergekit_lite.plan.layout import (
     sign,
 )
 from mergekit_lite.plan.naming import name_experts
+from mergekit_lite.plan.ported import check_ported
 from mergekit_lite.plan.rows import Rows
 from mergekit_lite.plan.rules import check_rules
 from mergekit_lite.plan.stages import Stages, is_stage, written_first
@@ -215,6 +216,7 @@ def _check_inputs(
         if name != "base" and not base.settled:
             check_expert(recipe, view, base, findings)
     check_repeats(recipe, found, findings)
+    check_ported(recipe, found, findings)
     return found
 
 

@@ -24,6 +24,9 @@ _BEHAVIOUR = (
 )  # fmt: skip
 """Keys that change what equal weights compute."""
 
+_POSITIONS = ("rope_theta", "rope_parameters", "rope_scaling")
+"""Keys of rotary positions."""
+
 _NOT_TOKENS = re.compile(r"pos|patch|token_type|wpe|vision|visual|audio|image", re.IGNORECASE)
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\."
@@ -69,6 +72,11 @@ def sizes_differ(expert: Config, base: Config) -> str:
 def behaviour_differs(expert: Config, base: Config) -> str:
     """Return the settings in which two configs compute differently with equal shapes."""
     return _differing(expert, base, _BEHAVIOUR)
+
+
+def positions_differ(expert: Config, base: Config) -> str:
+    """Return the settings of rotary positions in which two configs differ."""
+    return _differing(expert, base, _POSITIONS)
 
 
 def _differing(expert: Config, base: Config, keys: tuple[str, ...]) -> str:

@@ -53,7 +53,11 @@ def port_patch(
     """Add what a model learnt on an older version of the base to the newer one.
 
     `base` is the new version; the patch is `from` less `old_base`, or the difference that an
-    adapter stands for. Stands for `task_arithmetic` with the weights +lambda and -lambda.
+    adapter stands for, which takes no `old_base`. Models must turn positions as the new base does.
+    Before the first row a sample of the weights is looked at. Warnings tell where the old base has
+    little to do with the new one (cosine below 0.9), and where the patch is small beside how far
+    the base has moved (below a tenth). Stands for `task_arithmetic` with the weights +lambda and
+    -lambda.
     """
     weights = {from_: lambda_}
     return [("task_arithmetic", {"weights": weights | ({old_base: -lambda_} if old_base else {})})]
