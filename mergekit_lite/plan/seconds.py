@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from mergekit_lite.ops import OpSpec
+from mergekit_lite.ops._statistics import Order
 from mergekit_lite.plan.layout import job_bytes
-from mergekit_lite.plan.row_memory import bytes_once, inputs_of, is_swept, is_whole, passes
+from mergekit_lite.plan.row_memory import (
+    bytes_once,
+    inputs_of,
+    is_fused,
+    is_swept,
+    is_whole,
+    passes,
+    torch_bytes,
+)
 from mergekit_lite.plan.sweeps import ModelSweep
-from mergekit_lite.plan.types import Plan
+from mergekit_lite.plan.types import Plan, Step
 
 # Measured on one core of a two-core x86-64 machine with files in the page cache, a 551 M
 # parameter bf16 base and three experts (docs/benchmarks.md); an expectation, not a promise.
@@ -23,6 +32,9 @@ _ROW_SECONDS = 8.0e-9  # for each entry and input of an op that ranks every row
 _RANDOM_SECONDS = 1.0e-9  # for each entry and input that draws a mask
 _WHOLE_SECONDS = 8.0e-9  # for each entry and input of an op that must see whole tensors
 _OPERATION_SECONDS = 6.0e-11  # for each fp64 operation of a decomposition
+_TORCH_START_SECONDS = 2.0
+_TORCH_SECONDS = 1.0e-8  # for each entry, input, step and pass of a row beyond the fused kernels
+_ORDER_PASSES = 3  # of such a row, for an exact k-th largest; sums take one
 _LORA_SECONDS = 2.0e-9  # for each entry of a low-rank product, as the ranks are small
 
 
@@ -37,10 +49,14 @@ def seconds_of(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
         entries = prod(job.shape)
         each = _FUSED_SECONDS * inputs_of(job)
         each += _LORA_SECONDS * sum(1 for read in job.reads if read.lora)
+        fused = is_fused(job)
         for step in job.steps:
             spec, inputs = specs[step.op], 1 if step.expert else len(job.reads)
             swept = is_swept(spec, step, entries)
-            each += inputs * _STATISTIC_SECONDS * swept
+            if fused:
+                each += inputs * _STATISTIC_SECONDS * swept
+            else:
+                each += inputs * _TORCH_SECONDS * _torch_passes(spec, step, entries)
             each += inputs * _ROW_SECONDS * (spec.reach_for(step.params) == "row")
             each += inputs * _RANDOM_SECONDS * spec.random
             each += inputs * _WHOLE_SECONDS * is_whole(spec, step, job)
@@ -52,7 +68,18 @@ def seconds_of(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
             + job_bytes(job) / _WRITE_BYTES_A_SECOND
         )
         arithmetic += entries * each
-    return _START_SECONDS + moved + arithmetic / workers
+    start = _START_SECONDS + (_TORCH_START_SECONDS if torch_bytes(plan) else 0.0)
+    return start + moved + arithmetic / workers
+
+
+def _torch_passes(spec: OpSpec, step: Step, size: int) -> int:
+    """Return how often a step's inputs pass through torch: for its statistics, and for itself."""
+    asked = (
+        _ORDER_PASSES if isinstance(needs, Order) else 1
+        for needs in spec.statistics
+        if needs.asked(step.params, size) and not needs.of_model(step.params)
+    )
+    return 1 + sum(asked)
 
 
 def sweep_seconds(sweeps: Sequence[ModelSweep], workers: int) -> float:

@@ -148,3 +148,20 @@ def test_ops_beyond_the_kernels_take_torch_into_memory(root: Path) -> None:
     assert torch_bytes(plan(root, "[ties]")) == 0
     assert torch_bytes(plan(root, "[{take: {source: math}}]")) == 0
     assert torch_bytes(plan(root, "[{ties: {zero_sign: majority}}]")) == TORCH_BYTES
+
+
+def test_ops_beyond_the_kernels_take_their_time(root: Path) -> None:
+    """A step in torch costs more than one of the kernels, and each of its passes counts."""
+
+    def seconds(steps: str) -> float:
+        made = plan(root, steps)
+        jobs = tuple(replace(job, shape=(1 << 14, 1 << 14)) for job in made.jobs)
+        return estimate(replace(made, jobs=jobs), threads=1).seconds
+
+    entries = len(llama()) * 2**28 * 2
+    fused = seconds("[task_arithmetic]")
+    claimed = seconds("[task_arithmetic, consensus_mask]")
+    # Two steps of one pass each, in place of the kernels' nothing, and the start of torch.
+    assert claimed - fused == pytest.approx(2.0 + 2 * 1.0e-8 * entries, rel=1e-6)
+    trimmed = seconds("[{magnitude: {density_1d: null}}, task_arithmetic, consensus_mask]")
+    assert trimmed - claimed > 3.9 * 1.0e-8 * entries
