@@ -14,7 +14,7 @@ from mergekit_lite.export.companions import copy_companions
 from mergekit_lite.export.config import edit_config
 from mergekit_lite.plan.types import Plan
 from mergekit_lite.plan.vocabulary.ids import GENERATION
-from mergekit_lite.tokenizer.document import decoded, spliced
+from mergekit_lite.tokenizer.document import decoded, edited
 from mergekit_lite.tokenizer.files import (
     ADDED,
     MERGES,
@@ -78,7 +78,7 @@ def _write_union(root: Path, additions: Mapping[str, Any], folder: Path) -> set[
             f"`{root / TOKENIZER_JSON}` is no longer what it was when the merge was planned",
             hint="plan again, and leave the inputs alone until the merge is done",
         )
-    text = spliced(decoded(raw), additions)
+    text = edited(decoded(raw), additions["edits"])
     (folder / TOKENIZER_JSON).write_bytes(text.encode("utf-8", "surrogatepass"))
     if (settings := read_object(folder / SETTINGS)) is not None:
         listed = settings.get("added_tokens_decoder")

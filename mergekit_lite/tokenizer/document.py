@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from json import JSONDecodeError, JSONDecoder
@@ -12,6 +12,8 @@ from typing import Any
 
 Span = tuple[int, int]
 """Where a value begins in a text, and where it ends."""
+Edits = list[tuple[int, int, str]]
+"""What stands in place of which spans of a text, in order."""
 
 ADDED_TOKENS, VOCAB, MERGES = "added_tokens", "model.vocab", "model.merges"
 
@@ -25,16 +27,16 @@ class Document:
     """The content of a `tokenizer.json`.
 
     Attributes:
-        data: what it says.
+        data: what it says, with the tokens that files beside it add.
+        text: in which it says so.
         places: where in its text the lists are that tokens are added to.
         sha256: of its bytes, so that the places are not looked up in another text.
-        more: entries of added tokens in `data` that other files give, and its text does not.
     """
 
     data: dict[str, Any] = field(repr=False)
+    text: str = field(repr=False)
     places: Mapping[str, Span]
     sha256: str
-    more: Sequence[Mapping[str, Any]] = ()
 
 
 def parsed(raw: bytes) -> Document | Any:
@@ -52,7 +54,7 @@ def parsed(raw: bytes) -> Document | Any:
     if _space(text, end) < len(text):
         raise JSONDecodeError("Extra data", text, end)
     kept = {key: places[key] for key in (ADDED_TOKENS, VOCAB, MERGES) if key in places}
-    return Document(data, kept, sha256(raw).hexdigest())
+    return Document(data, text, kept, sha256(raw).hexdigest())
 
 
 def decoded(raw: bytes) -> str:
@@ -60,23 +62,30 @@ def decoded(raw: bytes) -> str:
     return raw.decode("utf-8-sig", "surrogatepass")
 
 
-def spliced(text: str, more: Mapping[str, Any]) -> str:
-    """Return the text of a tokenizer with what `unite.additions` found, all else as it was.
+def edits(document: Document, added: Sequence[Any], entries: Mapping[str, Sequence[Any]]) -> Edits:
+    """Return what to change in the text, so that all else stays as it is.
 
     Writing all of it anew would take as long as the rest of a union of large vocabularies.
+
+    Args:
+        document: the tokenizer.
+        added: the whole list of added tokens.
+        entries: what is put behind the pieces (`VOCAB`) and the merges (`MERGES`) of the model.
     """
-    places = {key: (start, end) for key, (start, end) in more["places"].items()}
-    first = _space(text, 0) + 1
-    start, end = places.get(ADDED_TOKENS, (first, first))
-    old = json.loads(text[start:end] or "[]") or []
-    listed = sorted([*old, *more["unlisted"]], key=lambda entry: int(entry["id"]))
-    new = json.dumps(listed, ensure_ascii=False, separators=(",", ":"))
-    edits = [(start, end, new if ADDED_TOKENS in places else f'"{ADDED_TOKENS}":{new},')]
-    for key, entries in ((VOCAB, more["pieces"]), (MERGES, more.get("merges"))):
-        if entries:
-            edits.append(_appended(text, places[key], entries))
+    new = json.dumps(added, ensure_ascii=False, separators=(",", ":"))
+    if place := document.places.get(ADDED_TOKENS):
+        found = [(*place, new)]
+    else:
+        first = _space(document.text, 0) + 1
+        found = [(first, first, f'"{ADDED_TOKENS}":{new},')]
+    found += [_appended(document.text, document.places[key], e) for key, e in entries.items() if e]
+    return sorted(found)
+
+
+def edited(text: str, changes: Iterable[Sequence[Any]]) -> str:
+    """Return a text with changes made; they stand in order."""
     result, at = [], 0
-    for start, end, new in sorted(edits):
+    for start, end, new in changes:
         result += [text[at:start], new]
         at = end
     return "".join([*result, text[at:]])

@@ -117,13 +117,10 @@ def tokens_in(
     lacking = {token: told for token, told in more.items() if token not in ids}
     if lacking:
         ids.update({token: number for token, (number, _) in lacking.items()})
-        entries = [
-            dict(sorted({**entry, "id": number, "content": token}.items()))
-            for token, (number, entry) in lacking.items()
-        ]
+        entries = [{**e, "id": n, "content": token} for token, (n, e) in lacking.items()]
         listed = [*(document.data.get("added_tokens") or ()), *entries]
         data = {**document.data, "added_tokens": listed}
-        document = replace(document, data=data, more=entries)
+        document = replace(document, data=data)
     return Tokens(_by_id(ids), TOKENIZER_JSON, document)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mergekit_lite.tokenizer.document import MERGES, VOCAB, edits
 from mergekit_lite.tokenizer.read import Tokens, added
 
 Data = Mapping[str, Any]
@@ -30,42 +31,40 @@ def new_tokens(base: Mapping[str, int], others: Iterable[Mapping[str, int]]) -> 
     return found
 
 
-def additions(base: Tokens, others: Sequence[Tokens], more: Sequence[Data] = ()) -> dict[str, Any]:
-    """Return what is to be put into the text of the base's tokenizer, as plain data.
+def additions(
+    base: Tokens, others: Sequence[Tokens], new: Mapping[str, int], more: Sequence[Data] = ()
+) -> dict[str, Any]:
+    """Return what is to be changed in the text of the base's tokenizer, as plain data.
 
     No id of the base changes.
 
     Args:
         base: its tokens, read from a `tokenizer.json`.
         others: those of the experts; `misfit` says nothing about any of them.
-        more: further tokens, as entries of `added_tokens` without an id.
+        new: the tokens that the base lacks with their ids.
+        more: entries of `added_tokens`, without an id, of those that no other tokenizer has.
 
     Returns:
-        `entries` of new added tokens, and `unlisted`, which the text's list lacks; `pieces` to be
-        put behind the model's own, pairs of token and id or, where it has scores, of token and
-        score; and `merges` to be put behind its own. `places` says where in the text, `sha256` in
-        which one. Nothing where nothing is new.
+        `entries` of new added tokens, how many new `pieces` the model has, and the `edits` of the
+        text that has this `sha256`. Nothing where nothing is new.
     """
     if base.document is None:
         return {}
     data = base.document.data
-    asked = {str(entry["content"]): number for number, entry in enumerate(more)}
-    new = new_tokens(base.ids, [*(other.ids for other in others), asked])
     entries = _new_entries(base, others, more, new)
     pieces = {token: number for token, number in new.items() if token not in entries}
     if not entries and not pieces:
         return {}
-    found: dict[str, Any] = {
+    listed = sorted([*added(data), *entries.values()], key=lambda entry: int(entry["id"]))
+    model = {VOCAB: _pieces(data["model"]["vocab"], others, pieces, listed)}
+    if pieces and isinstance(data["model"].get("merges"), list):
+        model[MERGES] = _new_merges(data, others, pieces)
+    return {
         "entries": list(entries.values()),
-        "unlisted": [*base.document.more, *entries.values()],
-        "places": {key: list(place) for key, place in base.document.places.items()},
+        "pieces": len(pieces),
+        "edits": [list(edit) for edit in edits(base.document, listed, model)],
         "sha256": base.document.sha256,
     }
-    listed = [*added(data), *entries.values()]
-    found["pieces"] = _pieces(data["model"]["vocab"], others, pieces, listed)
-    if pieces and "merges" in data["model"]:
-        found["merges"] = _new_merges(data, others, pieces)
-    return found
 
 
 def _new_entries(

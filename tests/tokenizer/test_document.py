@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_lite.tokenizer.document import Document, parsed, spliced
-from mergekit_lite.tokenizer.unite import additions
-from tests.tokenizer.tokenizers import added, bpe, read, word_level
+from mergekit_lite.tokenizer.document import Document, edited, parsed
+from mergekit_lite.tokenizer.read import tokens_in
+from tests.tokenizer.tokenizers import added, added_to, bpe, read, word_level
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=6),
@@ -71,9 +71,8 @@ def test_all_but_what_is_added_stays_as_it_was_written() -> None:
 """
     document = parsed(base.encode())
     other = read(bpe("aäb", [("a", "b"), ("b", "ä")], [("</s>", 6)]))
-    found = additions(read(json.loads(base)), [other])
     assert isinstance(document, Document)
-    text = spliced(base, {**found, "places": document.places})
+    text = edited(base, added_to(tokens_in(document), [other])["edits"])
     head, listed, *rest = text.splitlines(keepends=True)
     assert head == "{\n"
     assert json.loads(listed.partition(":")[2].rstrip(",\n")) == [added("</s>", 5)]
@@ -96,12 +95,12 @@ def test_all_but_what_is_added_stays_as_it_was_written() -> None:
 def test_a_text_without_a_list_of_added_tokens_gets_one() -> None:
     data = word_level(["<unk>"])
     del data["added_tokens"]
-    found = additions(read(data), [read(word_level(["<unk>"], [("<s>", 1)]))])
-    united = json.loads(spliced(json.dumps(data), found))
+    found = added_to(read(data), [read(word_level(["<unk>"], [("<s>", 1)]))])
+    united = json.loads(edited(json.dumps(data), found["edits"]))
     assert [entry["content"] for entry in united.pop("added_tokens")] == ["<s>"]
     assert united == data
 
 
 def test_nothing_new_is_nothing_to_add() -> None:
     base = read(word_level(["<unk>", "cat"]))
-    assert additions(base, [base]) == {}
+    assert added_to(base, [base]) == {}

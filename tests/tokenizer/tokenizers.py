@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergekit_lite.tokenizer import Tokens
-from mergekit_lite.tokenizer.document import Document, parsed, spliced
+from mergekit_lite.tokenizer.document import Document, edited, parsed
 from mergekit_lite.tokenizer.read import tokens_in
-from mergekit_lite.tokenizer.unite import additions
+from mergekit_lite.tokenizer.unite import additions, new_tokens
 
 
 def read(data: dict[str, Any], indent: int | None = None) -> Tokens:
@@ -25,9 +25,17 @@ def unite(
     indent: int | None = None,
 ) -> Any:
     """Return the content of the text that a union writes."""
-    found = additions(read(base, indent), [read(other) for other in others], more)
-    text = json.dumps(base, indent=indent)
-    return json.loads(spliced(text, found) if found else text)
+    found = added_to(read(base, indent), [read(other) for other in others], more)
+    return json.loads(edited(json.dumps(base, indent=indent), found.get("edits", ())))
+
+
+def added_to(
+    base: Tokens, others: Sequence[Tokens], more: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Return what a union adds to a tokenizer."""
+    asked = {entry["content"]: number for number, entry in enumerate(more)}
+    new = new_tokens(base.ids, [*(other.ids for other in others), asked])
+    return additions(base, others, new, more)
 
 
 def added(content: str, number: int, *, special: bool = True) -> dict[str, Any]:

@@ -296,6 +296,6 @@ def _files(
         found = {"source": target.owner.name, "generation": dict(generation)}
     if target.owner.tokens is not None and (target.united or target.entries):
         others = [own for name in target.united if (own := sides[name].tokens) is not None]
-        if more := additions(target.owner.tokens, others, target.entries):
+        if more := additions(target.owner.tokens, others, target.new, target.entries):
             found["additions"] = more
     return found

@@ -25,6 +25,7 @@ class Target:
         owner: the input whose tokenizer it is, or begins with.
         ids: token -> row; None where no tokenizer is known, and rows are matched by number.
         rows: number of rows.
+        new: those of them that the owner lacks.
         united: inputs whose tokens are put behind the owner's.
         entries: further added tokens, as a `tokenizer.json` describes them.
     """
@@ -32,6 +33,7 @@ class Target:
     owner: Side
     ids: Mapping[str, int] | None
     rows: int
+    new: Mapping[str, int] = field(default_factory=dict)
     united: tuple[str, ...] = ()
     entries: Sequence[Mapping[str, Any]] = field(default=())
 
@@ -60,14 +62,15 @@ def target_of(
         return None
     if owner.tokens is None:
         return _by_number(recipe, owner, rule, findings)
-    ids = dict(owner.tokens.ids)
-    united: dict[str, Side] = {}
+    new: dict[str, int] = {}
+    united: tuple[str, ...] = ()
     if rule == UNION:
-        united = _united(recipe, owner, sides, findings)
-        others = [side.tokens.ids for side in united.values() if side.tokens]
-        ids |= new_tokens(ids, others)
+        united = _united(recipe, owner, sides, new, findings)
+    ids = {**owner.tokens.ids, **new}
     entries = _entries(recipe, ids, sides)
-    ids |= new_tokens(ids, [{str(e["content"]): n for n, e in enumerate(entries)}])
+    more = new_tokens(ids, [{str(e["content"]): n for n, e in enumerate(entries)}])
+    new |= more
+    ids |= more
     if (united or entries) and owner.tokens.data is None:
         findings.problem(
             f"`{owner.name}` has no `tokenizer.json` to add tokens to",
@@ -78,7 +81,7 @@ def target_of(
     rows = max(owner.rows, max(ids.values(), default=-1) + 1)
     if multiple := recipe.tokenizer.pad_to_multiple_of:
         rows = -(-rows // multiple) * multiple
-    return Target(owner, ids, rows, tuple(united), entries)
+    return Target(owner, ids, rows, new, united, entries)
 
 
 def _by_number(recipe: Recipe, owner: Side, rule: str, findings: Findings) -> Target | None:
@@ -95,11 +98,19 @@ def _by_number(recipe: Recipe, owner: Side, rule: str, findings: Findings) -> Ta
 
 
 def _united(
-    recipe: Recipe, owner: Side, sides: Mapping[str, Side], findings: Findings
-) -> dict[str, Side]:
-    """Return the experts with tokens that the owner lacks; note those that cannot be united."""
-    known = dict(owner.tokens.ids) if owner.tokens else {}
-    united: dict[str, Side] = {}
+    recipe: Recipe,
+    owner: Side,
+    sides: Mapping[str, Side],
+    new: dict[str, int],
+    findings: Findings,
+) -> tuple[str, ...]:
+    """Return the experts with tokens that the owner lacks, and enter these into `new`.
+
+    Those that cannot be united are noted.
+    """
+    known = owner.tokens.ids if owner.tokens else {}
+    first = (owner.tokens.highest if owner.tokens else -1) + 1
+    united = []
     for name, side in sides.items():
         where = recipe.at("experts", name)
         if side is owner or name == "base":
@@ -111,21 +122,21 @@ def _united(
                 "put its tokenizer into its folder, or use `vocab: base_rows`",
             )
             continue
-        ids = side.tokens.ids
-        new = [token for token in ids if token not in known]
-        if not new:
+        lacking = [t for t in side.tokens.ids if t not in known and t not in new]
+        if not lacking:
             continue
         odd = misfit(owner.tokens, side.tokens) if owner.tokens and owner.tokens.data else ""
         if odd:
             findings.problem(
                 f"the tokenizer of expert `{name}` cannot be united with the base's: {odd}; it has"
-                f" {len(new)} tokens that the base lacks ({few(new)})",
+                f" {len(lacking)} tokens that the base lacks ({few(lacking)})",
                 where,
                 "use `vocab: base_rows`, which keeps the base's tokenizer",
             )
-        united[name] = side
-        known |= dict.fromkeys(new, -1)
-    return united
+        united.append(name)
+        start = first + len(new)
+        new |= {token: start + number for number, token in enumerate(lacking)}
+    return tuple(united)
 
 
 def _entries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -71,10 +72,13 @@ def _spelt_out(
     except DataError as error:
         findings.problems += placed(error.problems, where)
         return
-    more = tokenizer.get("additions", {})
-    new = {entry["content"] for entry in more.get("entries", ())}
-    new |= {str(token) for token, _ in more.get("pieces", ())}
-    lacking = [t for t in NAMED[name].tokens if known and t not in known.ids and t not in new]
+    edits = tokenizer.get("additions", {}).get("edits", ())
+    text = "".join(new for _, _, new in edits)
+    lacking = [
+        token
+        for token in NAMED[name].tokens
+        if known and token not in known.ids and json.dumps(token) not in text
+    ]
     if lacking:
         listed = " and ".join(f"`{token}`" for token in lacking)
         findings.warn(
