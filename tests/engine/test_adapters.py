@@ -88,6 +88,20 @@ def qwen_moe(folder: Path, dtype: str) -> Path:
     )  # fmt: skip
 
 
+def mixtral(folder: Path, dtype: str) -> Path:
+    from transformers import MixtralConfig
+
+    return made(
+        folder,
+        dtype,
+        MixtralConfig(
+            hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, vocab_size=32, num_local_experts=3, num_experts_per_tok=2,
+            bos_token_id=1, eos_token_id=2,
+        ),
+    )  # fmt: skip
+
+
 def whisper(folder: Path, dtype: str) -> Path:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -187,6 +201,14 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
             "target_modules": ["q_proj"],
             "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
             "rank_pattern": {"experts.down_proj": 3},
+        },
+    ),
+    "fused_on_w1_w2_w3": (
+        mixtral,
+        {
+            "r": 2,
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
         },
     ),
     "fused_on_single": (

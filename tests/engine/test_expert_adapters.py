@@ -17,7 +17,7 @@ import mergekit_lite
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.plan.types import Plan
 from tests.checkpoints import read_weights
-from tests.engine.test_adapters import adapt, by_peft, merged, qwen_moe
+from tests.engine.test_adapters import adapt, by_peft, merged, mixtral, qwen_moe
 from tests.engine.test_expert_forms import EXPERTS, INNER, WIDTH, write
 
 RANK, ALPHA = 3, 6.0
@@ -152,19 +152,30 @@ def test_names_of_another_family_on_a_base_that_keeps_experts_apart(tmp_path: Pa
     torch.testing.assert_close(got[name], read_weights(tmp_path / "base")[name].float() + 2 * b @ a)
 
 
-def test_equals_what_peft_makes_of_single_experts(tmp_path: Path) -> None:
+FAMILIES = {
+    "qwen": (qwen_moe, "mlp", QWEN, ()),
+    "mixtral": (mixtral, "block_sparse_moe", MIXTRAL, ("gate",)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_what_peft_makes_of_single_experts(tmp_path: Path, family: str) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = qwen_moe(tmp_path / "base", "float32")
-    sizes = {"gate_proj": (12, 16), "up_proj": (12, 16), "down_proj": (16, 12)}
+    make, module, names, beside = FAMILIES[family]
+    base = make(tmp_path / "base", "float32")
+    sizes = {"gate": (12, 16), "up": (12, 16), "down": (16, 12)}
     shapes = {
-        f"model.layers.{layer}.mlp.experts.{expert}.{name}": shape
+        f"model.layers.{layer}.{module}.experts.{expert}.{names[part]}": shape
         for layer in range(2)
         for expert in range(3)
-        for name, shape in sizes.items()
+        for part, shape in sizes.items()
     } | {f"model.layers.{layer}.self_attn.q_proj": (16, 16) for layer in range(2)}
-    write_adapter(tmp_path / "lora", shapes, target_modules=[*sizes, "q_proj"])
+    for one in beside:
+        shapes |= {f"model.layers.{layer}.{module}.{one}": (3, 16) for layer in range(2)}
+    targets = [*names.values(), *beside, "q_proj"]
+    write_adapter(tmp_path / "lora", shapes, target_modules=targets)
     model = AutoModelForCausalLM.from_pretrained(base)
     model.save_pretrained(tmp_path / "fused", save_original_format=False)
     wanted = by_peft(PeftModel.from_pretrained(model, tmp_path / "lora"), tmp_path / "peft")
@@ -175,12 +186,13 @@ def test_equals_what_peft_makes_of_single_experts(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     fused = merged(tmp_path / "f", tmp_path / "fused", tmp_path / "lora")
     for layer in range(2):
-        root = f"model.layers.{layer}.mlp.experts"
+        root, home = f"model.layers.{layer}.{module}", f"model.layers.{layer}.mlp"
         for expert in range(3):
-            parts = [single[f"{root}.{expert}.{p}.weight"] for p in ("gate_proj", "up_proj")]
-            assert torch.equal(fused[f"{root}.gate_up_proj"][expert], torch.cat(parts))
-            down = single[f"{root}.{expert}.down_proj.weight"]
-            assert torch.equal(fused[f"{root}.down_proj"][expert], down)
+            of = {part: single[f"{root}.experts.{expert}.{names[part]}.weight"] for part in sizes}
+            both = torch.cat([of["gate"], of["up"]])
+            assert torch.equal(fused[f"{home}.experts.gate_up_proj"][expert], both)
+            assert torch.equal(fused[f"{home}.experts.down_proj"][expert], of["down"])
+        assert torch.equal(fused[f"{home}.gate.weight"], single[f"{root}.gate.weight"])
 
 
 def test_bare_parameters_of_granite_equal_peft(tmp_path: Path) -> None:
