@@ -134,3 +134,18 @@ def test_compat_takes_the_numbers_of_the_other_tool() -> None:
     torch.testing.assert_close(
         merge_tensors("dare_ties", deltas, weights=weights, **summed), expected
     )
+
+
+def test_standing_out_is_told_by_the_deviation_of_a_sample() -> None:
+    generator = torch.Generator().manual_seed(4)
+    delta = torch.randn(50, 40, generator=generator) ** 3 + 0.2
+    far = (delta - delta.mean()).abs() > 1.28 * delta.std()
+    assert torch.equal(merge_tensors("deviation", [delta]), torch.where(far, delta, 0.0))
+    assert not merge_tensors("deviation", [torch.full((3, 4), 2.0)]).any()
+    assert merge_tensors("deviation", [torch.full((3, 4), 2.0)], factor=None).eq(2.0).all()
+
+
+def test_ties_by_deviation_takes_no_density_for_1d_tensors() -> None:
+    assert len(get("ties").problems({"trim": "std", "density_1d": 0.5})) == 1
+    assert get("ties").problems({"trim": "std", "density_1d": None}) == []
+    assert get("ties").problems({"density_1d": 0.5}) == []

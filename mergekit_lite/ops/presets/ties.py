@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from mergekit_lite.ops._annotations import Aggregate, Density, Density1d, Lambda
-from mergekit_lite.ops._spec import Doc, Vector, preset
+from mergekit_lite.ops._spec import Doc, Range, Vector, preset
 
 TAUS = [
     [[4, -3, 1, 0.5, 0, -2]],
@@ -14,10 +15,18 @@ TAUS = [
 ]
 
 
+def check(params: Mapping[str, Any]) -> list[str]:
+    """What trims by standard deviation keeps no fraction."""
+    if params["trim"] == "std" and params["density_1d"] not in (None, 1):
+        return ["with `trim: std`, `density_1d` is 1, which spares 1-D tensors, or null"]
+    return []
+
+
 @preset(
     title="TIES-Merging",
     paper="Yadav et al. 2023, arXiv 2306.01708",
     idempotent=True,
+    check=check,
     compat={"mergekit": {"density": 1.0, "density_1d": None}},
     vectors=[
         Vector(
@@ -67,6 +76,18 @@ TAUS = [
             {"density": 1.0, "lambda": 0.5},
             source="independent run: no trim, halved by lambda",
         ),
+        Vector(
+            TAUS,
+            [[3, -4, -6, 0, 3, 2]],
+            {"trim": "std", "std_factor": 0.5},
+            source="independent run: half a standard deviation from the mean",
+        ),
+        Vector(
+            TAUS,
+            [[4, -4, -6, 0, 0, 0]],
+            {"trim": "std", "std_factor": 1.0, "scope": "model", "density_1d": None},
+            source="independent run: a whole one",
+        ),
     ],
 )
 def ties(
@@ -90,15 +111,27 @@ def ties(
         Literal["plus", "none", "majority"],
         Doc("a vote of exactly zero elects plus, nobody, or the model's majority (the paper)"),
     ] = "plus",
+    trim: Annotated[
+        Literal["topk", "std"],
+        Doc("keep the largest entries, or those that many standard deviations from the mean"),
+    ] = "topk",
+    std_factor: Annotated[
+        float,
+        Range(at_least=0),
+        Doc("of `trim: std`, which looks at neither `density` nor `tie_mode`: how many"),
+        "per_expert",
+    ] = 1.28,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Trim each task vector, elect a sign for each entry and merge what agrees.
 
-    Stands for `magnitude`, `sign_consensus` and `scale`. The authors' own code is `scope: model`,
-    `tie_mode: official` and `zero_sign: majority`.
+    Stands for `magnitude` (with `trim: std` `deviation`), `sign_consensus` and `scale`. The
+    authors' own code is `scope: model`, `tie_mode: official` and `zero_sign: majority`; it knows
+    `trim: std` too.
     """
-    trim = {"density": density, "density_1d": density_1d, "scope": scope, "tie_mode": tie_mode}
+    largest = {"density": density, "density_1d": density_1d, "scope": scope, "tie_mode": tie_mode}
+    far = {"factor": std_factor, "scope": scope, "spare_1d": density_1d is not None}
     return [
-        ("magnitude", trim),
+        ("magnitude", largest) if trim == "topk" else ("deviation", far),
         ("sign_consensus", {"elect": elect, "agg": agg, "zero_sign": zero_sign}),
         ("scale", {"lambda": lambda_}),
     ]
