@@ -90,6 +90,7 @@ METHODS = (
     Method("breadcrumbs by tensor", _sum("breadcrumbs", unit="tensor"), 2),
     Method("breadcrumbs by row", _sum("breadcrumbs"), 2),
     Method("magprune by row", _sum("magprune"), 2),
+    Method("magprune by row and l1", _sum("magprune", rescale="l1"), 3),
     Method("nuslerp by row", [{"nuslerp": {"unit": "row"}}], 2, 2),
     Method("nuslerp by column", [{"nuslerp": {"unit": "column"}}], 2, 2),
     Method("model_stock by row", [{"model_stock": {"filter_wise": True}}], 2),

@@ -78,7 +78,7 @@ class Row:
         self.bad = np.zeros(len(self.slots) + 1, np.int64)
         self.norms = np.zeros(len(self.slots), np.float64)
         self.work = np.empty(work_shape(len(job.reads), max(self.block, SUM_BLOCK)), np.float32)
-        self.scratch = np.empty(row_scratch(width), np.int64)
+        self.scratch = np.zeros(row_scratch(width), np.int64)
 
     @property
     def stride(self) -> int:

@@ -146,7 +146,7 @@ def band_rows(
     for row in range(0, n, width):
         part = x[row : row + width]
         bits = part.view(np.uint32)
-        number, _ = write_keys(bits, keys)
+        number, _, _, _ = write_keys(bits, keys)
         count_keys(keys, number, bins)
         last, after = _cut_at(bits, keys, bins, number, top + keep, found, marks)
         if top > 0:

@@ -14,6 +14,7 @@ from mergekit_lite.kernels.row_keys import (
     counts_in,
     keys_in,
     pairs_in,
+    table_in,
     write_keys,
 )
 from mergekit_lite.kernels.steps import MAGNITUDE, mixed
@@ -23,7 +24,8 @@ _FEW: Final = 64
 _MANY: Final = 4096
 """Entries of keys that are not exact: so many are sorted key by key, more by all their bits."""
 
-_ALL = np.float64(2.0**32)
+_CERTAIN = np.float32(1.0).view(np.uint32)
+_LEAST = np.float32(2.0**-32).view(np.uint32)
 _ONE = np.uint32(1)
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -46,7 +48,7 @@ def _mark_left(keys: NDArray[np.uint32], marks: NDArray[np.uint8]) -> None:
 
 
 @inlined
-def _to_starts(bins: NDArray[np.uint32], number: int, crowds: NDArray[np.uint32]) -> int:
+def _to_starts(bins: NDArray[np.uint32], number: int, spans: NDArray[np.uint32]) -> int:
     """Turn counts of keys into the rank of each key's first entry, in both halves.
 
     The first rank and the number of entries of keys that are not exact but have several entries
@@ -59,40 +61,55 @@ def _to_starts(bins: NDArray[np.uint32], number: int, crowds: NDArray[np.uint32]
         first, second = bins[at], bins[at | _ONE]
         held = np.uint32(first + second)
         bins[at], bins[at | _ONE] = total, np.uint32(total + first)
-        crowds[listed], crowds[listed + _ONE] = total, held
-        is_crowd = (np.uint32(key & _ONE) == 0) & (key != 0) & (held > _ONE)
-        listed = np.uint32(listed + np.uint32(np.uint32(is_crowd) << _ONE))
+        spans[listed], spans[listed + _ONE] = total, held
+        is_span = (np.uint32(key & _ONE) == 0) & (key != 0) & (held != 0)
+        listed = np.uint32(listed + np.uint32(np.uint32(is_span) << _ONE))
         total = np.uint32(total + held)
     return int(listed)
 
 
 @inlined
-def _rank(keys: NDArray[np.uint32], half: np.uint32, i: int, bins: NDArray[np.uint32]) -> None:
-    """Replace the key of an entry of one half by its rank among all, ties by position."""
+def _place(
+    keys: NDArray[np.uint32],
+    half: np.uint32,
+    i: int,
+    bins: NDArray[np.uint32],
+    table: NDArray[np.uint32],
+) -> None:
+    """Replace the key of an entry of one half by what the table has for its rank by position."""
     at = np.uint32(np.uint32(keys[i] << _ONE) | half)
-    keys[i] = bins[at]
+    keys[i] = table[bins[at]]
     bins[at] += _ONE
 
 
 @inlined
 def _settle(
     bits: NDArray[np.uint32],
-    ranks: NDArray[np.uint32],
+    start: np.uint32,
+    cut: np.uint32,
     marks: NDArray[np.uint64],
-    crowds: NDArray[np.uint32],
+    bins: NDArray[np.uint32],
+    spans: NDArray[np.uint32],
     pairs: NDArray[np.uint64],
+    table: NDArray[np.uint32],
+    out: NDArray[np.uint32],
 ) -> None:
-    """Order the entries of keys that are not exact, which so far have ranks by position."""
+    """Order the entries of keys that are not exact, which so far are placed by position."""
+    half = len(out) >> 1
     for word in range(len(marks)):
         left = marks[word]
         while left != 0:
             mark, byte = first_mark(left)
             i = 8 * word + byte
-            pairs[ranks[i]] = _pair(bits, i)
+            k = np.uint32(np.uint32(np.uint32(bits[i] & MAGNITUDE) - start) >> cut)
+            at = np.uint32(np.uint32(np.uint32(k + _ONE) << np.uint32(2)) | np.uint32(i >= half))
+            # Counts have gone past the key's entries: in which order they come back is the same.
+            bins[at] -= _ONE
+            pairs[bins[at]] = _pair(bits, i)
             left = np.uint64(left ^ mark)
-    for crowd in range(0, len(crowds), 2):
-        start, held = np.int64(crowds[crowd]), np.int64(crowds[crowd + 1])
-        part = pairs[start : start + held]
+    for span in range(0, len(spans), 2):
+        first, held = np.int64(spans[span]), np.int64(spans[span + 1])
+        part = pairs[first : first + held]
         for a in range(1, held):
             pair, b = part[a], a
             while b > 0 and part[b - 1] > pair:
@@ -100,19 +117,20 @@ def _settle(
                 b -= 1
             part[b] = pair
         for a in range(held):
-            ranks[np.uint32(part[a] & _LOW)] = np.uint32(start + a)
+            out[np.uint32(part[a] & _LOW)] = table[first + a]
 
 
 @inlined
 def _radix(
     bits: NDArray[np.uint32],
-    ranks: NDArray[np.uint32],
     bins: NDArray[np.uint32],
     one: NDArray[np.uint64],
     other: NDArray[np.uint64],
+    table: NDArray[np.uint32],
+    out: NDArray[np.uint32],
 ) -> None:
-    """Write all ranks by a radix sort of three digits: where few magnitudes are the same."""
-    n, mask = len(ranks), np.uint32(_DIGITS - 1)
+    """Place all entries by a radix sort of three digits: where few magnitudes are the same."""
+    n, mask = len(out), np.uint32(_DIGITS - 1)
     second, third = np.uint32(_DIGITS), np.uint32(2 * _DIGITS)
     bins[: 3 * _DIGITS] = np.uint32(0)
     for i in range(n):
@@ -138,33 +156,69 @@ def _radix(
     for i in range(n):
         pair = other[i]
         at = np.uint32(third + np.uint32(pair >> np.uint64(54)))
-        ranks[np.uint32(pair & _LOW)] = bins[at]
+        out[np.uint32(pair & _LOW)] = table[bins[at]]
         bins[at] += _ONE
 
 
 @inlined
-def rank_row(bits: NDArray[np.uint32], width: int, scratch: NDArray[np.int64]) -> None:
-    """Write to `keys_in(scratch)` the rank of every entry from the smallest, ties by position."""
+def place_by_rank(
+    bits: NDArray[np.uint32], table: NDArray[np.uint32], scratch: NDArray[np.int64]
+) -> None:
+    """Write to `keys_in(scratch)`, for an entry of rank r in its row, `table[r]`.
+
+    Ranks are by magnitude, from the smallest; ties are ranked by position.
+    """
+    width = len(bits)
     bins, keys = counts_in(scratch), keys_in(scratch, width)
     pairs = pairs_in(scratch, width)
-    one, other = pairs[: width + 2], pairs[width + 2 :]
-    number, rest = write_keys(bits, keys)
+    one, other = pairs[:width], pairs[width:]
+    number, rest, start, cut = write_keys(bits, keys)
     if rest > max(_FEW, min(width >> 3, _MANY)):
-        _radix(bits, keys, bins, one, other)
+        _radix(bits, bins, one, other, table, keys)
         return
     words = (width + 7) >> 3
-    marks, crowds = other[:words], other[words:].view(np.uint32)
+    marks, spans = other[:words], other[words:].view(np.uint32)
     _mark_left(keys, marks.view(np.uint8))
     count_keys(keys, number, bins)
-    crowded = _to_starts(bins, number, crowds)
+    listed = _to_starts(bins, number, spans)
     half = width >> 1
     first, second = keys[:half], keys[half:]
     for i in range(half):
-        _rank(first, np.uint32(0), i, bins)
-        _rank(second, _ONE, i, bins)
+        _place(first, np.uint32(0), i, bins, table)
+        _place(second, _ONE, i, bins, table)
     if width & 1:
-        _rank(keys, _ONE, width - 1, bins)
-    _settle(bits, keys, marks, crowds[:crowded], one)
+        _place(keys, _ONE, width - 1, bins, table)
+    _settle(bits, start, cut, marks, bins, spans[:listed], one, table, keys)
+
+
+@inlined
+def is_kept(draw: np.uint32, chance: np.float32) -> bool:
+    """Return whether draw < chance * 2^32, exactly, for a chance of above 0 to 1.
+
+    In whole numbers, twice as many of which fit a vector as of those that hold the product.
+    """
+    bits = np.float32(chance).view(np.uint32)
+    digits = np.uint32(np.uint32(bits << np.uint32(8)) | np.uint32(0x80000000))
+    down = min(np.uint32(np.uint32(126) - (bits >> np.uint32(23))), np.uint32(31))
+    limit = np.uint32(digits >> down)
+    limit = np.uint32(limit + np.uint32(np.uint32(limit << down) != digits))
+    limit = _ONE if bits < _LEAST else limit
+    return bool((draw < limit) | (bits >= _CERTAIN))
+
+
+@inlined
+def chances_in(
+    scratch: NDArray[np.int64], width: int, least: float, spread: float
+) -> NDArray[np.uint32]:
+    """Return the chance of each rank of a row, as bits; `scratch` keeps them for the next row."""
+    table: NDArray[np.uint32] = table_in(scratch, width)
+    low, more = np.float64(least).view(np.int64), np.float64(spread).view(np.int64)
+    if scratch[0] != width or scratch[1] != low or scratch[2] != more:
+        chances, steps = table.view(np.float32), np.float64(max(width - 1, 1))
+        for rank in range(width):
+            chances[rank] = np.float32(least + spread * np.float64(rank) / steps)
+        scratch[0], scratch[1], scratch[2] = width, low, more
+    return table
 
 
 @inlined
@@ -186,11 +240,11 @@ def drop_rows(
     What is kept is divided by its chance if `divided`, else multiplied by `factor`; `scratch` is
     memory of `row_scratch`.
     """
-    ranks = keys_in(scratch, width)
-    steps = np.float64(max(width - 1, 1))
+    table = chances_in(scratch, width, least, spread)
+    chances = keys_in(scratch, width).view(np.float32)
     for row in range(0, n, width):
         part = x[row : row + width]
-        rank_row(part.view(np.uint32), width, scratch)
+        place_by_rank(part.view(np.uint32), table, scratch)
         done = 0
         while done < width:
             # The high word of the flat index is constant up to the next multiple of 2**32.
@@ -199,11 +253,9 @@ def drop_rows(
             stop = min(width, done + ((high + 1) << 32) - flat)
             counter = np.uint32((flat + key_low) & 0xFFFFFFFF)
             salt = np.uint32((key_high ^ (high * 0x9E3779B9)) & 0xFFFFFFFF)
-            some, rank = part[done:stop], ranks[done:stop]
+            some, odds = part[done:stop], chances[done:stop]
             for i in range(stop - done):
-                chance = np.float32(least + spread * np.float64(rank[i]) / steps)
                 draw = mixed(np.uint32(mixed(np.uint32(counter + np.uint32(i))) ^ salt))
-                kept = np.float64(draw) < np.float64(chance) * _ALL
-                scaled = np.float32(some[i] / chance) if divided else some[i] * factor
-                some[i] = scaled if kept else np.float32(0.0)
+                scaled = np.float32(some[i] / odds[i]) if divided else some[i] * factor
+                some[i] = scaled if is_kept(draw, odds[i]) else np.float32(0.0)
             done = stop

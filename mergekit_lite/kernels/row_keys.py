@@ -22,31 +22,42 @@ _LEAST: Final = 16
 BINS: Final = 6144
 """Counts that there is memory for: three digits of 11 bits, or two halves of all keys."""
 
+_HEAD: Final = 3
+
 _ONE = np.uint32(1)
 _ZERO = np.uint32(0)
 
 
 def row_scratch(width: int) -> int:
-    """Return the entries of the memory that row steps want: counts, keys, and two rows of pairs."""
-    return BINS // 2 + (width + 1) // 2 + 2 * (width + 2)
+    """Return the entries of the memory that row steps want; it begins as zeros.
+
+    What a table is for, counts, keys, a table by rank, and two rows of pairs.
+    """
+    return _HEAD + BINS // 2 + 2 * ((width + 1) // 2) + 2 * width + width // 8 + 5
 
 
 @inlined
 def counts_in(scratch: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Return the counts in memory of `row_scratch`."""
-    return scratch[: BINS // 2].view(np.uint32)
+    return scratch[_HEAD : _HEAD + BINS // 2].view(np.uint32)
 
 
 @inlined
 def keys_in(scratch: NDArray[np.int64], width: int) -> NDArray[np.uint32]:
     """Return the keys in memory of `row_scratch`."""
-    return scratch[BINS // 2 :].view(np.uint32)[:width]
+    return scratch[_HEAD + BINS // 2 :].view(np.uint32)[:width]
+
+
+@inlined
+def table_in(scratch: NDArray[np.int64], width: int) -> NDArray[np.uint32]:
+    """Return the table by rank in memory of `row_scratch`; `scratch[:3]` says what it is for."""
+    return scratch[_HEAD + BINS // 2 + (width + 1) // 2 :].view(np.uint32)[:width]
 
 
 @inlined
 def pairs_in(scratch: NDArray[np.int64], width: int) -> NDArray[np.uint64]:
-    """Return two rows of `width + 2` pairs in memory of `row_scratch`."""
-    return scratch[BINS // 2 + (width + 1) // 2 :].view(np.uint64)
+    """Return room for pairs: a row of them and a row of other things, in `row_scratch`."""
+    return scratch[_HEAD + BINS // 2 + 2 * ((width + 1) // 2) :].view(np.uint64)
 
 
 @inlined
@@ -56,11 +67,13 @@ def is_exact(key: int) -> bool:
 
 
 @inlined
-def write_keys(bits: NDArray[np.uint32], keys: NDArray[np.uint32]) -> tuple[int, int]:
+def write_keys(
+    bits: NDArray[np.uint32], keys: NDArray[np.uint32]
+) -> tuple[int, int, np.uint32, np.uint32]:
     """Write the key of every entry; return how many keys there may be, and how many are left.
 
-    Keys are 0 for zeros; 2 k + 1 and 2 k + 2 for upper bits k, counted from the smallest, without
-    and with lower bits.
+    Keys are 0 for zeros; 2 k + 1 and 2 k + 2 for a magnitude m without and with lower bits, where
+    k = (m - start) >> cut; start and cut are returned as well.
     """
     n = len(keys)
     high, low = _ZERO, np.uint32(0xFFFFFFFF)
@@ -86,7 +99,7 @@ def write_keys(bits: NDArray[np.uint32], keys: NDArray[np.uint32]) -> tuple[int,
         key = np.uint32(np.uint32(np.uint32(above >> cut) << _ONE) + rest + _ONE)
         keys[i] = key if m != _ZERO else _ZERO
     number = 1 if high == _ZERO else (int((high - start) >> cut) << 1) + 3
-    return number, int(left)
+    return number, int(left), start, cut
 
 
 @inlined

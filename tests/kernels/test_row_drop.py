@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_lite.kernels.row_drop import drop_rows, rank_row
+from mergekit_lite.kernels.row_drop import drop_rows, is_kept, place_by_rank
 from mergekit_lite.kernels.row_keys import keys_in, row_scratch
 from mergekit_lite.ops._place import Place
 from tests.kernels.arrays import Floats, awkward, same
@@ -87,10 +89,47 @@ def assert_ranked(values: Floats) -> None:
     width = len(values)
     scratch = np.full(row_scratch(width) + 1, -3, np.int64)
     before = values.copy()
-    rank_row(values.view(np.uint32), width, scratch[:-1])
+    place_by_rank(values.view(np.uint32), np.arange(width, dtype=np.uint32), scratch[:-1])
     magnitudes = before.view(np.uint32) & np.uint32(0x7FFFFFFF)
     wanted = np.empty(width, np.int64)
     wanted[np.argsort(magnitudes, kind="stable")] = np.arange(width)
     assert np.array_equal(keys_in(scratch[:-1], width), wanted)
     assert scratch[-1] == -3
     assert np.array_equal(values.view(np.uint32), before.view(np.uint32))
+
+
+@CALM
+@given(
+    st.one_of(st.floats(2**-149, 1, width=32), st.floats(2**-34, 2**-6, width=32)),
+    st.integers(-2, 2),
+    st.integers(0, (1 << 32) - 1),
+)
+def test_an_entry_is_kept_below_its_chance(chance: float, off: int, draw: int) -> None:
+    near = min(max(int(chance * 2**32) + off, 0), (1 << 32) - 1)
+    for number in (draw, near):
+        kept = is_kept(np.uint32(number), np.float32(chance))
+        assert bool(kept) == (Fraction(number) < Fraction(chance) * 2**32)
+
+
+def test_a_table_of_chances_is_made_anew_for_others() -> None:
+    """Experts share the memory of a worker's row."""
+    x = np.random.default_rng(3).standard_normal((4, 300)).astype(np.float32)
+    scratch = np.zeros(row_scratch(300), np.int64)
+    place = Place(size=x.size, key=KEY)
+    for density, epsilon in [(0.5, 0.2), (0.5, 0.1), (0.6, 0.1), (0.6, 0.1)]:
+        flat = x.reshape(-1).copy()
+        ends = density - epsilon, 2.0 * epsilon
+        drop_rows(
+            flat,
+            len(flat),
+            0,
+            300,
+            KEY & 0xFFFFFFFF,
+            KEY >> 32,
+            *ends,
+            True,
+            np.float32(1),
+            scratch,
+        )
+        wanted = by_op("magprune", x, place, density=density, epsilon=epsilon)
+        assert same(flat, wanted)
