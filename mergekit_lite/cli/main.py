@@ -24,6 +24,7 @@ VERBS: Mapping[str, str] = {
     "inspect": "Summarise a checkpoint from its headers.",
     "diff": "Compare two checkpoints, layer by layer.",
     "calibrate": "Measure a model on texts, for methods that need data.",
+    "moe": "Look into routed models.",
     "report": "Show how the experts of a recipe differ and where they disagree.",
     "extract-lora": "Take a LoRA adapter out of a fine-tuned model.",
     "adapter": "Fold, mask or split off adapters.",

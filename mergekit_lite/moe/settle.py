@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from mergekit_lite.errors import nearest
 from mergekit_lite.moe.assembly import Assembly, FeedForward
 from mergekit_lite.moe.choose import choose
+from mergekit_lite.moe.compat import norm_findings
+from mergekit_lite.moe.config import config_of
 from mergekit_lite.moe.donors import DENSE, Donor, donor_of
 from mergekit_lite.moe.experts import check_experts, width_of
 from mergekit_lite.moe.families import Family, Sizes
@@ -54,9 +56,21 @@ class _Settler:
         if len(self.findings.problems) > before:
             return None
         roots = {layer: self.feed.roots[layer] for layer in sizes.routed}
-        return Assembly(
+        found = Assembly(
             family, donor, sizes, experts, shared, gate, params, roots, self.moe.for_training
         )
+        self._warn_of_loaders(found)
+        return found
+
+    def _warn_of_loaders(self, assembly: Assembly) -> None:
+        """Warn of loaders that will compute something else from what is assembled."""
+        sizes = assembly.sizes
+        for finding in norm_findings(config_of(assembly), sizes.experts, sizes.per_token):
+            if finding.verdict == "differs":
+                self.findings.warn(
+                    f"{finding.loader} {finding.what}; {finding.hint}",
+                    self.recipe.at("moe", "target"),
+                )
 
     def _donor(self) -> Donor | None:
         where = self.recipe.at("base")

@@ -1,0 +1,15 @@
+"""`mergekit-lite moe`: verbs for routed models."""
+
+from __future__ import annotations
+
+import click
+
+from mergekit_lite.cli.moe_check_compat import command as check_compat
+
+
+@click.group("moe")
+def command() -> None:
+    """Look into routed models. A recipe with `moe:` makes one: `mergekit-lite run`."""
+
+
+command.add_command(check_compat)

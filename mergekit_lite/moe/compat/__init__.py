@@ -1,0 +1,7 @@
+"""What each loader computes from a routed model's files, told from config and headers."""
+
+from __future__ import annotations
+
+from mergekit_lite.moe.compat.check import Finding, Report, check_model, norm_findings
+
+__all__ = ["Finding", "Report", "check_model", "norm_findings"]
