@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from mergekit_lite.engine.supplies import Supply
 
 
-def blocks_dtype(dtypes: Sequence[str]) -> str:
+def blocks_dtype(dtypes: Sequence[str], blocks: Iterable[Block]) -> str:
     """Return the dtype in which blocks of these dtypes are handed on; one may be empty."""
     known = {dtype for dtype in dtypes if dtype}
-    return known.pop() if len(known) == 1 else "F32"
+    scaled = any(block.scale != 1.0 for block in blocks)
+    return known.pop() if len(known) == 1 and not scaled else "F32"
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Blocks:
 
     def __post_init__(self) -> None:
         self.ends = list(accumulate(prod(block.shape) for block, _ in self.blocks))
-        self.dtype = blocks_dtype([supply.dtype if supply else "" for _, supply in self.blocks])
+        dtypes = [supply.dtype if supply else "" for _, supply in self.blocks]
+        self.dtype = blocks_dtype(dtypes, [block for block, _ in self.blocks])
 
     def offset(self, first: int) -> int:
         return 0
@@ -51,6 +53,8 @@ class Blocks:
             if low < high:
                 part = out[(low - first) * width : (high - first) * width]
                 self._window(block, supply, low - begin, high - low, part)
+                if block.scale != 1.0:
+                    part.view(np.float32)[:] *= np.float32(block.scale)
 
     def _window(
         self, block: Block, supply: Supply | None, first: int, count: int, out: NDArray[np.uint8]

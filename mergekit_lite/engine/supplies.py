@@ -129,7 +129,7 @@ def form_of(read: Read, models: Mapping[str, Model]) -> tuple[str, bool]:
         return "F32", True
     if read.blocks:
         forms = [form_of(block.read, models)[0] for block in read.blocks]
-        return blocks_dtype(forms), Stored.is_delta
+        return blocks_dtype(forms, read.blocks), Stored.is_delta
     if read.zero or not (read.name or read.lora):
         return "", True
     if read.lora is not None:

@@ -26,10 +26,11 @@ Matrix = tuple[int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """A matrix of an expert: the row that would give it, and the size that it shall have."""
+    """A matrix of an expert: the row that would give it, its size in the end, and its factor."""
 
     job: Job
     shape: Matrix
+    scale: float = 1.0
 
 
 class RoutedRows:
@@ -82,7 +83,16 @@ class RoutedRows:
             yield self._made(row)
         wanted = {part: self._shape(part, self.assembly.sizes.width) for part in PARTS}
         experts = [
-            {part: self._part(layer, part, expert.expert, wanted[part]) for part in PARTS}
+            {
+                part: self._part(
+                    layer,
+                    part,
+                    expert.expert,
+                    wanted[part],
+                    expert.residual_scale if part == "down" else 1.0,
+                )
+                for part in PARTS
+            }
             for expert in self.assembly.experts
         ]
         if any(part is None for parts in experts for part in parts.values()):
@@ -95,8 +105,7 @@ class RoutedRows:
                 zip(self.assembly.experts, whole, strict=True)
             ):
                 for part, name in family.experts.items():
-                    scale = expert.residual_scale if part == "down" else 1.0
-                    job = self._job(f"{root}.{name.format(e=number)}", parts[part], scale, layer)
+                    job = self._job(f"{root}.{name.format(e=number)}", parts[part], layer)
                     yield self._noisy(job, expert)
         yield from self._shared(layer)
 
@@ -104,7 +113,9 @@ class RoutedRows:
         hidden = self.assembly.donor.hidden
         return (hidden, width) if part == "down" else (width, hidden)
 
-    def _part(self, layer: int, part: str, source: str, shape: Matrix) -> Part | None:
+    def _part(
+        self, layer: int, part: str, source: str, shape: Matrix, scale: float = 1.0
+    ) -> Part | None:
         """Return a matrix of an input; None where it has a problem, which is noted."""
         name = self.feed.names[layer][part]
         info = self.found[BASE].tensors[name]
@@ -112,19 +123,19 @@ class RoutedRows:
         stored = replace(info, shape=own)
         where = self.recipe.at("moe", "experts")
         job = self.rows.taken(Target(stored, layer, role_of(name)), source, where, "`moe`")
-        return None if job is None else Part(job, shape)
+        return None if job is None else Part(job, shape, scale)
 
-    def _job(self, name: str, part: Part, scale: float, layer: int) -> Job:
+    def _job(self, name: str, part: Part, layer: int) -> Job:
         """Return the row of one matrix under its new name."""
         job = part.job
         rows, columns = job.shape[0], job.shape[1]
         if (rows, columns) != part.shape:
-            read = self._window(job, part.shape)
+            read = self._window(job, part.shape, 1.0)
             job = replace(job, kind="merge", shape=part.shape, reads=(read,), steps=(_COPIED,))
         job = replace(job, name=name, layer=layer)
-        return _scaled(job, scale) if scale != 1.0 else job
+        return _scaled(job, part.scale) if part.scale != 1.0 else job
 
-    def _window(self, job: Job, shape: Matrix) -> Read:
+    def _window(self, job: Job, shape: Matrix, scale: float) -> Read:
         """Return a matrix as one of another size: cut off, or with zeros around it."""
         read = job.reads[0]
         if read.lora is not None or job.base is not None:
@@ -133,7 +144,7 @@ class RoutedRows:
                 self.recipe.at("experts", read.source),
                 "merge it in a stage and name `@STAGE` as the expert's model",
             )
-        block = Block(read, (job.shape[0], job.shape[1]), (0, 0), shape)
+        block = Block(read, (job.shape[0], job.shape[1]), (0, 0), shape, scale)
         return Read(
             read.source,
             read.name,
@@ -149,12 +160,12 @@ class RoutedRows:
         """Yield the two tensors of a layer in which all experts lie one after the other."""
         root = self.assembly.roots[layer]
         for expert in self.assembly.experts:
-            if expert.noise is not None or expert.residual_scale != 1.0:
+            if expert.noise is not None:
                 self.findings.problem(
                     f"a `{self.assembly.family.name}` model stores all experts in one tensor, and"
-                    f" `{expert.expert}` alone cannot be scaled or get noise there",
+                    f" `{expert.expert}` alone cannot get noise there",
                     expert.where,
-                    "change it in a stage and name `@STAGE`, or take another `target`",
+                    "add it in a stage with `perturb` and name `@STAGE`, or take another `target`",
                 )
         pairs = {"gate_up": ("gate", "up"), "down": ("down",)}
         for stacked, name in names.items():
@@ -164,7 +175,7 @@ class RoutedRows:
             yield self._stacked(f"{root}.{name}", parts, shape, layer)
 
     def _stacked(self, name: str, parts: Sequence[Part], shape: tuple[int, ...], layer: int) -> Job:
-        blocks = [block for part in parts for block in self._window(part.job, part.shape).blocks]
+        blocks = [b for p in parts for b in self._window(p.job, p.shape, p.scale).blocks]
         first = parts[0].job
         read = Read(
             blocks[0].read.source,
@@ -209,12 +220,15 @@ class RoutedRows:
             return
         root, width = self.assembly.roots[layer], self.assembly.sizes.shared_width
         source = BASE if asked.expert == "zero" else asked.expert
-        parts = {part: self._part(layer, part, source, self._shape(part, width)) for part in PARTS}
+        # The sigmoid that weighs it is a half, which twice the weights make up for.
+        scales = {"down": asked.residual_scale * (2.0 if holds.sigmoid else 1.0)}
+        parts = {
+            part: self._part(layer, part, source, self._shape(part, width), scales.get(part, 1.0))
+            for part in PARTS
+        }
         whole = {key: part for key, part in parts.items() if part is not None}
         if len(whole) < len(parts):
             return
-        # The sigmoid that weighs it is a half, which twice the weights make up for.
-        scale = asked.residual_scale * (2.0 if holds.sigmoid else 1.0)
         if "gate_up" in holds.names:
             shape = (2 * width, self.assembly.donor.hidden)
             yield self._stacked(
@@ -222,9 +236,9 @@ class RoutedRows:
             )
         else:
             for part in ("gate", "up"):
-                yield self._job(f"{root}.{holds.names[part]}", whole[part], 1.0, layer)
+                yield self._job(f"{root}.{holds.names[part]}", whole[part], layer)
         name = f"{root}.{holds.names['down']}"
-        down = self._job(name, whole["down"], scale, layer)
+        down = self._job(name, whole["down"], layer)
         yield _zeros(down) if asked.expert == "zero" else down
 
     def _made(self, row: MadeRow) -> Job:

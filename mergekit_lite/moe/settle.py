@@ -177,6 +177,14 @@ class _Settler:
             return None, 0
         if asked.expert == "zero":
             return asked, width if holds.multiple else min(width, SMALL)
+        routed = {expert.residual_scale for expert in self.moe.experts} or {1.0}
+        together = abs(asked.residual_scale) + max(map(abs, routed))
+        if together > 1.5:
+            self.findings.warn(
+                f"the shared expert and the routed ones add up to about {together:.3g} times what a"
+                " dense layer says; `residual_scale` of both sets their parts",
+                self.recipe.at("moe", "shared"),
+            )
         own = width_of(asked.expert, self.found, self.feed)
         self.found[asked.expert].used += 1
         if holds.multiple and own > width:

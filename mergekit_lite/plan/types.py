@@ -64,12 +64,14 @@ class Block:
         stored: its rows and columns.
         first: row and column of the window's first entry.
         shape: rows and columns of the window.
+        scale: factor of its entries.
     """
 
     read: Read
     stored: tuple[int, int]
     first: tuple[int, int]
     shape: tuple[int, int]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +299,7 @@ class Plan:
 
         def block(value: dict[str, Any]) -> Block:
             sizes = {key: tuple(value[key]) for key in ("stored", "first", "shape")}
-            return Block(read(value["read"]) or Read("", ""), **sizes)
+            return Block(read(value["read"]) or Read("", ""), **sizes, scale=value["scale"])
 
         def fusion(value: dict[str, Any] | None) -> Fusion | None:
             return Fusion(**{**value, "shape": tuple(value["shape"])}) if value else None
