@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergekit_lite.engine.ranking import UPPER, Ranking
+from mergekit_lite.engine.ranking import HIGH, LOW, UPPER, Ranking
 from mergekit_lite.ops._place import Cut, Sums
 from mergekit_lite.ops._statistics import BLOCK, EVERY, Answer, Totals, add_blocks, block_sums
 
+_EXACT = 1 << 22
+"""Entries whose sums of 24 bits each are exact in fp64, and fit the memory of a tile."""
 Part = tuple[str, int, int]
 """One sum: which kind of sum, of which input, with which other input."""
 
@@ -50,11 +52,24 @@ def count(keys: Tensor, ranking: Ranking) -> dict[int, NDArray[np.int64]]:
     """Return the counts of a tile that `Ranking.add` wants next."""
     digits = (keys >> ranking.shift) + (UPPER // 2 if ranking.signed else 0)
     if ranking.stage == 0:
-        return {0: torch.bincount(digits, minlength=UPPER).cpu().numpy()}
+        first = {0: torch.bincount(digits, minlength=UPPER).cpu().numpy()}
+        return first if ranking.share is None else first | squares(keys, digits)
     found = {}
     for digit in ranking.bins:
         inside = keys[digits == digit] & (ranking.lower - 1)
         found[digit] = torch.bincount(inside, minlength=ranking.lower).cpu().numpy()
+    return found
+
+
+def squares(keys: Tensor, digits: Tensor) -> dict[int, NDArray[np.int64]]:
+    """Return the sums of squared mantissas by upper bits, exactly, in two parts of 24 bits."""
+    found = {part: np.zeros(UPPER, np.int64) for part in (HIGH, LOW)}
+    for some, where in zip(torch.split(keys, _EXACT), torch.split(digits, _EXACT), strict=True):
+        whole = (some & 0x7FFFFF | ((some >> 23) > 0).to(torch.int32) << 23).long()
+        square = whole * whole
+        for part, terms in ((HIGH, square >> 24), (LOW, square & 0xFFFFFF)):
+            sums = torch.bincount(where, weights=terms.double(), minlength=UPPER)
+            found[part] += sums.long().cpu().numpy()
     return found
 
 
@@ -66,12 +81,19 @@ class OrderCollector:
         size: entries of all tiles together; a larger k counts as this number.
         keep_ties: keep all entries tied with the k-th (saves the third pass).
         signed: rank values, not magnitudes.
+        share: in place of the ranks, see `Ranking`.
     """
 
     def __init__(
-        self, ranks: Sequence[int], size: int, *, keep_ties: bool, signed: bool = False
+        self,
+        ranks: Sequence[int],
+        size: int,
+        *,
+        keep_ties: bool,
+        signed: bool = False,
+        share: float | None = None,
     ) -> None:
-        self.ranking = Ranking(ranks, size, signed=signed)
+        self.ranking = Ranking(ranks, size, signed=signed, share=share)
         self.keep_ties = keep_ties
         self.until = [EVERY if keep_ties else -1] * len(ranks)
 

@@ -40,7 +40,7 @@ def ranked_here(job: Job, one: Counting) -> bool:
     return (
         isinstance(tally, OrderTally)
         and registry()[job.steps[one.at].op].kind == "transform"
-        and not (tally.needs.signed or tally.needs.each)
+        and not (tally.needs.signed or tally.needs.each or tally.needs.share)
         and tally.needs.inputs is None
         and tally.needs.derived is None
     )

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mergekit_lite.ops._statistics import whole_square
+
+HIGH, LOW = -1, -2
+"""Keys of what the first count adds up beside: squares of mantissas by upper bits, in two parts."""
 UPPER = 1 << 16
 """Bins of the first count: bits 30..15 of a magnitude, bits 31..16 of a signed key."""
 
@@ -23,10 +27,18 @@ class Ranking:
         size: entries in all; a larger k counts as this number.
         signed: the entries are signed keys.
         zeros: how many of them are zero and are never shown.
+        share: of the sum of squares: in place of `ranks`, of which there must be one, the least k
+            of which the k largest magnitudes have it.
     """
 
     def __init__(
-        self, ranks: Sequence[int], size: int, *, signed: bool = False, zeros: int = 0
+        self,
+        ranks: Sequence[int],
+        size: int,
+        *,
+        signed: bool = False,
+        zeros: int = 0,
+        share: float | None = None,
     ) -> None:
         self.ranks = [min(rank, size) for rank in ranks]
         self.signed = signed
@@ -41,6 +53,11 @@ class Ranking:
         """Upper bits of zero, whose other bits are none."""
         self.bins: dict[int, NDArray[np.int64]] = {0: np.zeros(UPPER, np.int64)}
         self.bins[0][self.zero] = zeros
+        self.share = share
+        if share is not None:
+            self.bins |= {part: np.zeros(UPPER, np.int64) for part in (HIGH, LOW)}
+        self._missing = 0
+        """Of the sum of squares, what the bin that was found must bring."""
         self._lock = threading.Lock()
 
     @property
@@ -60,6 +77,8 @@ class Ranking:
 
     def next(self) -> bool:
         """End a count; return whether another one is needed."""
+        if self.share is not None:
+            self._find_shared()
         wanted = [slot for slot, rank in enumerate(self.ranks) if rank > 0]
         for slot in wanted:
             if self.stage == 0:
@@ -75,6 +94,41 @@ class Ranking:
                 self.bins[self.zero][0] = self.zeros
         self.stage += 1
         return bool(wanted) and self.stage < 2
+
+    def _find_shared(self) -> None:
+        """Turn the wanted share into a rank, first by the bin that it ends in, then exactly."""
+        if self.stage == 0:
+            high, low = self.bins.pop(HIGH).tolist(), self.bins.pop(LOW).tolist()
+            # All numbers of a bin have one exponent.
+            sums = [
+                (h << 24) + lo << 2 * max((digit >> 8) - 1, 0)
+                for digit, (h, lo) in enumerate(zip(high, low, strict=True))
+            ]
+            wanted, parts = (self.share or 0.0).as_integer_ratio()
+            least = wanted * sum(sums)
+            counts, rank = self.bins[0].tolist(), 0
+            for digit in reversed(range(UPPER)):
+                if least <= 0 or least <= sums[digit] * parts:
+                    break
+                least -= sums[digit] * parts
+                rank += counts[digit]
+            self._missing = least
+            self.ranks[0] = self.left[0] = rank + 1 if least > 0 else 0
+        elif self.stage == 1 and self.ranks[0]:
+            above = self.ranks[0] - 1
+            parts = (self.share or 0.0).as_integer_ratio()[1]
+            counts, rank = self.bins[self.found[0]].tolist(), 0
+            for lower in reversed(range(self.lower)):
+                if not counts[lower]:
+                    continue
+                each = whole_square((self.found[0] << self.shift) | lower) * parts
+                needed = -(-self._missing // each)
+                if needed <= counts[lower]:
+                    rank += needed
+                    break
+                self._missing -= each * counts[lower]
+                rank += counts[lower]
+            self.left[0], self.ranks[0] = rank, above + rank
 
     def threshold(self, slot: int) -> float:
         """Return the k-th largest; infinity where nothing is wanted."""

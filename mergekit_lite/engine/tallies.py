@@ -72,7 +72,10 @@ class OrderTally:
             while len(self._each) < inputs:
                 size, signed = self.question.size, self.needs.signed
                 zeros = sum(entries for _, entries in self.question.untouched)
-                self._each.append(Ranking(self.ranks, size, signed=signed, zeros=zeros))
+                share = self.needs.share_for(self.question.params)
+                self._each.append(
+                    Ranking(self.ranks, size, signed=signed, zeros=zeros, share=share)
+                )
         return self._each
 
     def row(self, layer: int | None) -> RowTally:

@@ -81,6 +81,7 @@ def _collector(chain: TorchRow, link: Link, index: int) -> Collector | None:
             size,
             keep_ties=needs.keeps_ties(params),
             signed=needs.signed,
+            share=needs.share_for(params),
         )
         return EachCollector(make) if needs.each else make()
     return TotalsCollector(needs) if isinstance(needs, Totals) else None

@@ -14,8 +14,10 @@ j % 16), each added up one after the other in fp64 from 0; the 16 lanes added in
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.ops._place import Cut, Place, Sums
@@ -93,12 +95,19 @@ class Order(Statistic):
             with the k-th largest are then kept. So they are whenever the whole model is ranked.
         signed: rank the values as they are, the largest first, and not their magnitudes.
         each: rank every input; the answer is a tuple of cuts for each. Else only the first.
+        share: parameters -> in place of ranks, the least k of which the k largest magnitudes have
+            this share of the sum of all squares, exactly; `ranks` then says just whether any.
     """
 
     ranks: Callable[[Params, int], tuple[int, ...]]
     ties: str = ""
     signed: bool = False
     each: bool = False
+    share: Callable[[Params], float] | None = None
+
+    def share_for(self, params: Params) -> float | None:
+        """Return the share of the sum of squares that is wanted, None where ranks are."""
+        return self.share(params) if self.share is not None else None
 
     def keeps_ties(self, params: Params) -> bool:
         """Return whether a cut keeps all tied entries (`until` is `EVERY`), not exactly k."""
@@ -173,6 +182,27 @@ def order_cuts(
     return tuple(cuts)
 
 
+def whole_square(bits: int) -> int:
+    """Return the square of the fp32 number with these magnitude bits, times 2^298."""
+    exponent, mantissa = bits >> 23, bits & 0x7FFFFF
+    whole = mantissa | (0x800000 if exponent else 0)
+    return whole * whole << 2 * max(exponent - 1, 0)
+
+
+def shared_ranks(values: Tensor, share: float) -> tuple[int]:
+    """Return the least k of which the k largest have a share of the sum of squares; exactly.
+
+    Zeros alone have nothing to share, so that k is 0.
+    """
+    import torch
+
+    bits = values.detach().float().flatten().abs().view(torch.int32).sort(descending=True).values
+    sums = list(accumulate(map(whole_square, bits.tolist())))
+    wanted, parts = share.as_integer_ratio()
+    least = wanted * (sums[-1] if sums else 0)
+    return (bisect_left(sums, least, key=lambda total: total * parts) + 1 if least else 0,)
+
+
 def model_cuts(
     order: Order, params: Mapping[str, Any], values: Mapping[str, Tensor]
 ) -> tuple[Cut, ...]:
@@ -203,8 +233,15 @@ def answer_of(
     inputs = needs.of(values, place, params, found)
     if isinstance(needs, Order):
         keep, ranks = needs.keeps_ties(params), needs.ranks(params, size)
+        share = needs.share_for(params)
         every = tuple(
-            order_cuts(value, ranks, keep_ties=keep, signed=needs.signed) for value in inputs
+            order_cuts(
+                value,
+                shared_ranks(value, share) if share is not None else ranks,
+                keep_ties=keep,
+                signed=needs.signed,
+            )
+            for value in inputs
         )
         return every if needs.each else every[0]
     if not isinstance(needs, Totals):

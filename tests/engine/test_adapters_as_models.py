@@ -117,6 +117,7 @@ WHOLE_MODEL: list[tuple[str, dict[str, Any]]] = [
     ("ties", {"scope": "model", "density": 0.3, "zero_sign": "majority"}),
     ("ties", {"scope": "model", "density": 0.9, "tie_mode": "official"}),  # zeros are kept too
     ("ties", {"scope": "model", "trim": "std", "std_factor": 0.7}),  # zeros count as entries
+    ("ties", {"scope": "model", "trim": "norm", "norm_share": 0.8}),
     ("dare_ties", {"scope": "model", "density": 0.5}),
     ("tatr", {"quantile": 0.9}),
     ("tatr", {"quantile": 0.3}),  # the threshold is zero: all that two have changed falls out

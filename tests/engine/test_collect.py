@@ -11,7 +11,7 @@ from mergekit_lite.engine.collect import OrderCollector, TotalsCollector, count,
 from mergekit_lite.engine.ranking import Ranking
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._spec import REGISTRY, transform
-from mergekit_lite.ops._statistics import Totals, order_cuts, totals
+from mergekit_lite.ops._statistics import Totals, order_cuts, shared_ranks, totals
 from mergekit_lite.plan.types import Step
 from tests.engine.memory_models import one_tensor
 from tests.engine.plans import each, expected, output, plan_for, run, same_bytes, save_models
@@ -54,6 +54,24 @@ def test_cuts_do_not_depend_on_tiles(tile: int, keep_ties: bool) -> None:
             collector.add(part, first)
         again = collector.next()
     assert collector.answer() == order_cuts(values, ranks, keep_ties=keep_ties)
+
+
+@pytest.mark.parametrize("tile", [1000, 100_000])
+@pytest.mark.parametrize("share", [1e-6, 0.3, 0.9, 0.999999, 1.0])
+def test_a_share_of_the_squares_does_not_depend_on_tiles(tile: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(9_345, generator=generator) ** 3
+    values[::7] = values[:1335] * 1e-42  # numbers with no leading bit of their own
+    values[3] = values[17]
+    ranks = shared_ranks(values, share)
+    for keep_ties in (False, True):
+        collector = OrderCollector((1,), len(values), keep_ties=keep_ties, share=share)
+        again = True
+        while again:
+            for part, first in in_tiles([values], tile):
+                collector.add(part, first)
+            again = collector.next()
+        assert collector.answer() == order_cuts(values, ranks, keep_ties=keep_ties)
 
 
 @pytest.mark.parametrize("signed", [False, True])

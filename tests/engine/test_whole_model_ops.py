@@ -70,6 +70,11 @@ CASES: list[tuple[str, dict[str, Any], list[Step]]] = [
         [*each("magnitude", {"count": 500, "scope": "model"}), Step("task_arithmetic")],
     ),
     (
+        "norm_share",
+        {"scope": "model", "share": 0.6},
+        [*each("norm_share", {"scope": "model", "share": 0.6}), Step("task_arithmetic")],
+    ),
+    (
         "deviation",
         {"scope": "model", "factor": 1.5},
         [*each("deviation", {"scope": "model", "factor": 1.5}), Step("task_arithmetic")],

@@ -147,5 +147,24 @@ def test_standing_out_is_told_by_the_deviation_of_a_sample() -> None:
 
 def test_ties_by_deviation_takes_no_density_for_1d_tensors() -> None:
     assert len(get("ties").problems({"trim": "std", "density_1d": 0.5})) == 1
+    assert len(get("ties").problems({"trim": "norm", "density_1d": 0.5})) == 1
     assert get("ties").problems({"trim": "std", "density_1d": None}) == []
     assert get("ties").problems({"density_1d": 0.5}) == []
+
+
+@given(share=st.floats(1e-3, 0.999), seed=st.integers(0, 50))
+@settings(deadline=None, max_examples=40)
+def test_a_share_of_the_norm_takes_the_fewest_entries(share: float, seed: int) -> None:
+    delta = (normal(9, 7, seed=seed) * 8).round() / 8  # with ties, and exact squares
+    kept = merge_tensors("norm_share", [delta], share=share)
+    total = float(delta.double().square().sum())
+    has = float(kept.double().square().sum())
+    least = float(kept[kept != 0].abs().min())
+    assert has >= share * total
+    assert has - least * least < share * total
+    assert int((delta.abs() > least).sum()) <= int((kept != 0).sum())
+
+
+def test_nothing_has_no_norm_to_share() -> None:
+    zeros = torch.zeros(4, 5)
+    assert torch.equal(merge_tensors("norm_share", [zeros], share=0.5), zeros)

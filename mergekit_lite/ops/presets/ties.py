@@ -16,9 +16,10 @@ TAUS = [
 
 
 def check(params: Mapping[str, Any]) -> list[str]:
-    """What trims by standard deviation keeps no fraction."""
-    if params["trim"] == "std" and params["density_1d"] not in (None, 1):
-        return ["with `trim: std`, `density_1d` is 1, which spares 1-D tensors, or null"]
+    """What trims by deviation or norm keeps no fraction of entries."""
+    if params["trim"] != "topk" and params["density_1d"] not in (None, 1):
+        how = f"with `trim: {params['trim']}`"
+        return [f"{how}, `density_1d` is 1, which spares 1-D tensors, or null"]
     return []
 
 
@@ -88,6 +89,12 @@ def check(params: Mapping[str, Any]) -> list[str]:
             {"trim": "std", "std_factor": 1.0, "scope": "model", "density_1d": None},
             source="independent run: a whole one",
         ),
+        Vector(
+            TAUS,
+            [[4, -4, -6, 0, 3, 0]],
+            {"trim": "norm", "norm_share": 0.75},
+            source="16 + 9 of 30.25; 25 + 9 of 43.25; 36 of 42.0625: 4 -3; -5 3; -6, by hand",
+        ),
     ],
 )
 def ties(
@@ -112,26 +119,39 @@ def ties(
         Doc("a vote of exactly zero elects plus, nobody, or the model's majority (the paper)"),
     ] = "plus",
     trim: Annotated[
-        Literal["topk", "std"],
-        Doc("keep the largest entries, or those that many standard deviations from the mean"),
+        Literal["topk", "std", "norm"],
+        Doc("keep a fraction of entries, those far from the mean, or those that make up the norm"),
     ] = "topk",
     std_factor: Annotated[
         float,
         Range(at_least=0),
-        Doc("of `trim: std`, which looks at neither `density` nor `tie_mode`: how many"),
+        Doc("of `trim: std`: how many standard deviations from the mean"),
         "per_expert",
     ] = 1.28,
+    norm_share: Annotated[
+        float,
+        Range(above=0, at_most=1),
+        Doc("of `trim: norm`: part of the sum of squares that what is kept must have"),
+        "per_expert",
+    ] = 0.9,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Trim each task vector, elect a sign for each entry and merge what agrees.
 
-    Stands for `magnitude` (with `trim: std` `deviation`), `sign_consensus` and `scale`. The
-    authors' own code is `scope: model`, `tie_mode: official` and `zero_sign: majority`; it knows
-    `trim: std` too.
+    Stands for `magnitude`, `sign_consensus` and `scale`. The authors' own code is `scope: model`,
+    `tie_mode: official` and `zero_sign: majority`. It also knows two other trims: `trim: std`, with
+    `deviation` in place of `magnitude`, and `trim: norm`, with `norm_share`; these look at neither
+    `density` nor `tie_mode`.
     """
     largest = {"density": density, "density_1d": density_1d, "scope": scope, "tie_mode": tie_mode}
     far = {"factor": std_factor, "scope": scope, "spare_1d": density_1d is not None}
+    most = {"share": norm_share, "scope": scope, "spare_1d": density_1d is not None}
+    trims: dict[str, tuple[str, dict[str, Any]]] = {
+        "topk": ("magnitude", largest),
+        "std": ("deviation", far),
+        "norm": ("norm_share", most),
+    }
     return [
-        ("magnitude", largest) if trim == "topk" else ("deviation", far),
+        trims[trim],
         ("sign_consensus", {"elect": elect, "agg": agg, "zero_sign": zero_sign}),
         ("scale", {"lambda": lambda_}),
     ]
