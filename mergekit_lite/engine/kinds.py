@@ -22,7 +22,13 @@ from mergekit_lite.kernels.codec import CODES, F32
 from mergekit_lite.kernels.combine import BY_ROW, FUSION, WEIGHTED_SUM
 from mergekit_lite.kernels.fusion import divergence_tile, fusion_tile, importance_tile
 from mergekit_lite.kernels.lora import low_rank_tile
-from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
+from mergekit_lite.kernels.order import (
+    histogram,
+    magnitudes_of_tile,
+    nth_equal,
+    refine,
+    scan_tile,
+)
 from mergekit_lite.kernels.products import column_products_tile, row_products_tile
 from mergekit_lite.kernels.selection_sums import selected_squares_tile, variance_tile
 from mergekit_lite.kernels.steps import DARE
@@ -39,11 +45,11 @@ FEW = 4
 """Loops that are sooner compiled than a general kernel."""
 _FOUND: Mapping[str, tuple[int, tuple[Kernel, ...]]] = {
     "sce": (1, (variance_tile, selected_squares_tile)),
-    "arcee_fusion": (3, (divergence_tile, importance_tile, fusion_tile)),
+    "arcee_fusion": (0, (divergence_tile, importance_tile, histogram, refine, fusion_tile)),
     "ramplus": (0, (changes_tile,)),
     "nuslerp": (0, (column_products_tile,)),
 }
-"""Combine -> how many ranks of derived values it asks for, and the kernels that it has for that."""
+"""Combine -> how many cuts of derived values it asks for, and the kernels that it has for that."""
 _ALL = 1 << 32  # what a random drop keeps of 32-bit numbers when it drops none
 
 

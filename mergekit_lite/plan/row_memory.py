@@ -26,9 +26,9 @@ _FUSED = frozenset(
     | {"passthrough", "scale", "magmax", "magprune", "ram", "consensus", "nearswap"}
 )
 """Ops that the fused kernels know, nearly whatever their parameters."""
-_DERIVED = {"sce": 1, "arcee_fusion": 3}
-"""Combines that they know of inputs which no transform has changed -> for how many ranks of values
-that they derive from all inputs they sweep the row."""
+_DERIVED = {"sce": 1, "arcee_fusion": 0}
+"""Combines that rank values which they derive from all inputs -> for how many ranks they collect
+some of them; quartiles are found by counts."""
 _ALONE = frozenset({*_DERIVED, "ramplus"})
 """All that they know only of inputs which no transform has changed."""
 TILE_ENTRIES = 1 << 18
