@@ -132,6 +132,7 @@ def _build(
     routed: Assembly | None = None
     found = _check_inputs(recipe, models, findings)
     if found:
+        check_ported(recipe, found, findings)
         base = found["base"]
         stack = base.stack if recipe.slices else None
         if not base.settled and (stack is not None or not recipe.slices):
@@ -216,7 +217,6 @@ def _check_inputs(
         if name != "base" and not base.settled:
             check_expert(recipe, view, base, findings)
     check_repeats(recipe, found, findings)
-    check_ported(recipe, found, findings)
     return found
 
 
