@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.losses import sample_losses
 from mergekit_lite.calibrate.routing import LayerRouting, RoutingSums
 from mergekit_lite.calibrate.run import Prepared
-from mergekit_lite.calibrate.skeleton import Place
+from mergekit_lite.calibrate.skeleton import Place, Skeleton
 from mergekit_lite.calibrate.stream import Stream
 from mergekit_lite.calibrate.tokens import Batch
 from mergekit_lite.calibrate.weights import Weights
-from mergekit_lite.errors import RecipeError
+from mergekit_lite.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +112,29 @@ def belonging(
     return found
 
 
+def expert_names(folder: Path, skeleton: Skeleton) -> tuple[str, ...]:
+    """Return the names of a routed model's experts in order, numbers where nothing names them.
+
+    Args:
+        folder: of the model; `moe_manifest.json` in it says what it is made of.
+        skeleton: the model, whose config says how many experts it has.
+    """
+    file = folder / "moe_manifest.json"
+    if file.is_file():
+        try:
+            return tuple(str(one["expert"]) for one in json.loads(file.read_bytes())["experts"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"`{file}` does not say what the experts are: {error}",
+                hint="name them with `--experts`",
+            ) from error
+    routers = [router for place in skeleton.layers if (router := place.router())]
+    if not routers:
+        return ()
+    rows = next(weight for weight in routers[0][1].parameters() if weight.dim() == 2)
+    return tuple(map(str, range(rows.shape[0])))
+
+
 def probe(
     prepared: Prepared,
     weights: Weights,
@@ -148,9 +174,10 @@ def probe(
         )
     weights.load(None)
     count = len(prepared.batches)
+    parts = [slice(i * count, (i + 1) * count) for i in range(len(ways))]
     losses = {
-        name: _losses(stream, prepared, batches[i * count : (i + 1) * count], hidden[i * count :])
-        for i, name in enumerate(ways)
+        name: _losses(stream, prepared, batches[part], hidden[part])
+        for name, part in zip(ways, parts, strict=True)
     }
     return Probe(tuple(experts), prepared.samples.domains, belongs, tuple(routers.found), losses)
 
@@ -208,33 +235,13 @@ def _losses(
     """Return the loss of each domain, over all tokens but the first of each text."""
     samples = prepared.samples
     nats, tokens, size = (dict.fromkeys(samples.domains, 0.0) for _ in range(3))
-    for row, domain, loss, count in _each(stream, batches, hidden):
-        name = samples.domains[domain]
-        nats[name] += loss
-        tokens[name] += count
-        size[name] += samples.samples[row].nbytes
+    for loss in sample_losses(stream, batches, hidden):
+        sample = samples.samples[loss.row]
+        name = samples.domains[sample.domain]
+        nats[name] += loss.nats
+        tokens[name] += loss.tokens
+        size[name] += sample.nbytes
     return {
         name: Loss(nats[name] / math.log(2) / max(size[name], 1), nats[name] / max(tokens[name], 1))
         for name in samples.domains
     }
-
-
-def _each(
-    stream: Stream, batches: Sequence[Batch], hidden: Sequence[Tensor]
-) -> Iterator[tuple[int, int, float, int]]:
-    """Yield (text, domain, loss, tokens); logits of one text are in memory at a time."""
-    import torch
-
-    for batch, states in zip(batches, hidden, strict=False):
-        for number, row in enumerate(batch.rows):
-            mask = batch.mask[number]
-            one = Batch(
-                batch.ids[number, mask][None],
-                mask[mask][None],
-                batch.domains[number : number + 1],
-                (row,),
-            )
-            logits = stream.logits(one, states[number, mask][None])[0, :-1].float()
-            target = one.ids[0, 1:].to(logits.device)
-            loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-            yield row, int(batch.domains[number]), float(loss), len(target)

@@ -56,12 +56,14 @@ class Prepared:
         samples: its texts as token ids.
         batches: the same side by side.
         estimate: what it takes.
+        folder: of the model.
     """
 
     skeleton: Skeleton
     samples: Samples
     batches: tuple[Batch, ...]
     estimate: Estimate
+    folder: Path
 
 
 def prepare(
@@ -92,7 +94,11 @@ def prepare(
     )
     arranged = batches(samples, size=settings.batch)
     return Prepared(
-        skeleton, samples, tuple(arranged), estimate(skeleton, samples, arranged, kinds)
+        skeleton,
+        samples,
+        tuple(arranged),
+        estimate(skeleton, samples, arranged, kinds),
+        model.root,
     )
 
 

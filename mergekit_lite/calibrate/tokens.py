@@ -111,6 +111,7 @@ def tokenise(
     length: int = 512,
     max_tokens: int = 16384,
     vocabulary: int | None = None,
+    special: bool = True,
 ) -> Samples:
     """Return texts as token ids, special tokens as the tokenizer puts them.
 
@@ -121,6 +122,7 @@ def tokenise(
             many whole lines as fit; what is longer otherwise is cut off.
         max_tokens: of each domain; texts after that are left out.
         vocabulary: rows of the model's embedding, which no id may reach.
+        special: let the tokenizer put special tokens around texts that are no conversations.
 
     Raises:
         DataError: no text is left, or an id is outside the vocabulary.
@@ -132,7 +134,7 @@ def tokenise(
     skipped = 0
     for text in texts:
         domain = domains.index(text.domain)
-        for ids, nbytes in _pieces(text, tokenizer, length):
+        for ids, nbytes in _pieces(text, tokenizer, length, special):
             if not ids or used[domain] + len(ids) > max_tokens:
                 skipped += 1
                 if ids and text.is_running:
@@ -183,14 +185,16 @@ def _side_by_side(samples: Sequence[Sample], rows: Sequence[int], side: str) -> 
     return Batch(ids, mask, domains, tuple(rows))
 
 
-def _pieces(text: Text, tokenizer: Any, length: int) -> Iterator[tuple[list[int], int]]:
+def _pieces(
+    text: Text, tokenizer: Any, length: int, special: bool
+) -> Iterator[tuple[list[int], int]]:
     if text.is_running:
         yield from _windows(text.text, tokenizer, length)
     elif text.messages:
         # The template writes the special tokens itself.
         yield _cut(tokenizer, _conversation(text, tokenizer), False, length)
     else:
-        yield _cut(tokenizer, text.text, True, length)
+        yield _cut(tokenizer, text.text, special, length)
 
 
 def _cut(tokenizer: Any, text: str, special: bool, length: int) -> tuple[list[int], int]:

@@ -33,21 +33,22 @@ class Weights:
     Args:
         skeleton: the model to bring them into.
         models: where they are stored, by any name.
-        owner: name of the model that a tensor is read from; by default that of the first model.
+        place: of a tensor of the first model, the model that it is read from instead and its
+            name there; by default itself.
     """
 
     def __init__(
         self,
         skeleton: Skeleton,
         models: Mapping[str, Model],
-        owner: Callable[[str], str] | None = None,
+        place: Callable[[str], tuple[str, str]] | None = None,
     ) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
 
         self.skeleton = skeleton
         self.models = models
         first = next(iter(models))
-        self.owner = owner or (lambda name: first)
+        self._place_of = place or (lambda name: (first, name))
         self._rules = get_model_conversion_mapping(skeleton.model)
         self._readers = Readers(models)
         self.by_layer = self._group(models[first])
@@ -62,7 +63,7 @@ class Weights:
         Raises:
             DataError: weights of the layer are not stored, or do not fit.
         """
-        state = {name: self._read(name) for name in self.by_layer.get(layer, ())}
+        state = {name: self.read(name) for name in self.by_layer.get(layer, ())}
         self._place(state)
         self._make_buffers(layer)
         self._require_complete(layer)
@@ -100,10 +101,15 @@ class Weights:
             found.setdefault(int(match[1]) if match else None, []).append(name)
         return found
 
-    def _read(self, name: str) -> Tensor:
+    def read(self, name: str) -> Tensor:
+        """Return a stored tensor in fp32.
+
+        Raises:
+            DataError: it is not there.
+        """
         import torch
 
-        source = self.owner(name)
+        source, name = self._place_of(name)
         info = self.models[source].header.tensors.get(name)
         if info is None:
             raise DataError(f"`{name}` is not in `{self.models[source].reference}`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mergekit_lite.cli.moe_check_compat import command as check_compat
+from mergekit_lite.cli.moe_probe import command as probe
 
 
 @click.group("moe")
@@ -13,3 +14,4 @@ def command() -> None:
 
 
 command.add_command(check_compat)
+command.add_command(probe)

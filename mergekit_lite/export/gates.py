@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,6 @@ from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mergekit_lite.calibrate.texts import Text
     from mergekit_lite.engine.options import Options
     from mergekit_lite.moe.gates import Measure
 
@@ -57,67 +54,24 @@ def with_gates(
     def say(text: str) -> None:
         emit(Event("note", text=text))
 
-    folder = gate_folder(out)
-    path = make_gates(plan, models, folder, _measure(plan, models, folder, options, say), say)
+    measure = _measure(plan, models, options, say)
+    path = make_gates(plan, models, gate_folder(out), measure, say)
     gates = resolve(str(path), relative_to=path.parent)
     return {**models, GATE: replace(gates, reference=GATE)}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the experts' texts have shown of the base, in a folder of statistics."""
-
-    folder: Path
-    domains: Sequence[str]
-
-    def layer(self, kind: str, layer: int) -> Mapping[str, Tensor]:
-        """Return what a collector has written of a layer, by name."""
-        from mergekit_lite.calibrate.store import read_layer
-
-        return read_layer(self.folder, kind, layer)
-
-
 def _measure(
-    plan: Plan,
-    models: Mapping[str, Model],
-    folder: Path,
-    options: Options,
-    say: Callable[[str], None],
-) -> Measure:
-    """Return what runs the experts' texts through the base when a method asks for it."""
+    plan: Plan, models: Mapping[str, Model], options: Options, say: Callable[[str], None]
+) -> Measure | None:
+    """Return what runs texts, where the gates need any."""
+    from mergekit_lite.moe.gates import registry
 
-    def measure(kinds: Sequence[str]) -> Measured:
-        from mergekit_lite.calibrate.run import Settings, calibrate
+    if registry()[plan.moe["gate"]["method"]].needs == "nothing":
+        return None
+    from mergekit_lite.calibrate.gates import Measurer
 
-        out = folder / f"statistics-{'-'.join(kinds)}"
-        record = calibrate(
-            models["base"],
-            texts_of(plan),
-            out,
-            kinds=tuple(kinds),
-            settings=Settings(device="cuda" if options.device == "cuda" else "cpu"),
-            max_memory=options.max_memory,
-            overwrite=True,
-            tell=say,
-        )
-        return Measured(out, record["domains"])
-
-    return measure
-
-
-def texts_of(plan: Plan) -> list[Text]:
-    """Return the texts of all experts; the domain is the expert's number, `-` after it for those
-    that the expert is not for."""
-    from mergekit_lite.calibrate.texts import prompts, read_texts
-
-    found: list[Text] = []
-    for number, expert in enumerate(plan.moe["experts"]):
-        found += prompts(str(number), expert.get("prompts", ()))
-        if data := expert.get("data"):
-            texts = read_texts([(str(number), Path(plan.folder) / data)])
-            found += [replace(text, domain=str(number)) for text in texts]
-        found += prompts(f"{number}-", expert.get("negative", ()))
-    return found
+    device = "cuda" if options.device == "cuda" else "cpu"
+    return Measurer(plan, models, say, device=device, max_memory=options.max_memory)
 
 
 def size_text(moe: Mapping[str, Any]) -> str:
@@ -143,9 +97,11 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
 
     made = gate_folder(out)
     written = []
-    for file in sorted((made / BESIDE).iterdir()):
-        shutil.copyfile(file, folder / file.name)
-        written.append(file.name)
+    for file in sorted(path for path in (made / BESIDE).rglob("*") if path.is_file()):
+        name = file.relative_to(made / BESIDE)
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / name)
+        written.append(name.as_posix())
     moe = {key: value for key, value in plan.moe.items() if key not in ("rows", "experts")}
     manifest = {
         "manifest_version": MANIFEST_VERSION,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from mergekit_lite.errors import DataError, MergekitLiteError
 from mergekit_lite.moe.gates import GateRequest, Gates, Measure, registry
 from mergekit_lite.ops._place import random_key
 from mergekit_lite.ops._random import normals
+from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import Plan
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def make_gates(
     plan: Plan,
     models: Mapping[str, Model],
     folder: Path,
-    measure: Measure,
+    measure: Measure | None,
     say: Callable[[str], None],
 ) -> Path:
     """Make the file of gates of a plan, unless an earlier run of the same plan has.
@@ -45,13 +47,13 @@ def make_gates(
         plan: of a routed model.
         models: its inputs, opened.
         folder: where the file goes; what is there of it is used if it is of this plan.
-        measure: runs the experts' texts through the base.
+        measure: runs texts; None where the method needs none.
         say: tells the user what is going on.
 
     Raises:
         DataError: a method gives other rows than asked for, or rows that are not finite.
     """
-    path, digest = folder / GATE_FILE, plan.content_digest()
+    path, digest = folder / GATE_FILE, _digest(plan)
     if _is_of(path, digest):
         return path
     path.unlink(missing_ok=True)
@@ -69,11 +71,20 @@ def make_gates(
     return path
 
 
+def _digest(plan: Plan) -> str:
+    """Return what gates depend on: the plan and the texts that it names."""
+    digest = hashlib.sha256(plan.content_digest().encode())
+    for expert in plan.moe["experts"]:
+        if expert.get("data"):
+            digest.update(file_sha256(Path(plan.folder) / expert["data"]).encode())
+    return digest.hexdigest()
+
+
 def request_of(
     plan: Plan,
     models: Mapping[str, Model],
     folder: Path,
-    measure: Measure,
+    measure: Measure | None,
     say: Callable[[str], None],
 ) -> GateRequest:
     """Return what a method is asked for."""

@@ -22,6 +22,8 @@ def check_gate(
     where = recipe.at("moe", "gate")
     training = recipe.moe is not None and recipe.moe.for_training
     _check_texts(gate, experts, findings, where)
+    if gate.needs != "nothing":
+        _check_files(recipe, experts, findings, where)
     if training:
         return
     alike = len({(e.expert, e.noise, e.residual_scale) for e in experts}) == 1
@@ -53,6 +55,23 @@ def check_gate(
             recipe.at("moe", "target"),
             f"write `experts_per_token: {sizes.experts}`, or `for_training: true`",
         )
+
+
+def _check_files(
+    recipe: Recipe, experts: Sequence[MoeExpert], findings: Findings, where: str
+) -> None:
+    """Note files of texts that are not there, or of a kind that is not read."""
+    hint = "give a .txt file, or .jsonl with a `text` or `messages` in each line"
+    for expert in experts:
+        if expert.data is None:
+            continue
+        path = recipe.folder / expert.data
+        if not path.is_file():
+            what = f"there is no file `{expert.data}` with texts for expert `{expert.expert}`"
+            findings.problem(what, expert.where or where, hint)
+        elif path.suffix not in (".txt", ".jsonl"):
+            what = f"`{expert.data}`, the texts for expert `{expert.expert}`, is of no known kind"
+            findings.problem(what, expert.where or where, hint)
 
 
 def _check_texts(

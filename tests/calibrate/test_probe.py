@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergekit_lite.calibrate.probe import GATELESS, ROUTED, Probe, belonging, probe
+from mergekit_lite.calibrate.probe import GATELESS, ROUTED, Probe, belonging, expert_names, probe
 from mergekit_lite.calibrate.run import Settings, prepare
+from mergekit_lite.calibrate.skeleton import build
 from mergekit_lite.calibrate.texts import Text
 from mergekit_lite.calibrate.weights import Weights
-from mergekit_lite.errors import RecipeError
+from mergekit_lite.cli.moe_probe import command
+from mergekit_lite.errors import DataError, RecipeError
 from mergekit_lite.sources import resolve
 from tests.calibrate.conftest import save_model
 from tests.calibrate.test_stream import loaded
@@ -194,3 +198,57 @@ def test_sigmoid_routers_are_read_as_such(saved: dict[str, Path]) -> None:
     p = scores / scores.sum(1, keepdim=True)
     entropy = float(-(p * p.log()).sum(1).mean())
     assert found.layers[1].entropy == pytest.approx(entropy, rel=1e-5)
+
+
+def test_the_command_shows_layers_and_losses(planted: Path, tmp_path: Path) -> None:
+    folder = with_routers(planted, rows_for(0, 1, -1), tmp_path / "routed")
+    (folder / "moe_manifest.json").write_text(
+        json.dumps({"experts": [{"expert": "even"}, {"expert": "odd"}, {"expert": "none"}]})
+    )
+    for name in ("even", "odd"):
+        lines = [json.dumps({"text": t.text}) for t in TEXTS if t.domain == name]
+        (tmp_path / f"{name}.heldout.jsonl").write_text("\n".join(lines))
+    words = [
+        str(folder),
+        *(w for n in ("even", "odd") for w in ("--data", str(tmp_path / f"{n}.heldout.jsonl"))),
+    ]
+
+    shown = CliRunner().invoke(command, words, catch_exceptions=False).stdout.splitlines()
+
+    assert shown[0].split() == [
+        *("layer", "tokens", "right", "texts", "right", "entropy"),
+        *("load", "of", "even", "/", "odd", "/", "none", "(%)", "near", "ties", "condition"),
+    ]
+    assert [line.split()[:3] for line in shown[1:4]] == [[str(n), "100.0", "%"] for n in range(3)]
+    assert shown[4].split() == ["all", "100.0", "%", "100.0", "%"]
+    assert [line.split()[0] for line in shown[6:]] == [
+        "bits",
+        "routed",
+        "gateless",
+        "even",
+        "odd",
+        "none",
+    ]
+    found = json.loads(
+        CliRunner().invoke(command, [*words, "--json"], catch_exceptions=False).stdout
+    )
+    assert (found["tokens_right"], found["texts_right"]) == (1.0, 1.0)
+    assert found["layers"][2]["load"] == pytest.approx(found["layers"][2]["load"])
+    assert len(found["losses"]) == 5
+
+    few = CliRunner().invoke(
+        command,
+        [*words, "--no-baselines", "--experts", "odd,x,y", "--map", "even=x"],
+        catch_exceptions=False,
+    )
+    # The names are exchanged, so nothing is where it belongs.
+    assert few.stdout.splitlines()[4].split()[1] == "0.0"
+    assert few.stdout.splitlines()[-1].split()[0] == "routed"
+
+
+def test_experts_are_named_by_the_manifest_or_numbered(planted: Path, tmp_path: Path) -> None:
+    skeleton = build(planted)
+    assert expert_names(planted, skeleton) == ("0", "1", "2")
+    (tmp_path / "moe_manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="does not say what the experts are"):
+        expert_names(tmp_path, skeleton)

@@ -7,17 +7,10 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 
-from mergekit_lite.moe.gates._spec import (
-    GATES,
-    GateRequest,
-    Gates,
-    GateSpec,
-    Measure,
-    Statistics,
-    gate,
-)
+from mergekit_lite.moe.gates._measure import Measure
+from mergekit_lite.moe.gates._spec import GATES, GateRequest, Gates, GateSpec, gate
 
-__all__ = ["GateRequest", "GateSpec", "Gates", "Measure", "Statistics", "gate", "registry"]
+__all__ = ["GateRequest", "GateSpec", "Gates", "Measure", "gate", "registry"]
 
 
 @cache

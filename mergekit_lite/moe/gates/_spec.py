@@ -8,44 +8,26 @@ imported; what they need for making rows they import inside.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
+from mergekit_lite.errors import MergekitLiteError
+from mergekit_lite.moe.gates._measure import Measure
 from mergekit_lite.ops._parameters import Parameter
 from mergekit_lite.ops._spec import parameters_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from mergekit_lite.plan.types import Plan
     from mergekit_lite.sources import Model
 
 Needs = Literal["nothing", "prompts", "texts"]
 """What every expert must have: nothing, `prompts`, or `prompts` or `data`."""
-
-
-class Statistics(Protocol):
-    """What the experts' texts have shown of a model.
-
-    Domains are called after the expert, counted from 0: `0`, `1` and so on for texts that it is
-    for, `0-` for those it is not for.
-    """
-
-    @property
-    def domains(self) -> Sequence[str]:
-        """The domains in the order of the statistics' first dimension."""
-
-    def layer(self, kind: str, layer: int) -> Mapping[str, Tensor]:
-        """Return what a collector (`router`, `hidden`, ...) has written of a layer, by name."""
-
-
-Measure = Callable[[Sequence[str]], Statistics]
-"""Runs all experts' texts through the base, one layer in memory at a time, for these collectors."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,7 @@ class GateRequest:
         texts: the folder from which the recipe's `data` files are named.
         folder: an empty folder for files that go into the output beside the weights, such as
             statistics that allow an expert to be added later.
-        measure: for methods that look at texts.
+        measure: runs texts; None where the method needs none.
         say: tells the user what is going on.
     """
 
@@ -76,8 +58,18 @@ class GateRequest:
     seed: int
     texts: Path
     folder: Path
-    measure: Measure
+    measure: Measure | None = None
     say: Callable[[str], None] = print
+
+    def measured(self) -> Measure:
+        """Return what runs texts.
+
+        Raises:
+            MergekitLiteError: there is nothing that does.
+        """
+        if self.measure is None:
+            raise MergekitLiteError("these gates are made from texts, and nothing here runs texts")
+        return self.measure
 
 
 @dataclass(frozen=True)

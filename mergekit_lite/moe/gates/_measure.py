@@ -1,0 +1,118 @@
+"""What a method may ask to be measured of the texts that the experts are for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Array = NDArray[np.float64]
+
+Through = Literal["base", "expert"]
+Labels = Literal["expert", "loss"]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """The texts that one expert is for, or is not for.
+
+    Attributes:
+        expert: index into the routed experts.
+        prompts: short texts.
+        file: of more texts.
+    """
+
+    expert: int
+    prompts: tuple[str, ...] = ()
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """Sums over what a router of one layer is shown, for each of D topics, in fp64.
+
+    Attributes:
+        gram: (D, d, d) sums of x x^T over the inputs x.
+        total: (D, d) sums of x.
+        unit: (D, d) sums of x / |x|.
+        count: (D,) inputs.
+    """
+
+    gram: Array
+    total: Array
+    unit: Array
+    count: Array
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a pass finds.
+
+    Attributes:
+        layers: layer by layer, as the pass goes on.
+        facts: what the manifest says of the pass.
+    """
+
+    layers: Iterator[tuple[int, LayerSums]]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts are read.
+
+    Attributes:
+        length: most tokens of a sample.
+        tokens: most tokens of a topic.
+        through: feed-forward layers that texts pass on their way: those of the base, or each
+            topic's those of its own expert.
+        labels: whose a text is: the expert's that it was given for, or the one's that predicts it
+            best.
+    """
+
+    length: int = 512
+    tokens: int = 16384
+    through: Through = "base"
+    labels: Labels = "expert"
+
+
+class Measure(Protocol):
+    """Runs texts through models; handed to methods by whoever asks for gates."""
+
+    def sums(self, topics: Sequence[Topic], reading: Reading) -> Sums:
+        """Run texts and take down what routers are shown of them."""
+
+    def last_states(self, topics: Sequence[Topic], *, average: bool = False) -> list[Tensor]:
+        """Return what enters the base's decoder layers at the last token of each topic's prompts.
+
+        (layers, prompts, d) each, in bf16: as mergekit computes them, all prompts of a topic side
+        by side.
+
+        Args:
+            topics: whose prompts to run.
+            average: the mean over all tokens in place of the last.
+        """
+
+    def embeddings(self, topics: Sequence[Topic]) -> Array:
+        """Return the sum of the base's embeddings over each topic's prompts, (D, d)."""
+
+    def change(self, expert: int, layer: int) -> Array:
+        """Return what an expert's gate and up projections add to the base's, (2 width, d)."""
+
+
+def topics_of(experts: Sequence[Any], texts: Path) -> list[Topic]:
+    """Return the texts that each expert of a plan is for."""
+    return [
+        Topic(
+            index,
+            tuple(expert.get("prompts", ())),
+            texts / expert["data"] if expert.get("data") else None,
+        )
+        for index, expert in enumerate(experts)
+    ]

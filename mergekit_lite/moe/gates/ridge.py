@@ -1,0 +1,76 @@
+"""Ridge regression on what routers are shown: each expert's row fires on its own texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from mergekit_lite.moe.gates._equations import Equations
+from mergekit_lite.moe.gates._measure import Reading, topics_of
+from mergekit_lite.moe.gates._scale import scaled, usual_spread
+from mergekit_lite.moe.gates._sidecar import write_equations
+from mergekit_lite.moe.gates._spec import GateRequest, Gates, gate
+from mergekit_lite.ops._parameters import Doc, Range
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@gate(title="Ridge regression", needs="texts")
+def ridge(
+    request: GateRequest,
+    *,
+    penalty: Annotated[
+        float, Range(above=0), Doc("pull towards 0, over the mean square of the inputs")
+    ] = 0.01,
+    balanced: Annotated[
+        bool, Doc("let every expert's texts count alike, however long they are")
+    ] = True,
+    normalize: Annotated[bool, Doc("give each row the norm 1 before it is scaled")] = False,
+    spread: Annotated[
+        float | None,
+        Range(above=0),
+        Doc(
+            "standard deviation of the logits about each token's mean, on the texts; by default 1,"
+            " or 4 where a token passes one expert"
+        ),
+    ] = None,
+    temperature: Annotated[
+        float, Range(above=0), Doc("divides the rows, which is dividing the logits")
+    ] = 1.0,
+    through: Annotated[
+        Literal["base", "expert"],
+        Doc("feed-forward layers that texts pass: the base's, or those of the expert they are for"),
+    ] = "base",
+    labels: Annotated[
+        Literal["expert", "loss"],
+        Doc("whose a text is: as the recipe says, or whoever predicts it best"),
+    ] = "expert",
+    tokens: Annotated[int, Range(at_least=1), Doc("most tokens of an expert's texts")] = 16384,
+    length: Annotated[int, Range(at_least=1), Doc("most tokens of a text")] = 512,
+    keep: Annotated[
+        bool, Doc("put the sums beside the model, so that an expert can be added without old texts")
+    ] = True,
+) -> Gates:
+    """Fit each router so that a token's logit is 1 for its own expert and 0 for the others.
+
+    W = B (A + penalty * tr(A) / d * I)^-1 with A the sum of x x^T over all router inputs x and B
+    the sum of x over the inputs of each expert, in fp64: one pass over the texts, closed form, no
+    bias. A common component of all inputs, which misleads means, is fitted away. The rows are then
+    scaled together.
+    """
+    topics = topics_of(request.experts, request.texts)
+    reading = Reading(length, tokens, through, labels)
+    wanted = usual_spread(request.per_token) if spread is None else spread
+    rows: dict[int, NDArray[np.float32]] = {}
+    passed = request.measured().sums(topics, reading)
+    for layer, sums in passed.layers:
+        if layer not in request.routers:
+            continue
+        equations = Equations.of(sums, [t.expert for t in topics], balanced=balanced)
+        found = equations.rows(penalty, normalize=normalize)
+        found = scaled(found, equations.pooled, wanted) / temperature
+        rows[layer] = found.astype("float32")
+        if keep:
+            write_equations(request.folder, layer, equations)
+    return Gates(rows, {**passed.facts, "spread": wanted / temperature})

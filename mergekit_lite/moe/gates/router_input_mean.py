@@ -1,0 +1,60 @@
+"""The mean direction of what routers are shown of each expert's texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from mergekit_lite.moe.gates._measure import Reading, topics_of
+from mergekit_lite.moe.gates._scale import pooled_gram, scaled, usual_spread
+from mergekit_lite.moe.gates._spec import GateRequest, Gates, gate
+from mergekit_lite.ops._parameters import Doc, Range
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mergekit_lite.moe.gates._measure import Array
+
+
+def mean_rows(unit: Array) -> Array:
+    """Return sums of inputs at norm 1 as rows of norm 1."""
+    import numpy as np
+
+    rows: Array = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-30)
+    return rows
+
+
+@gate(title="Mean router input", needs="texts")
+def router_input_mean(
+    request: GateRequest,
+    *,
+    spread: Annotated[
+        float | None,
+        Range(above=0),
+        Doc(
+            "standard deviation of the logits about each token's mean, on the texts; by default 1,"
+            " or 4 where a token passes one expert"
+        ),
+    ] = None,
+    through: Annotated[
+        Literal["base", "expert"],
+        Doc("feed-forward layers that texts pass: the base's, or those of the expert they are for"),
+    ] = "base",
+    tokens: Annotated[int, Range(at_least=1), Doc("most tokens of an expert's texts")] = 16384,
+    length: Annotated[int, Range(at_least=1), Doc("most tokens of a text")] = 512,
+) -> Gates:
+    """Point each row where the expert's texts lie, in the space that routers see.
+
+    A row is the mean of x / |x| over the router inputs x of the expert's texts, padding left out,
+    at norm 1; all rows are then scaled together. What all texts have in common is in every row:
+    where that outweighs the rest, `ridge` does better. Without a bias it cannot be subtracted.
+    """
+    topics = topics_of(request.experts, request.texts)
+    wanted = usual_spread(request.per_token) if spread is None else spread
+    rows: dict[int, NDArray[np.float32]] = {}
+    passed = request.measured().sums(topics, Reading(length, tokens, through))
+    for layer, sums in passed.layers:
+        if layer in request.routers:
+            found = scaled(mean_rows(sums.unit), pooled_gram(sums.gram, sums.count), wanted)
+            rows[layer] = found.astype("float32")
+    return Gates(rows, {**passed.facts, "spread": wanted})
