@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from mergekit_lite.engine.inputs import Readers, as_float32
+from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.supplies import slots_of
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.plan.types import Plan
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.place import making
 from mergekit_lite.adapters.spool import Spool
 from mergekit_lite.engine.events import Event
-from mergekit_lite.engine.inputs import Readers, as_float32
+from mergekit_lite.engine.inputs import Readers
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.plan.adapter_config import WEIGHT_FILE
 

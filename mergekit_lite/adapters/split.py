@@ -14,7 +14,8 @@ from mergekit_lite.adapters.place import making
 from mergekit_lite.adapters.spool import Spool
 from mergekit_lite.checkpoint import FLOAT_DTYPES, FileReader, read_checkpoint, role_of
 from mergekit_lite.engine.events import Event
-from mergekit_lite.engine.inputs import Readers, as_float32
+from mergekit_lite.engine.inputs import Readers
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.errors import DataError, Problem, RecipeError
 from mergekit_lite.plan.adapter_config import PREFIX, WEIGHT_FILE, lora_config
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from mergekit_lite.calibrate.skeleton import Skeleton
 from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
-from mergekit_lite.engine.inputs import Readers, as_float32
+from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.supplies import supply_of
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.types import Job, Read
 

@@ -84,6 +84,8 @@ class ShardWriter:
                 done = _kernel_copy(fileno(), self._descriptor, src_offset, dst_offset, nbytes)
             except OSError as error:
                 raise self._failure(error) from error
+        if done == nbytes:
+            return  # without numpy, which buffers come from
         buffer = aligned_buffer(min(COPY_BLOCK, nbytes - done), src_offset + done)
         while done < nbytes:
             block = buffer[: nbytes - done]

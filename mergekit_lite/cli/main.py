@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import keyword
 import sys
@@ -74,7 +75,14 @@ class Program(click.Group):
             code[0] = result if isinstance(result, int) else 0
 
         words = sys.argv[1:] if args is None else args
-        failed = guard(action, as_json=wants_json(words))
+        # Imports and plans make many objects and no garbage: looking for it takes a twentieth of
+        # a short command.
+        before = gc.get_threshold()
+        gc.set_threshold(100_000, *before[1:])
+        try:
+            failed = guard(action, as_json=wants_json(words))
+        finally:
+            gc.set_threshold(*before)
         sys.exit(failed or code[0])
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, LoraFactors
 from mergekit_lite.engine.adapted_experts import fused_experts
-from mergekit_lite.engine.inputs import as_float32
 from mergekit_lite.engine.low_rank import Floats, LowRank, product
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.errors import DataError
 from mergekit_lite.kernels.lora import padded, panels
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.engine.inputs import TilePool
 from mergekit_lite.engine.program import Program
 from mergekit_lite.engine.ranks import find_cuts
 from mergekit_lite.engine.row import Row
 from mergekit_lite.engine.supplies import Slot
+from mergekit_lite.engine.tiles import TilePool
 from mergekit_lite.kernels.combine import WEIGHTED_SUM
 from mergekit_lite.plan.types import Read
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +10,7 @@ from mergekit_lite.engine.options import Options, ShardDone
 from mergekit_lite.engine.shard import Emit
 from mergekit_lite.errors import RecipeError, nearest
 from mergekit_lite.plan.types import Plan
+from mergekit_lite.registered import entry_points
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model

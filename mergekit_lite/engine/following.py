@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from mergekit_lite.checkpoint import FileReader, aligned_buffer
+from mergekit_lite.checkpoint import FileReader
+from mergekit_lite.checkpoint.reader import ALIGNMENT
 
 CHUNK = 1 << 20
 STRIDE = 16 << 20
@@ -33,6 +35,7 @@ class FollowingHash:
         self._written: dict[int, int] = {}
         self._lock = threading.Lock()
         self._reader: FileReader | None = None
+        self._memory = memoryview(b"")
 
     def wrote(self, start: int, nbytes: int) -> None:
         """Note that bytes [start, start + nbytes) have been written; any thread may."""
@@ -56,6 +59,7 @@ class FollowingHash:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+            self._memory = memoryview(b"")
 
     def _next_end(self) -> int | None:
         with self._lock:
@@ -64,10 +68,13 @@ class FollowingHash:
     def _hash_to(self, end: int) -> None:
         if self._reader is None:
             self._reader = FileReader(self.path)
+            # It begins with a page, and numpy need not be there.
+            self._memory = memoryview(mmap.mmap(-1, CHUNK + ALIGNMENT))
         while self._position < end:
-            part = aligned_buffer(min(CHUNK, end - self._position), self._position)
+            skip = self._position % ALIGNMENT
+            part = self._memory[skip : skip + min(CHUNK, end - self._position)]
             self._reader.read_into(part, self._position)
-            self._hash.update(part.data)
+            self._hash.update(part)
             self._position += len(part)
             if self._passed and self._position - self._told >= STRIDE:
                 self._passed(self._told, self._position - self._told)

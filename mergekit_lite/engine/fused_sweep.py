@@ -14,11 +14,11 @@ from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.brackets import Wanted, magnitude_writer
 from mergekit_lite.engine.changing import counted_here
 from mergekit_lite.engine.cpu import find_statistics
-from mergekit_lite.engine.inputs import as_float32
 from mergekit_lite.engine.kinds import WORTHWHILE, ranked, stored
 from mergekit_lite.engine.program import Program, compile_job
 from mergekit_lite.engine.row import Row
 from mergekit_lite.engine.tallies import Counting, OrderTally, Tally
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.chain_ranks import sample_for
 from mergekit_lite.kernels.changes import changes_tile

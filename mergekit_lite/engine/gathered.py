@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
-from mergekit_lite.engine.inputs import as_float32
 from mergekit_lite.engine.supplies import Supply
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.plan.row_maps import Place, RowMap
 
 _GAP = 1 << 14

@@ -1,4 +1,4 @@
-"""Open weight files, and the memory that tiles of a row's inputs are brought into."""
+"""Open weight files, shared by all workers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mergekit_lite.checkpoint import DTYPE_BYTES, TensorInfo
+from mergekit_lite.checkpoint import TensorInfo
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.row_memory import TILE_ENTRIES
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mergekit_lite.checkpoint.reader import Reader
     from mergekit_lite.engine.stage_parts import StageParts
-    from mergekit_lite.engine.supplies import Slot
     from mergekit_lite.plan.row_maps import RowMap
     from mergekit_lite.plan.types import Job, Plan
     from mergekit_lite.sources import Model
-
-SLOT_ALIGNMENT = 4096
-CACHE_LINE = 64
 
 
 class Traffic:
@@ -143,6 +139,11 @@ class Readers:
 
     def tensor(self, source: str, name: str) -> NDArray[np.float32]:
         """Return a whole (small) tensor in fp32."""
+        # A run that only copies needs no numpy, which takes a tenth of a second to import.
+        import numpy as np
+
+        from mergekit_lite.engine.tiles import as_float32
+
         info = self.info(source, name)
         raw = np.empty(info.nbytes, np.uint8)
         self.read(source, info, 0, raw)
@@ -153,42 +154,3 @@ class Readers:
             inner.close()
         for reader in self._open.values():
             reader.close()
-
-
-def as_float32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    """Return stored entries as fp32 (exactly, but for F64, which is rounded)."""
-    if dtype == "BF16":
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    kind = {"F16": np.float16, "F32": np.float32, "F64": np.float64}.get(dtype)
-    if kind is None:
-        raise DataError(f"dtype {dtype} does not enter arithmetic")
-    return raw.view(kind).astype(np.float32)
-
-
-class TilePool:
-    """One worker's memory for raw tiles, reused for every row.
-
-    A tile of an input lies at an address congruent to its file offset modulo a cache line:
-    reads into other positions were measured five times slower (docs/benchmarks.md).
-    """
-
-    def __init__(self) -> None:
-        self.raw: NDArray[np.uint8] = np.empty(0, np.uint8)
-        self._memory: NDArray[np.uint8] = self.raw
-
-    def allocate(self, nbytes: int) -> NDArray[np.uint8]:
-        """Return new memory; other devices want another kind of it."""
-        return np.empty(nbytes, np.uint8)
-
-    def positions(self, slots: list[Slot], tile: int) -> NDArray[np.int64]:
-        """Return where each slot's page-aligned space begins, after making room for all."""
-        at, end = [], 0
-        for slot in slots:
-            at.append(end)
-            width = DTYPE_BYTES[slot.dtype] if slot.dtype else 0
-            end += -(-(tile * width + CACHE_LINE) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
-        if self.raw.nbytes < end:
-            self._memory = self.allocate(end + SLOT_ALIGNMENT)
-            skip = -self._memory.ctypes.data % SLOT_ALIGNMENT
-            self.raw = self._memory[skip : skip + end]
-        return np.array(at, np.int64)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergekit_lite.engine.inputs import TilePool
+from mergekit_lite.engine.tiles import TilePool
 
 
 class Lane(Protocol):

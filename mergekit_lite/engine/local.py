@@ -22,10 +22,10 @@ from mergekit_lite.engine.memory import MemoryGate, keep_for, tile_for
 from mergekit_lite.engine.options import Contribution, Options, Report, ShardDone
 from mergekit_lite.engine.shard import Emit, OpenShard, Worker
 from mergekit_lite.engine.stage_parts import StageParts
-from mergekit_lite.engine.sweep import sweep_model
 from mergekit_lite.engine.warming import compile_for
 from mergekit_lite.errors import DataError, Interrupted, ResourceError
 from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.questions import questions_of
 from mergekit_lite.plan.row_memory import TILE_ENTRIES
 from mergekit_lite.plan.types import Job, Plan
 
@@ -67,7 +67,9 @@ def execute(
         emit(Event("note", text=text, shards=len(plan.shards)))
     resumed = set(done)
     try:
-        if left:
+        if left and questions_of(plan):
+            from mergekit_lite.engine.sweep import sweep_model  # with numpy
+
             sweep_model(plan, models, folder, options, emit)
         executor = executor_named(options.executor)
         for shard in executor.run(plan, models, left, folder, options, emit):

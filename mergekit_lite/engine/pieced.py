@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
-from mergekit_lite.engine.inputs import as_float32
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.plan.types import Piece, Read, Turn
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
-from mergekit_lite.engine.inputs import Readers, TilePool, as_float32
+from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.row import Row
+from mergekit_lite.engine.tiles import TilePool, as_float32
 from mergekit_lite.plan.ported import pairs_of
 from mergekit_lite.plan.types import Job, Plan
 

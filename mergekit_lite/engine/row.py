@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.adapted import Joined
-from mergekit_lite.engine.inputs import CACHE_LINE, Readers, TilePool
+from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.joined import JoinedRead
 from mergekit_lite.engine.options import Contribution
 from mergekit_lite.engine.supplies import Slot, slots_of
+from mergekit_lite.engine.tiles import CACHE_LINE, TilePool
 from mergekit_lite.errors import DataError, Interrupted, Problem
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.row_keys import row_scratch

@@ -14,7 +14,7 @@ from mergekit_lite.checkpoint.names import stack_of
 from mergekit_lite.checkpoint.writer import ShardWriter
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.following import FollowingHash
-from mergekit_lite.engine.inputs import Readers, TilePool
+from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.joined import joined
 from mergekit_lite.engine.known import Known
 from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from mergekit_lite.engine.lanes import Lane
     from mergekit_lite.engine.row import Row, Write
+    from mergekit_lite.engine.tiles import TilePool
     from mergekit_lite.engine.torch_row import TorchRow
     from mergekit_lite.sources import Model
 
@@ -150,8 +151,14 @@ class Worker:
         self.plan, self.readers, self.options = plan, readers, options
         self.tile, self.known, self.stop, self.number = tile, known, stop, number
         self.keep = keep
-        self.pool = TilePool()
         self.device = chosen_device(options.device)
+
+    @cached_property
+    def pool(self) -> TilePool:
+        """This worker's memory, made when the first row needs more than copying."""
+        from mergekit_lite.engine.tiles import TilePool
+
+        return TilePool()
 
     @cached_property
     def lane(self) -> Lane:

@@ -149,8 +149,8 @@ class Fused(_Result):
     @cached_property
     def _ready(self) -> tuple[Row, Callable[[int, int], Bytes]]:
         from mergekit_lite.engine.cpu import prepare, tile_maker
-        from mergekit_lite.engine.inputs import TilePool
         from mergekit_lite.engine.row import Row
+        from mergekit_lite.engine.tiles import TilePool
 
         program, allow = self._program, self.readers.allow_nonfinite
         keep = self.readers.keep if program.is_swept else 0

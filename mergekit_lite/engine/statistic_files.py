@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_lite.checkpoint import FileReader, Header, TensorInfo, read_checkpoint
-from mergekit_lite.engine.inputs import as_float32
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.errors import DataError
 from mergekit_lite.ops import get
 from mergekit_lite.ops._calibration import files_of

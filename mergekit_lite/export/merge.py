@@ -22,6 +22,7 @@ from mergekit_lite.export.target import check_target, partial_folder
 from mergekit_lite.plan.digests import DigestCache
 from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.lock import input_digests
+from mergekit_lite.plan.ported import pairs_of
 from mergekit_lite.plan.stages import leaf_models, within_memory
 from mergekit_lite.plan.types import Plan
 
@@ -61,7 +62,6 @@ def merge(
     """
     from mergekit_lite.engine.executor import executor_named
     from mergekit_lite.engine.local import execute
-    from mergekit_lite.engine.ported import warnings_of_ported
 
     out = out.expanduser().resolve()
     executor_named(options.executor)
@@ -81,7 +81,7 @@ def merge(
         check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
         ready = write_stages(plan, models, out, options, emit, merge)
         ready = with_gates(plan, ready, out, options, emit)
-        doubts = warnings_of_ported(plan, ready)
+        doubts = _doubts(plan, ready)
         for doubt in doubts:
             emit(Event("note", text=f"warning: {doubt}"))
         hashing = around.enter_context(_hashing(plan, models, options))
@@ -108,6 +108,15 @@ def merge(
     remove_written(plan, out)
     remove_gates(plan, out)
     return report
+
+
+def _doubts(plan: Plan, models: Mapping[str, Model]) -> list[str]:
+    """Return what makes patches of another base doubtful."""
+    if not pairs_of(plan.recipe):
+        return []
+    from mergekit_lite.engine.ported import warnings_of_ported  # with numpy
+
+    return warnings_of_ported(plan, models)
 
 
 @contextmanager

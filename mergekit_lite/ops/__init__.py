@@ -6,12 +6,12 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops._chain import merge
 from mergekit_lite.ops._spec import REGISTRY, OpSpec, get
 from mergekit_lite.ops._tensors import merge_tensors
+from mergekit_lite.registered import entry_points
 
 __all__ = ["OpSpec", "get", "merge", "merge_tensors", "registry"]
 

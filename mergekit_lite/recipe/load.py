@@ -138,8 +138,7 @@ def read_tree(
         asked, path = Path(source), Path(source).resolve()
         name, folder, chain = path.name, path.parent, (path,)
         documents = read_documents(path, shown=spelt(path, asked))
-    several = any(compat.command_of(document) == "merge" for document in documents[1:])
-    if several:
+    if any(compat.command_of(document) == "merge" for document in documents[1:]):
         return _translated(documents, name, folder, overrides, problems)
     root = only(documents, name if chain == () else spelt(chain[0], asked))
     if not isinstance(root.value, dict):
@@ -162,10 +161,12 @@ def _routed(
     root: Node, name: str, folder: Path, overrides: Sequence[str], problems: Problems
 ) -> Tree:
     """Return the tree of a recipe of `mergekit-moe`."""
+    from mergekit_lite.recipe.compat.routed import RoutedTranslator, is_theirs
+
     notes = compat.Notes()
-    theirs = [text for text in overrides if compat.is_of_routed(text)]
+    theirs = [text for text in overrides if is_theirs(text)]
     root = _laid_over(root, theirs, problems)
-    root = compat.RoutedTranslator(root, folder, problems, notes).translate()
+    root = RoutedTranslator(root, folder, problems, notes).translate()
     root = apply_overrides(root, [text for text in overrides if text not in theirs], problems)
     return Tree(root, name, folder, "moe", notes.ordered())
 
@@ -178,18 +179,20 @@ def _translated(
     problems: Problems,
 ) -> Tree:
     """Return the tree of a mergekit recipe, or of a file of several."""
+    # Sixteen modules that recipes of our own do without.
+    from mergekit_lite.recipe.compat.several import several
+    from mergekit_lite.recipe.compat.translate import Translator, is_theirs
+
     notes = compat.Notes()
     alone = len(documents) == 1
-    theirs = [text for text in overrides if alone and compat.is_theirs(text)]
+    theirs = [text for text in overrides if alone and is_theirs(text)]
 
     def translate(root: Node, stages: frozenset[str]) -> Node:
         root = _laid_over(root, theirs, problems)
-        return compat.Translator(root, folder, registry(), problems, notes, stages).translate()
+        return Translator(root, folder, registry(), problems, notes, stages).translate()
 
     root = (
-        translate(documents[0], frozenset())
-        if alone
-        else compat.several(documents, translate, problems)
+        translate(documents[0], frozenset()) if alone else several(documents, translate, problems)
     )
     root = apply_overrides(root, [text for text in overrides if text not in theirs], problems)
     return Tree(root, name, folder, "merge", notes.ordered())

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, role_of
-from mergekit_lite.engine.inputs import Readers, TilePool, as_float32
+from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.known import Known
 from mergekit_lite.engine.lanes import HostLane
 from mergekit_lite.engine.options import Options
 from mergekit_lite.engine.row import Row, whole_width
 from mergekit_lite.engine.sweep import answers_of
+from mergekit_lite.engine.tiles import TilePool, as_float32
 from mergekit_lite.engine.torch_row import TorchRow
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.ops import get

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from mergekit_lite.errors import RecipeError, SourceError
+from mergekit_lite.registered import entry_points
 from mergekit_lite.sources._types import Kind, Model, Source
 from mergekit_lite.sources.file import FileSource
 from mergekit_lite.sources.local import LocalSource

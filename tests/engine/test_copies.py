@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from mergekit_lite.sources import Model
 from mergekit_lite.sources.resolve import resolve
 from tests.engine.memory_models import NAMES, memory_models
 from tests.engine.plans import finished, output, run
+from tests.engine.processes import environment
 
 
 def stored() -> dict[str, dict[str, torch.Tensor]]:
@@ -75,3 +78,29 @@ def test_copies_beside_each_other_do_not_mix(tmp_path: Path) -> None:
     for name in names:
         left, right = tmp_path / "one" / name, tmp_path / "four" / name
         assert left.read_bytes() == right.read_bytes()
+
+
+def test_a_run_that_only_copies_imports_no_numpy(tmp_path: Path) -> None:
+    as_files(tmp_path, {name: {"weight": torch.ones(700, 1000)} for name in ("base", "math")})
+    recipe = {
+        "base": str(tmp_path / "base.safetensors"),
+        "experts": {"math": str(tmp_path / "math.safetensors")},
+        "steps": [{"take": {"source": "math"}}],
+    }
+    code = (
+        "import sys\n"
+        "from mergekit_lite import api\n"
+        f"api.run({recipe!r}, {str(tmp_path / 'out')!r}, overwrite=True)\n"
+        "print([m for m in ('numpy', 'llvmlite', 'torch') if m in sys.modules])\n"
+    )
+    ends = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment(tmp_path),
+        )
+        for _ in range(2)
+    ]
+    assert ends[1].stdout == "[]\n"  # the first one takes the checksums of the inputs

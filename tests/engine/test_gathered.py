@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.gathered import Gathered
-from mergekit_lite.engine.inputs import as_float32
+from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.plan.row_maps import MEAN, SHARED, ZERO, Place, RowMap, row_map
 
 FILLED = ((-1, -1),)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergekit_lite.engine import lanes
-from mergekit_lite.engine.inputs import TilePool
 from mergekit_lite.engine.lanes import Buffers, HostLane, lane_for
 from mergekit_lite.engine.shard import chosen_device
+from mergekit_lite.engine.tiles import TilePool
 from mergekit_lite.errors import ResourceError
 from mergekit_lite.plan.types import Plan
 from mergekit_lite.sources import Model

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from mergekit_lite.engine import ranks
 from mergekit_lite.engine.cpu import find_statistics
-from mergekit_lite.engine.inputs import Readers, TilePool
+from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.program import compile_job
 from mergekit_lite.engine.row import Row
+from mergekit_lite.engine.tiles import TilePool
 from mergekit_lite.ops._place import Cut
 from mergekit_lite.ops._statistics import EVERY, order_cuts
 from mergekit_lite.ops.transform.breadcrumbs import band

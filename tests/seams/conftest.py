@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_lite import ops
+from mergekit_lite import ops, registered
 from mergekit_lite.ops._spec import REGISTRY
 from tests.checkpoints import perturbed, tiny_llama
 
@@ -18,6 +18,7 @@ SITE = Path(__file__).parent / "site"
 
 def forget() -> None:
     """Let entry points be looked up again."""
+    registered._all.cache_clear()
     ops._discover.cache_clear()
     importlib.import_module("mergekit_lite.sources.resolve").registered.cache_clear()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mergekit_lite.recipe.compat.translate import SHAPES
 from mergekit_lite.recipe.marks import Node, Problems
 
 Command = Literal["ours", "merge", "moe", "evolve"]
+SHAPES = ("models", "slices", "modules")
+"""Keys under which a merge names its models, one of which it has."""
 
 
 def command_of(root: Node) -> Command:

@@ -14,11 +14,11 @@ from mergekit_lite.recipe.compat.nodes import mapping, scalar
 from mergekit_lite.recipe.compat.notes import Notes
 from mergekit_lite.recipe.compat.output import output_of
 from mergekit_lite.recipe.compat.reader import GroupReader
+from mergekit_lite.recipe.compat.recognise import SHAPES
 from mergekit_lite.recipe.compat.references import Reference, References
 from mergekit_lite.recipe.compat.vocabulary import VocabularyReader
 from mergekit_lite.recipe.marks import Mark, Node, Problems, show
 
-SHAPES = ("models", "slices", "modules")
 KEYS = (
     "merge_method",
     *SHAPES,
