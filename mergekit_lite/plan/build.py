@@ -131,6 +131,7 @@ def _build(
     vocabulary, untouched = Vocabulary(), dict[str, Any]()
     routed: Assembly | None = None
     found = _check_inputs(recipe, models, findings)
+    check_ported(recipe, found, findings)
     if found:
         check_ported(recipe, found, findings)
         base = found["base"]
