@@ -112,11 +112,11 @@ dtype: bfloat16
 def test_recipe_that_assembles_experts(world: World) -> None:
     text = """\
 base_model: base
-gate_mode: hidden
+gate_mode: guessed
 experts:
   - {source_model: math, positive_prompts: [sums]}
 """
-    world.refused(2, "recipe.yaml:2:1", "mergekit-moe", "not supported by this version", text=text)
+    world.refused(2, "recipe.yaml:2:12", "unknown `gate_mode: guessed`", text=text)
 
 
 def test_several_documents(world: World) -> None:
