@@ -78,7 +78,8 @@ def size_text(moe: Mapping[str, Any]) -> str:
     """Return how large a routed model is, in words."""
     sizes = moe["parameters"]
     return (
-        f"{moe['target']}: {len(moe['experts'])} experts, {moe['experts_per_token']} for each"
+        f"{moe['target']}: {len(moe['experts']) * moe.get('split', 1)} experts,"
+        f" {moe['experts_per_token']} for each"
         f" token; {sizes['total']:,} parameters, {sizes['active']:,} of them for each token"
     )
 

@@ -78,6 +78,7 @@ class Assembly:
                 expert.model_dump(mode="json", exclude_defaults=True) for expert in self.experts
             ],
             "experts_per_token": sizes.per_token,
+            **({"split": sizes.split} if sizes.split > 1 else {}),
             "hidden": self.donor.hidden,
             "expert_width": sizes.width,
             "shared": None

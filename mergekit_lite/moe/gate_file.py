@@ -95,7 +95,7 @@ def request_of(
         routers={layer: name for name, _, kind, layer in moe["rows"] if kind == "router"},
         experts=tuple(moe["experts"]),
         hidden=moe["hidden"],
-        per_token=moe["experts_per_token"],
+        per_token=moe["experts_per_token"] // moe.get("split", 1),
         seed=plan.seed,
         texts=Path(plan.folder),
         folder=folder,
@@ -115,6 +115,9 @@ def _tensors(plan: Plan, gates: Gates) -> dict[str, Array]:
             found[name] = (normals(0, int(np.prod(shape)), key) * TINY).astype(np.float32)
         else:
             rows = gates.rows.get(layer)
+            if rows is not None:
+                # The slices of an expert are chosen together.
+                rows = np.repeat(rows, plan.moe.get("split", 1), axis=0)
             if rows is None or list(rows.shape) != list(shape):
                 has = "none" if rows is None else "x".join(map(str, rows.shape))
                 what = f"the gate `{method}` has rows {has}, wanted {'x'.join(map(str, shape))}"

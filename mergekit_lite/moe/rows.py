@@ -26,11 +26,19 @@ Matrix = tuple[int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """A matrix of an expert: the row that would give it, its size in the end, and its factor."""
+    """A matrix of an expert: the row that would give a whole one, and what of it is wanted.
+
+    Attributes:
+        job: the row.
+        shape: rows and columns in the end.
+        scale: factor of its entries.
+        first: row and column of the whole at which it begins.
+    """
 
     job: Job
     shape: Matrix
     scale: float = 1.0
+    first: Matrix = (0, 0)
 
 
 class RoutedRows:
@@ -81,40 +89,49 @@ class RoutedRows:
         root, family = self.assembly.roots[layer], self.assembly.family
         for row in self.made[layer]:
             yield self._made(row)
-        wanted = {part: self._shape(part, self.assembly.sizes.width) for part in PARTS}
-        experts = [
-            {
-                part: self._part(
-                    layer,
-                    part,
-                    expert.expert,
-                    wanted[part],
-                    expert.residual_scale if part == "down" else 1.0,
-                )
-                for part in PARTS
-            }
-            for expert in self.assembly.experts
-        ]
-        if any(part is None for parts in experts for part in parts.values()):
+        experts = [each for expert in self.assembly.experts for each in self._slices(layer, expert)]
+        if any(len(parts) < len(PARTS) for _, parts in experts):
             return
-        whole = [{k: p for k, p in parts.items() if p is not None} for parts in experts]
         if family.fused:
-            yield from self._fused(layer, whole, family.experts)
+            yield from self._fused(layer, [parts for _, parts in experts], family.experts)
         else:
-            for number, (expert, parts) in enumerate(
-                zip(self.assembly.experts, whole, strict=True)
-            ):
+            for number, (expert, parts) in enumerate(experts):
                 for part, name in family.experts.items():
                     job = self._job(f"{root}.{name.format(e=number)}", parts[part], layer)
                     yield self._noisy(job, expert)
         yield from self._shared(layer)
+
+    def _slices(
+        self, layer: int, expert: MoeExpert
+    ) -> Iterator[tuple[MoeExpert, Mapping[str, Part]]]:
+        """Yield the matrices of each slice of an expert: it as a whole, where it is not cut.
+
+        Each slice gets a part of the weight that the whole would have, which its down projection
+        makes up for.
+        """
+        split, width = self.assembly.sizes.split, self.assembly.sizes.width
+        scales = {"down": expert.residual_scale * split}
+        whole = {
+            part: found
+            for part in PARTS
+            if (found := self._part(layer, part, expert.expert, width, scales.get(part, 1.0)))
+        }
+        for number in range(split):
+            first = number * width
+            yield (
+                expert,
+                {
+                    part: replace(found, first=(0, first) if part == "down" else (first, 0))
+                    for part, found in whole.items()
+                },
+            )
 
     def _shape(self, part: str, width: int) -> Matrix:
         hidden = self.assembly.donor.hidden
         return (hidden, width) if part == "down" else (width, hidden)
 
     def _part(
-        self, layer: int, part: str, source: str, shape: Matrix, scale: float = 1.0
+        self, layer: int, part: str, source: str, width: int, scale: float = 1.0
     ) -> Part | None:
         """Return a matrix of an input; None where it has a problem, which is noted."""
         name = self.feed.names[layer][part]
@@ -123,28 +140,31 @@ class RoutedRows:
         stored = replace(info, shape=own)
         where = self.recipe.at("moe", "experts")
         job = self.rows.taken(Target(stored, layer, role_of(name)), source, where, "`moe`")
-        return None if job is None else Part(job, shape, scale)
+        return None if job is None else Part(job, self._shape(part, width), scale)
 
     def _job(self, name: str, part: Part, layer: int) -> Job:
         """Return the row of one matrix under its new name."""
         job = part.job
         rows, columns = job.shape[0], job.shape[1]
         if (rows, columns) != part.shape:
-            read = self._window(job, part.shape, 1.0)
-            job = replace(job, kind="merge", shape=part.shape, reads=(read,), steps=(_COPIED,))
+            read = self._window(replace(part, scale=1.0))
+            moved = job.kind == "copy" and is_moved(read)
+            job = replace(job, shape=part.shape, reads=(read,))
+            job = job if moved else replace(job, kind="merge", steps=(_COPIED,))
         job = replace(job, name=name, layer=layer)
         return _scaled(job, part.scale) if part.scale != 1.0 else job
 
-    def _window(self, job: Job, shape: Matrix, scale: float) -> Read:
+    def _window(self, part: Part) -> Read:
         """Return a matrix as one of another size: cut off, or with zeros around it."""
+        job = part.job
         read = job.reads[0]
         if read.lora is not None or job.base is not None:
             self.findings.problem(
-                f"expert `{read.source}` is an adapter, which is neither padded nor stacked",
+                f"expert `{read.source}` is an adapter, which is neither padded, cut nor stacked",
                 self.recipe.at("experts", read.source),
                 "merge it in a stage and name `@STAGE` as the expert's model",
             )
-        block = Block(read, (job.shape[0], job.shape[1]), (0, 0), shape, scale)
+        block = Block(read, (job.shape[0], job.shape[1]), part.first, part.shape, part.scale)
         return Read(
             read.source,
             read.name,
@@ -175,7 +195,7 @@ class RoutedRows:
             yield self._stacked(f"{root}.{name}", parts, shape, layer)
 
     def _stacked(self, name: str, parts: Sequence[Part], shape: tuple[int, ...], layer: int) -> Job:
-        blocks = [b for p in parts for b in self._window(p.job, p.shape, p.scale).blocks]
+        blocks = [block for part in parts for block in self._window(part).blocks]
         first = parts[0].job
         read = Read(
             blocks[0].read.source,
@@ -223,8 +243,7 @@ class RoutedRows:
         # The sigmoid that weighs it is a half, which twice the weights make up for.
         scales = {"down": asked.residual_scale * (2.0 if holds.sigmoid else 1.0)}
         parts = {
-            part: self._part(layer, part, source, self._shape(part, width), scales.get(part, 1.0))
-            for part in PARTS
+            part: self._part(layer, part, source, width, scales.get(part, 1.0)) for part in PARTS
         }
         whole = {key: part for key, part in parts.items() if part is not None}
         if len(whole) < len(parts):

@@ -149,8 +149,9 @@ class _Settler:
     def _sizes(
         self, donor: Donor, family: Family, experts: tuple[MoeExpert, ...]
     ) -> tuple[Sizes, SharedExpert | None]:
-        count = len(experts)
-        per_token = self.moe.experts_per_token or min(2, count)
+        split = self.moe.split
+        count = len(experts) * split
+        per_token = self.moe.experts_per_token or min(2, len(experts)) * split
         if per_token > count:
             self.findings.problem(
                 f"tokens cannot pass {per_token} of {count} experts",
@@ -158,9 +159,38 @@ class _Settler:
                 f"write at most {count}",
             )
         width = max(width_of(expert.expert, self.found, self.feed) for expert in experts)
+        self._check_split(family, per_token, width)
+        width //= split
         shared, shared_width = self._shared(family, width)
         routed = self._layers(donor, family)
-        return Sizes(count, per_token, width, shared_width, routed, donor.layers), shared
+        sizes = Sizes(count, per_token, width, shared_width, routed, donor.layers, split)
+        return sizes, shared
+
+    def _check_split(self, family: Family, per_token: int, width: int) -> None:
+        """Note slices that do not come out even, or that loaders may take apart."""
+        split, where = self.moe.split, self.recipe.at("moe", "split")
+        if split == 1:
+            return
+        if width % split:
+            self.findings.problem(
+                f"experts of width {width} cannot be cut into {split} slices of one width",
+                where,
+                f"take a divisor of {width}",
+            )
+        if per_token % split:
+            self.findings.problem(
+                f"a token passes {per_token} slices, which is no whole number of experts"
+                f" ({split} slices each)",
+                self.recipe.at("moe", "experts_per_token"),
+                f"write a multiple of {split}",
+            )
+        if not family.sigmoid:
+            self.findings.warn(
+                f"a `{family.name}` model computes its gates in the dtype of its weights: in 16"
+                " bits those of two experts may be equal for a token, which then passes slices of"
+                " both; `glm4_moe` computes them in fp32",
+                where,
+            )
 
     def _shared(self, family: Family, width: int) -> tuple[SharedExpert | None, int]:
         asked, holds = self.moe.shared, family.shared
@@ -176,7 +206,7 @@ class _Settler:
                 )
             return None, 0
         if asked.expert == "zero":
-            return asked, width if holds.multiple else min(width, SMALL)
+            return asked, width if holds.multiple or holds.single else min(width, SMALL)
         routed = {expert.residual_scale for expert in self.moe.experts} or {1.0}
         together = abs(asked.residual_scale) + max(map(abs, routed))
         if together > 1.5:
@@ -187,13 +217,15 @@ class _Settler:
             )
         own = width_of(asked.expert, self.found, self.feed)
         self.found[asked.expert].used += 1
-        if holds.multiple and own > width:
+        if holds.single and own > width:
             self.findings.problem(
                 f"the shared expert is wider ({own}) than the routed ones ({width})",
                 self.recipe.at("moe", "shared"),
-                "take another, or `target: qwen2_moe` or `granitemoeshared`",
+                "take another, or another `target`",
             )
-        return asked, width if holds.multiple else own
+        if holds.single:
+            return asked, width
+        return asked, -(-own // width) * width if holds.multiple else own
 
     def _layers(self, donor: Donor, family: Family) -> tuple[int, ...]:
         asked, every = self.moe.layers, tuple(range(donor.layers))

@@ -92,7 +92,7 @@ def test_an_adapter_is_an_expert(dense: Dense, tmp_path: Path) -> None:
     api.run(recipe, tmp_path / "routed")
     assert apart(tmp_path / "merged", tmp_path / "routed") < 5e-6
     recipe["moe"] = {"target": "granitemoe", "gate": "zeros"}
-    with pytest.raises(RecipeError, match="neither padded nor stacked"):
+    with pytest.raises(RecipeError, match="neither padded, cut nor stacked"):
         api.plan(recipe)
 
 

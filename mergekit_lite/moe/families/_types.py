@@ -21,7 +21,8 @@ class Sizes:
     """The numbers of a routed model.
 
     Attributes:
-        experts: routed experts of a layer.
+        experts: routed experts of a layer, slices counted.
+        split: slices that each expert is cut into; they follow each other.
         per_token: experts that a token passes.
         width: of a routed expert.
         shared_width: of the shared expert, 0 where there is none.
@@ -35,6 +36,7 @@ class Sizes:
     shared_width: int
     routed: tuple[int, ...]
     layers: int
+    split: int = 1
 
     @property
     def dense_layers(self) -> tuple[int, ...]:
@@ -51,12 +53,14 @@ class Shared:
         sigmoid: name of the row whose sigmoid weighs it, empty where it counts in full.
         needed: a layer cannot be without.
         multiple: its width is that of a routed expert, or a multiple of it.
+        single: it is just as wide as a routed expert.
     """
 
     names: Mapping[str, str]
     sigmoid: str = ""
     needed: bool = False
     multiple: bool = True
+    single: bool = False
 
 
 Settings = Callable[[Donor, Sizes], Mapping[str, Any]]

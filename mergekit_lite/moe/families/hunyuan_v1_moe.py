@@ -26,7 +26,7 @@ HUNYUAN_V1_MOE = Family(
     router="mlp.gate.wg.weight",
     experts=named("mlp.experts.{e}"),
     settings=_settings,
-    shared=Shared(named("mlp.shared_mlp"), needed=True),
+    shared=Shared(named("mlp.shared_mlp"), needed=True, single=True),
     bias=("none", "all"),
     head_norms=("after_rope",),
 )

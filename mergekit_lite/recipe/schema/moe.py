@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from mergekit_lite.recipe.schema.fields import LayerRanges, Part, whole_or_none
+from mergekit_lite.recipe.schema.fields import LayerRanges, Part, whole, whole_or_none
 
 Target = Literal[
     "auto",
@@ -86,7 +86,11 @@ class Moe(Part):
     experts_per_token: Annotated[
         int | None, Field(ge=1, default=None), BeforeValidator(whole_or_none)
     ] = None
-    """How many experts each token passes; by default 2, or 1 where there is but one."""
+    """How many experts each token passes; by default 2, or 1 where there is but one. Slices count
+    as experts: with `split: 4`, two experts are 8."""
+    split: Annotated[int, Field(ge=1), BeforeValidator(whole)] = 1
+    """Cut each expert into so many slices, which are experts of their own with one gate: as many
+    smaller ones for later training, that together still say what the whole one says."""
     shared: SharedExpert | None = None
     """The shared expert; by default `zero` where the family cannot be without, else `none`."""
     layers: LayerRanges | None = None
