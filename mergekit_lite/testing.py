@@ -257,8 +257,8 @@ def _zeros_count_as_declared(spec: OpSpec, way: Vector) -> None:
 def _mask_depends_on_names_alone(spec: OpSpec, way: Vector) -> None:
     import torch
 
-    deltas = [torch.ones(64, 64) for _ in way.deltas]
-    drawing = {"density": 0.5, "noise": 0.5, "relative": False}
+    deltas = [torch.linspace(1, 2, 4096).reshape(64, 64) for _ in way.deltas]
+    drawing = {"density": 0.5, "noise": 0.5, "relative": False, "ratio": 0.5}
     params = {**way.params, **{k: v for k, v in drawing.items() if k in spec.parameters}}
     half = Vector(way.deltas, way.expect, params, way.weights, way.layer, way.layers)
     first = _call(spec, half, deltas, seed=1, name="x")

@@ -26,6 +26,13 @@ def check_gate(
         _check_files(recipe, experts, findings, where)
     if training:
         return
+    redrawn = [expert for expert in experts if expert.redraw is not None]
+    if redrawn:
+        findings.problem(
+            "neurons that are drawn anew know nothing until they are trained",
+            redrawn[0].where or where,
+            "write `moe: {for_training: true}`, or leave `redraw` out",
+        )
     alike = len({(e.expert, e.noise, e.residual_scale) for e in experts}) == 1
     noisy = any(e.noise is not None for e in experts)
     if alike and not noisy and len(experts) > 1:

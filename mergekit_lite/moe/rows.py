@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mergekit_lite.checkpoint import TensorInfo, role_of
 from mergekit_lite.moe.assembly import Assembly, FeedForward, MadeRow
 from mergekit_lite.moe.families import PARTS
+from mergekit_lite.ops._place import random_key
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame, Target
 from mergekit_lite.plan.inputs import View
@@ -98,6 +99,7 @@ class RoutedRows:
             for number, (expert, parts) in enumerate(experts):
                 for part, name in family.experts.items():
                     job = self._job(f"{root}.{name.format(e=number)}", parts[part], layer)
+                    job = self._redrawn(job, expert, part, f"{root}.{number}")
                     yield self._noisy(job, expert)
         yield from self._shared(layer)
 
@@ -180,10 +182,10 @@ class RoutedRows:
         """Yield the two tensors of a layer in which all experts lie one after the other."""
         root = self.assembly.roots[layer]
         for expert in self.assembly.experts:
-            if expert.noise is not None:
+            if expert.noise is not None or expert.redraw is not None:
                 self.findings.problem(
                     f"a `{self.assembly.family.name}` model stores all experts in one tensor, and"
-                    f" `{expert.expert}` alone cannot get noise there",
+                    f" `{expert.expert}` alone cannot get noise or new neurons there",
                     expert.where,
                     "add it in a stage with `perturb` and name `@STAGE`, or take another `target`",
                 )
@@ -218,6 +220,32 @@ class RoutedRows:
             layer=layer,
             rule=first.rule,
         )
+
+    def _redrawn(self, job: Job, expert: MoeExpert, part: str, group: str) -> Job:
+        """Return a row in which a part of the neurons is drawn anew."""
+        asked = expert.redraw
+        if asked is None:
+            return job
+        if self.assembly.sizes.split > 1 or expert.noise is not None:
+            self.findings.problem(
+                "`redraw` goes together with neither `split` nor `noise`",
+                expert.where,
+                "do one of them",
+            )
+        scale = job.steps[0].params["scale"] if job.steps else 1.0
+        step = Step(
+            "drop_upcycle",
+            {
+                "ratio": asked.ratio,
+                "neurons": "columns" if part == "down" else "rows",
+                # As JSON numbers go no further.
+                "draw": random_key(self.recipe.seed, "drop_upcycle", "", group) >> 12,
+                "choice": part if asked.index_set == "independent" else "shared",
+                "scale": scale,
+                "weights": [1.0],
+            },
+        )
+        return replace(job, kind="merge", steps=(step,))
 
     def _noisy(self, job: Job, expert: MoeExpert) -> Job:
         if expert.noise is None or expert.noise.scale == 0:

@@ -176,10 +176,11 @@ def _open_moe(definitions: dict[str, Schema]) -> None:
             "anyOf": [word, fields[key]],
         }
     expert = definitions["MoeExpert"]["properties"]
-    expert["noise"] = {
-        "description": expert["noise"].pop("description", ""),
-        "anyOf": [{"type": "number", "minimum": 0}, dict(_VARIABLE), expert["noise"]],
-    }
+    for key in ("noise", "redraw"):
+        expert[key] = {
+            "description": expert[key].pop("description", ""),
+            "anyOf": [{"type": "number", "minimum": 0}, dict(_VARIABLE), expert[key]],
+        }
     gate = definitions["Gate"]
     del gate["properties"]["params"]
     gate["additionalProperties"] = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
-from mergekit_lite.recipe.schema import BASE, Moe, MoeExpert, Noise, SharedExpert, Target
+from mergekit_lite.recipe.schema import BASE, Moe, MoeExpert, Noise, Redraw, SharedExpert, Target
 
 if TYPE_CHECKING:
     from mergekit_lite.recipe.shape import Shaper
@@ -96,14 +96,18 @@ class MoeReader:
             if isinstance(data.get(key), str):
                 data[key] = [data[key]]
         if "noise" in data:
-            data["noise"] = self._noise(entries["noise"])
+            data["noise"] = self._short(entries["noise"], Noise, "scale")
+        if "redraw" in data:
+            data["redraw"] = self._short(entries["redraw"], Redraw, "ratio")
         return {**data, "where": where}
 
-    def _noise(self, node: Node) -> Any:
+    def _short(self, node: Node, model: type, key: str) -> Any:
+        """Return plain data of a mapping for which one of its values may stand alone."""
         if not isinstance(node.value, dict):
-            return {"scale": node.plain()}
-        entries = self.shaper.known(node, keys_of(Noise), "moe.experts.noise")
-        return {key: value.plain() for key, value in entries.items()}
+            return {key: node.plain()}
+        owner = f"moe.experts.{model.__name__.lower()}"
+        entries = self.shaper.known(node, keys_of(model), owner)
+        return {name: value.plain() for name, value in entries.items()}
 
     def _shared(self, node: Node) -> dict[str, Any]:
         if not isinstance(node.value, dict):

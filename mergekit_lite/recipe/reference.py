@@ -24,6 +24,7 @@ _SECTIONS = (
     ("Routed models", schema.Moe),
     ("Routed experts", schema.MoeExpert),
     ("Noise", schema.Noise),
+    ("Redrawn neurons", schema.Redraw),
     ("Shared expert", schema.SharedExpert),
     ("Gate", schema.Gate),
     ("Tokenizer", schema.Tokenizer),

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
 from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
-from mergekit_lite.recipe.schema.moe import Gate, Moe, MoeExpert, Noise, SharedExpert, Target
+from mergekit_lite.recipe.schema.moe import (
+    Gate,
+    Moe,
+    MoeExpert,
+    Noise,
+    Redraw,
+    SharedExpert,
+    Target,
+)
 from mergekit_lite.recipe.schema.output import LoraOutput, Output
 from mergekit_lite.recipe.schema.recipe import Recipe, Stage
 from mergekit_lite.recipe.schema.rules import ACTIONS, ROLES, Match, Rule, Slice
@@ -29,6 +37,7 @@ __all__ = [
     "Output",
     "Recipe",
     "RecipeStep",
+    "Redraw",
     "Rule",
     "SharedExpert",
     "Slice",

@@ -37,6 +37,16 @@ class Noise(Part):
     """Whether `scale` is a part of each matrix's own standard deviation."""
 
 
+class Redraw(Part):
+    """A part of an expert's neurons that is drawn anew, as in Drop-Upcycling."""
+
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Which part."""
+    index_set: Literal["shared", "independent"] = "shared"
+    """Whether all three matrices redraw the same neurons, as the paper says, or each its own, as
+    the released code does."""
+
+
 class MoeExpert(Part):
     """One routed expert: whose feed-forward layers it is made of, and what tokens it is for."""
 
@@ -50,6 +60,9 @@ class MoeExpert(Part):
     """A file of texts of the kind that it is for, `.txt` or `.jsonl`."""
     noise: Noise | None = None
     """Noise on its matrices: `{scale: 0.01}` adds a hundredth of their standard deviation."""
+    redraw: Redraw | None = None
+    """Draw a part of its neurons anew from the spread of those that they replace, for training:
+    `redraw: 0.5` is Drop-Upcycling."""
     residual_scale: float = 1.0
     """Factor of what it adds to the residual stream; its down projection is multiplied by it."""
     where: SkipJsonSchema[str] = Field("", exclude=True)
