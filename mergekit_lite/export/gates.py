@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.labels import short_name
+from mergekit_lite.export.pruned import write_pruned
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
@@ -45,7 +46,7 @@ def with_gates(
         options: how to run.
         emit: called with events.
     """
-    if not plan.moe:
+    if "gate" not in plan.moe:
         return dict(models)
     from mergekit_lite.moe.gate_file import make_gates
 
@@ -92,6 +93,8 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
         out: final folder, beside which the gates are.
         folder: of the output, which exists.
     """
+    if "pruned" in plan.moe:
+        return [write_pruned(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
     if not plan.moe:
         return []
     from mergekit_lite.moe.gate_file import BESIDE, GATE_FILE, read_facts
@@ -128,5 +131,5 @@ def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def remove_gates(plan: Plan, out: Path) -> None:
     """Remove the folder in which the gates were made."""
-    if plan.moe:
+    if "gate" in plan.moe:
         shutil.rmtree(gate_folder(out), ignore_errors=True)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.moe.assembly import Assembly
 from mergekit_lite.moe.config import config_of, config_without
+from mergekit_lite.moe.prune import rows as pruned_rows
+from mergekit_lite.moe.prune.settle import Pruning
+from mergekit_lite.moe.prune.settle import settle as settle_pruning
 from mergekit_lite.moe.rows import RoutedRows
-from mergekit_lite.moe.settle import settle
+from mergekit_lite.moe.settle import settle as settle_assembly
 from mergekit_lite.moe.unfuse import unfuse
 from mergekit_lite.plan.types import Job
 
@@ -20,11 +23,20 @@ if TYPE_CHECKING:
     from mergekit_lite.plan.rows import Rows
     from mergekit_lite.recipe.schema import Recipe
 
-__all__ = ["Assembly", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
+__all__ = ["Routed", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
+
+Routed = Assembly | Pruning
+
+
+def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Routed | None:
+    """Return the routed model that a recipe asks for; None without one, or with problems noted."""
+    if recipe.moe is not None and recipe.moe.prune is not None:
+        return settle_pruning(recipe, found, findings)
+    return settle_assembly(recipe, found, findings)
 
 
 def rows_of(
-    assembly: Assembly,
+    routed: Routed,
     rows: Rows,
     recipe: Recipe,
     found: Mapping[str, View],
@@ -32,17 +44,25 @@ def rows_of(
     findings: Findings,
 ) -> list[Job]:
     """Return every row of a routed model."""
-    return list(RoutedRows(assembly, rows, recipe, found, findings).jobs(frame))
+    if isinstance(routed, Pruning):
+        return list(pruned_rows.jobs(routed, rows, recipe, frame))
+    return list(RoutedRows(routed, rows, recipe, found, findings).jobs(frame))
 
 
-def settings_of(assembly: Assembly) -> tuple[dict[str, Any], tuple[str, ...]]:
+def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the entries of the result's config, and those of the donor's that it has not."""
-    config = config_of(assembly)
-    return config, config_without(assembly.donor.config, config)
+    if isinstance(routed, Pruning):
+        return dict(routed.config), ()
+    config = config_of(routed)
+    return config, config_without(routed.donor.config, config)
 
 
-def facts_of(assembly: Assembly, jobs: Iterable[Job]) -> dict[str, Any]:
+def facts_of(routed: Routed, jobs: Iterable[Job]) -> dict[str, Any]:
     """Return `Plan.moe`: what is assembled, with the number of parameters in all and of a token."""
+    return routed.plain() if isinstance(routed, Pruning) else _assembled(routed, jobs)
+
+
+def _assembled(assembly: Assembly, jobs: Iterable[Job]) -> dict[str, Any]:
     total = routed = 0
     family, sizes = assembly.family, assembly.sizes
     marks = tuple(name.partition("{e}")[0] for name in family.experts.values())

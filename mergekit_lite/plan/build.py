@@ -35,10 +35,10 @@ from mergekit_lite.plan.stages import Stages, is_stage, written_first
 from mergekit_lite.plan.types import Job, Plan
 from mergekit_lite.plan.vocabulary import Vocabulary, settle
 from mergekit_lite.recipe.schema import Recipe
-from mergekit_lite.sources import Kind, Model, resolve
+from mergekit_lite.sources import Kind, Model, as_stored, resolve
 
 if TYPE_CHECKING:
-    from mergekit_lite.moe.planned import Assembly
+    from mergekit_lite.moe.planned import Routed
 
 
 def models(recipe: Recipe) -> dict[str, Model]:
@@ -129,7 +129,7 @@ def _build(
     jobs: list[Job] = []
     frame, config, adapter = Frame((), 0), dict[str, Any](), dict[str, Any]()
     vocabulary, untouched = Vocabulary(), dict[str, Any]()
-    routed: Assembly | None = None
+    routed: Routed | None = None
     found = _check_inputs(recipe, models, findings)
     check_ported(recipe, found, findings)
     if found:
@@ -176,11 +176,17 @@ def _resolve_all(
                 found[name] = stages.model(reference)
                 continue
             if (reference, kind) not in known:
-                known[reference, kind] = resolve(reference, relative_to=recipe.folder, kind=kind)
+                model = resolve(reference, relative_to=recipe.folder, kind=kind)
+                known[reference, kind] = as_stored(model) if _moves_codes(recipe) else model
             found[name] = known[reference, kind]
         except (RecipeError, DataError, SourceError) as error:
             errors.append(type(error)(placed(error.problems, where)))
     return found, errors
+
+
+def _moves_codes(recipe: Recipe) -> bool:
+    """Return whether quantised weights are moved as they are: experts are only left out."""
+    return recipe.moe is not None and recipe.moe.prune is not None
 
 
 def _joined(errors: Sequence[MergekitLiteError]) -> MergekitLiteError:
@@ -221,7 +227,7 @@ def _check_inputs(
     return found
 
 
-def _routed(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Assembly | None:
+def _routed(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Routed | None:
     if recipe.moe is None:
         return None
     from mergekit_lite.moe.planned import settle as settle_routed
@@ -234,7 +240,7 @@ def _rows(
     found: Mapping[str, View],
     frame: Frame,
     findings: Findings,
-    routed: Assembly | None,
+    routed: Routed | None,
 ) -> tuple[list[Job], dict[str, tuple[tuple[int, int], ...]]]:
     """Return all rows, and what no row brings to whole-model statistics."""
     rows = Rows(recipe, found, frame.layers, findings)
@@ -281,7 +287,7 @@ def _plan(
     adapter: Mapping[str, Any],
     untouched: Mapping[str, tuple[tuple[int, int], ...]],
     findings: Findings,
-    routed: Assembly | None,
+    routed: Routed | None,
 ) -> Plan:
     dtype = main_dtype(jobs)
     base = found["base"].model
@@ -293,10 +299,11 @@ def _plan(
         settings, gone = settings_of(routed)
         config, moe = {**config, **settings}, facts_of(routed, jobs)
     config = {**config, **found["base"].changes}
+    as_it_is = _moves_codes(recipe) and recipe.output.dtype == "base" and not base.plan
     changes = {
         **(base.plan.config if base.plan else {}),
         **config,
-        **config_changes(known and {**known, **config}, dtype),
+        **({} if as_it_is else config_changes(known and {**known, **config}, dtype)),
     }
     parts = list(dict.fromkeys(map(part_of, base.header.files))) or ["model"]
     if adapter or not any("/" in part for part in parts):
@@ -318,7 +325,7 @@ def _plan(
             # Parts that are given whole go first, for single entries are laid over them.
             config=dict(sorted(changes.items(), key=lambda item: not isinstance(item[1], Mapping))),
             config_without=(
-                *config_without(known),
+                *(() if as_it_is else config_without(known)),
                 *(base.plan.config_without if base.plan else ()),
                 *gone,
             ),

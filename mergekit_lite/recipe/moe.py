@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
+from mergekit_lite.recipe.prune import PruneReader
 from mergekit_lite.recipe.schema import BASE, Moe, MoeExpert, Noise, Redraw, SharedExpert, Target
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class MoeReader:
             return {}
         entries = self.shaper.known(node, keys_of(Moe), "moe")
         data = {key: value.plain() for key, value in entries.items() if value.value is not None}
+        if "prune" in data:
+            data["prune"] = PruneReader(self.shaper, node).read(entries["prune"])
         if isinstance(data.get("target"), str):
             data["target"] = self._target(entries["target"])
         if isinstance(data.get("experts"), list):

@@ -38,6 +38,7 @@ class Model:
         plan: what that stage does (a `Plan`).
         parts: the stage's own models.
         unreadable: why quantised weights cannot be read as floats; each begins with `quantised`.
+        stored: the tensors of a quantised checkpoint as they are on disk.
     """
 
     reference: str
@@ -51,6 +52,7 @@ class Model:
     open: Callable[[str], Reader] = field(repr=False, compare=False)
     quantization: str = ""
     unreadable: tuple[Problem, ...] = ()
+    stored: Header | None = field(default=None, repr=False, compare=False)
     stage: str = ""
     plan: Plan | None = field(default=None, repr=False, compare=False)
     parts: Mapping[str, Model] = field(default_factory=dict, repr=False, compare=False)

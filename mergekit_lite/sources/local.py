@@ -73,6 +73,7 @@ class LocalSource:
             open=lambda file: FileReader(folder / file),
             quantization=reading.format,
             unreadable=unreadable,
+            stored=header if reading.format else None,
         )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergekit_lite.checkpoint import Header, Reading, as_plain
 from mergekit_lite.errors import Problem
+from mergekit_lite.sources._types import Model
+from mergekit_lite.sources.companions import companions_of
 
 LEFT_OUT = frozenset({"hf_quant_config.json", "quantize_config.json", "quant_config.json"})
 """Files beside quantised weights that are of no use, and misleading, beside plain ones."""
@@ -35,6 +38,20 @@ def read_quantised(
         for fault in reading.faults
     )
     return reading, problems
+
+
+def as_stored(model: Model) -> Model:
+    """Return a quantised model as the codes and scales that it stores, any other as it is."""
+    if model.stored is None:
+        return model
+    return replace(
+        model,
+        header=model.stored,
+        quantization="",
+        unreadable=(),
+        companions=companions_of(model.root),
+        stored=None,
+    )
 
 
 def _base_model(root: Path) -> str:

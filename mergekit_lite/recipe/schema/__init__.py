@@ -18,6 +18,7 @@ from mergekit_lite.recipe.schema.moe import (
     Target,
 )
 from mergekit_lite.recipe.schema.output import LoraOutput, Output
+from mergekit_lite.recipe.schema.prune import Prune, PruneMethod
 from mergekit_lite.recipe.schema.recipe import Recipe, Stage
 from mergekit_lite.recipe.schema.rules import ACTIONS, ROLES, Match, Rule, Slice
 from mergekit_lite.recipe.schema.tokens import Tokenizer, TokenRule, TokenSource
@@ -35,6 +36,8 @@ __all__ = [
     "MoeExpert",
     "Noise",
     "Output",
+    "Prune",
+    "PruneMethod",
     "Recipe",
     "RecipeStep",
     "Redraw",

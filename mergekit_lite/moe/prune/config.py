@@ -1,0 +1,173 @@
+"""What a config says of the number of experts, in every spelling that loaders know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from mergekit_lite.plan import configs
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.recipe.schema import Prune, Recipe
+
+_COUNTS = (
+    "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts",
+)  # fmt: skip
+_SPELLINGS = ("num_experts", "num_local_experts")
+"""Loaders of one family read the one or the other, so both are written."""
+_CHOSEN = (
+    "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k",
+    "moe_k", "num_selected_experts",
+)  # fmt: skip
+_DRAFTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of the result.
+
+    Attributes:
+        keep: experts of each layer.
+        groups: runs of experts among which routers choose first.
+        entries: of the config that change.
+        without_drafts: more of them where draft layers are left out.
+    """
+
+    keep: int
+    groups: int
+    entries: Mapping[str, Any]
+    without_drafts: Mapping[str, Any]
+
+
+def settings(
+    recipe: Recipe, config: configs.Config, experts: int, findings: Findings
+) -> Settings | None:
+    """Return the numbers of a model with fewer experts; None with problems noted.
+
+    Args:
+        recipe: with `moe.prune`.
+        config: of the base.
+        experts: that each layer stores.
+        findings: where problems are noted.
+    """
+    moe = recipe.moe
+    if moe is None or moe.prune is None:
+        return None
+    before = len(findings.problems)
+    counts = _entries(config, _COUNTS, findings, recipe.at("base"))
+    chosen = _entries(config, _CHOSEN, findings, recipe.at("base"))
+    if not counts or not chosen or set(counts.values()) != {experts}:
+        findings.problem(
+            f"the config does not say that each layer has {experts} experts, and how many a token"
+            f" passes: {counts or 'no number of experts'}, {chosen or 'none a token'}",
+            recipe.at("base"),
+            "check that the download is whole and the config is of this model",
+        )
+        return None
+    groups = configs.value(config, "n_group")
+    groups = groups if type(groups) is int and groups > 1 else 1
+    keep = number_kept(moe.prune, experts)
+    _check_keep(keep, experts, groups, recipe, findings)
+    # Groups are ranked by their two best experts; also where there is one group alone.
+    by_two = configs.has(config, "n_group") and "greedy" not in str(
+        configs.value(config, "topk_method")
+    )
+    if by_two and keep // groups < 2:
+        findings.problem(
+            f"routers of this model rank groups by two experts, and {keep // groups} would stay",
+            recipe.at("moe", "prune", "keep"),
+            f"keep at least {2 * groups}",
+        )
+    per_token = _per_token(recipe, config, keep, groups, max(chosen.values()), findings)
+    if len(findings.problems) > before:
+        return None
+    entries: dict[str, Any] = {}
+    for key in counts:
+        entries[key] = _like(configs.value(config, key), keep)
+    nested = any(key in configs.NESTED for key in config or {})
+    if not nested:
+        entries |= dict.fromkeys(_SPELLINGS, keep)
+    for key in chosen:
+        entries[key] = _like(configs.value(config, key), per_token)
+    drafts = {key: 0 for key in _DRAFTS if configs.has(config, key)}
+    return Settings(keep, groups, entries, drafts)
+
+
+def number_kept(prune: Prune, experts: int) -> int:
+    """Return how many experts of a layer stay; a share is rounded up."""
+    if prune.experts is not None:
+        listed = (
+            list(prune.experts.values()) if isinstance(prune.experts, Mapping) else [prune.experts]
+        )
+        return max((len(set(own)) for own in listed), default=0)
+    keep = prune.keep or 0
+    return ceil(keep * experts - 1e-9) if keep < 1 else int(keep)
+
+
+def _entries(
+    config: configs.Config, keys: tuple[str, ...], findings: Findings, where: str
+) -> dict[str, int]:
+    """Return the entries that are there; one that lists layers must say the same of all."""
+    found = {}
+    for key in keys:
+        value = configs.value(config, key)
+        if isinstance(value, list) and value and all(entry == value[0] for entry in value):
+            value = value[0]
+        if isinstance(value, list):
+            findings.problem(
+                f"`{key}` of the config differs by layer: {value}",
+                where,
+                "only models whose layers are alike can be pruned",
+            )
+        elif type(value) is int and value > 0:
+            found[key] = value
+    return found
+
+
+def _like(value: Any, number: int) -> Any:
+    return [number] * len(value) if isinstance(value, list) else number
+
+
+def _check_keep(keep: int, experts: int, groups: int, recipe: Recipe, findings: Findings) -> None:
+    where = recipe.at("moe", "prune", "keep")
+    if not 0 < keep <= experts:
+        findings.problem(
+            f"{keep} experts cannot stay of {experts}", where, f"keep 1 to {experts} of them"
+        )
+    elif keep % groups:
+        near = sorted({max(keep // groups, 1) * groups, -(-keep // groups) * groups})
+        findings.problem(
+            f"routers of this model choose among {groups} groups of equal size (`n_group`), and"
+            f" {keep} experts cannot be spread evenly over them",
+            where,
+            f"keep {' or '.join(map(str, near))}",
+        )
+
+
+def _per_token(
+    recipe: Recipe,
+    config: configs.Config,
+    keep: int,
+    groups: int,
+    before: int,
+    findings: Findings,
+) -> int:
+    """Return how many experts a token passes: as many as before where there are enough."""
+    chosen = configs.value(config, "topk_group")
+    reachable = keep
+    if groups > 1 and type(chosen) is int:
+        reachable = min(keep, chosen * keep // groups)
+    asked = recipe.moe.experts_per_token if recipe.moe else None
+    if asked is not None and asked > reachable:
+        findings.problem(
+            f"tokens cannot pass {asked} of {reachable} experts that they can reach",
+            recipe.at("moe", "experts_per_token"),
+            f"write at most {reachable}",
+        )
+    if asked is None and before > reachable > 0:
+        findings.warn(
+            f"tokens passed {before} experts and now reach {reachable}, which all are chosen",
+            recipe.at("moe", "prune"),
+        )
+    return min(before, reachable) if asked is None else asked
