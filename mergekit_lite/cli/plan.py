@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +165,11 @@ def chains_text(plan: Plan, *, full: bool) -> str:
 def chain_text(job: Job, *, full: bool = False) -> str:
     """Return the chain of one row on a line; transforms that all experts share are named once."""
     if job.kind == "copy":
-        return f"copy from {job.reads[0].source}"
+        from mergekit_lite.plan.runs import runs_of
+        from mergekit_lite.plan.types import GATE
+
+        inputs = sorted({run.source for run in runs_of(job.reads[0], prod(job.shape))})
+        return f"copy from {' and '.join(inputs)}".replace(GATE, "the gates")
     sources = [read.source for read in job.reads]
     shared: dict[str, list[str]] = {}
     for step in job.steps:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite import ops
 from mergekit_lite.checkpoint.index import DIFFUSERS_STEM
+from mergekit_lite.export.gates import routed_text
 from mergekit_lite.export.labels import HUB_ID, hub_id, short_name, stored_dtypes, without_paths
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.stages import leaf_models
@@ -79,6 +80,7 @@ def card(plan: Plan, models: Mapping[str, Model], report: Report, title: str) ->
         _sentence(plan, parents),
         f"## Recipe\n\n```yaml\n{_yaml(_recipe(plan))}```",
         f"## Inputs\n\n{_inputs(parents, report)}",
+        *([f"## Experts\n\n{routed_text(plan.moe)}"] if plan.moe else []),
         f"## Method\n\n{_methods(plan)}",
         _use(plan, title, text_model="model_type" in (models["base"].config or {})),
     )
@@ -99,8 +101,11 @@ def matter(plan: Plan, parents: Sequence[Parent]) -> dict[str, Any]:
         if stated and all(value == stated[0] for value in stated):
             known[key] = stated[0]
     known |= _license(parents)
+    routed = ["moe"] if plan.moe else []
     imported = ["mergekit"] if plan.compat == "mergekit" else []
-    known["tags"] = list(dict.fromkeys(["merge", "mergekit-lite", *imported, *methods(plan)]))
+    known["tags"] = list(
+        dict.fromkeys(["merge", "mergekit-lite", *imported, *routed, *methods(plan)])
+    )
     return known
 
 

@@ -85,6 +85,23 @@ def size_text(moe: Mapping[str, Any]) -> str:
     )
 
 
+def routed_text(moe: Mapping[str, Any]) -> str:
+    """Return what a card says of a routed model."""
+    rows = ["| expert | made of | besides |", "|---|---|---|"]
+    for number, expert in enumerate(moe["experts"]):
+        besides = [f"{key} {expert[key]}" for key in ("residual_scale",) if key in expert]
+        besides += [key for key in ("noise", "redraw") if key in expert]
+        rows.append(f"| {number} | {expert['expert']} | {', '.join(besides)} |")
+    shared = moe["shared"]
+    said = f" The shared expert is `{shared['expert']}`." if shared else ""
+    gate = moe["gate"]["method"]
+    training = " It is meant to be trained before it is used." if moe["for_training"] else ""
+    return (
+        f"{size_text(moe)}. Gates are made by `{gate}`.{said}{training}"
+        f" `{MANIFEST_FILE}` has the details.\n\n" + "\n".join(rows)
+    )
+
+
 def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
     """Write what a routed model is made of, and the files that its gates left; return their names.
 

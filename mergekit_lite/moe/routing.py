@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mergekit_lite.moe.families import Family, Sizes
 from mergekit_lite.moe.gates import GateSpec
 from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import MoeExpert, Recipe
 
 
@@ -16,6 +17,7 @@ def check_gate(
     family: Family,
     sizes: Sizes,
     experts: Sequence[MoeExpert],
+    found: Mapping[str, View],
     findings: Findings,
 ) -> None:
     """Note gates that would be useless, or a family that would weaken what experts say."""
@@ -33,7 +35,9 @@ def check_gate(
             redrawn[0].where or where,
             "write `moe: {for_training: true}`, or leave `redraw` out",
         )
-    alike = len({(e.expert, e.noise, e.residual_scale) for e in experts}) == 1
+    models = [(found[e.expert].model.root.resolve(), found[e.expert].model.stage) for e in experts]
+    marks = [(m, e.noise, e.residual_scale) for m, e in zip(models, experts, strict=True)]
+    alike = len(set(marks)) == 1
     noisy = any(e.noise is not None for e in experts)
     if alike and not noisy and len(experts) > 1:
         findings.problem(

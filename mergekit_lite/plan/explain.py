@@ -12,7 +12,7 @@ from mergekit_lite.plan.build import models as resolve_models
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.rules import Rules, describe, describe_match
-from mergekit_lite.plan.types import Job, Plan, Read, Step
+from mergekit_lite.plan.types import GATE, Block, Job, Plan, Read, Step
 from mergekit_lite.recipe.schema import Recipe
 from mergekit_lite.sources import Model
 
@@ -60,6 +60,10 @@ def explain(
         "rules": matched,
     }
     job = next((job for job in plan.jobs if job.name == tensor), None)
+    if plan.moe and job is not None and tensor not in models["base"].header.tensors:
+        # No rule speaks of what a routed model has and its base has not.
+        where, _, why = job.rule.partition(" ")
+        found["decision"] = {"where": where, "why": why}
     if job is None:
         return {**found, "kind": "drop", "reads": [], "steps": [], "writes": None}
     return {**found, **_row(plan, job, models)}
@@ -121,6 +125,10 @@ def _lora_parts(lora: LoraFactors) -> dict[str, str]:
 
 
 def _places(read: Read, part: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
+    if read.blocks:
+        return [place for block in read.blocks for place in _window(block, part, models)]
+    if read.source == GATE:
+        return [{"source": GATE, "part": part, "tensor": read.name, "bytes": read.nbytes}]
     if read.zero:
         return [{"source": read.source, "part": part, "zero": True}]
     if read.gather is not None:
@@ -154,6 +162,18 @@ def _places(read: Read, part: str, models: Mapping[str, Model]) -> list[dict[str
         }
         for label, info in _stored(read, part, model)
     ]
+
+
+def _window(block: Block, part: str, models: Mapping[str, Model]) -> list[dict[str, Any]]:
+    """Return where the matrix lies that a window shows; nothing for zeros."""
+    if block.read.zero:
+        return []
+    rows, columns = block.shape
+    whole = block.first == (0, 0) and block.shape == block.stored
+    at = f" from row {block.first[0]}, column {block.first[1]}" if any(block.first) else ""
+    label = "whole" if whole else f"{rows}x{columns}{at}"
+    times = "" if block.scale == 1.0 else f", times {block.scale:g}"
+    return _places(block.read, f"{part}, {label}{times}", models)
 
 
 def _stored(read: Read, part: str, model: Model) -> list[tuple[str, TensorInfo]]:
@@ -206,6 +226,8 @@ def explain_text(explanation: Mapping[str, Any]) -> str:
 def _read_text(read: Mapping[str, Any]) -> str:
     if read.get("zero"):
         return f"{read['source']}: nothing, its delta is zero"
+    if read["source"] == GATE:
+        return f"gates: {read['tensor']}, made before the rows run, {read['bytes']} bytes"
     shape = "x".join(map(str, read["shape"]))
     part = "" if read["part"] == "input" else f" ({read['part']})"
     if "stage" in read:

@@ -142,3 +142,47 @@ def test_what_a_config_leaves_out_is_written(tmp_path: Path, dense: Dense) -> No
     assert found["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
     assert found["tie_word_embeddings"] is False  # F15: it has a head of its own
     assert apart(base, tmp_path / "routed") < 5e-6
+
+
+def test_it_is_explained_where_each_tensor_comes_from(
+    dense: Dense, recipe: dict[str, object]
+) -> None:
+    from mergekit_lite.cli.plan import chains_text
+    from mergekit_lite.plan.explain import explain, explain_text
+
+    def told(name: str) -> str:
+        loaded = api.load(recipe)
+        return explain_text(explain(api.plan(loaded), loaded, name))
+
+    block = "model.layers.1.block_sparse_moe"
+    text = told(f"{block}.gate.weight")
+    assert "made by the gate `random`" in text
+    assert f"gates: {block}.gate.weight, made before the rows run" in text
+    text = told(f"{block}.experts.1.w2.weight")
+    assert "code: model.layers.1.mlp.down_proj.weight" in text
+    assert "copy from the gates" in chains_text(api.plan(recipe), full=False)
+    recipe["moe"] = {"target": "granitemoe", "gate": "random"}
+    text = told("model.layers.1.block_sparse_moe.input_linear.weight")
+    assert "math (input, whole): model.layers.1.mlp.gate_proj.weight" in text
+    assert "code (input, whole): model.layers.1.mlp.up_proj.weight" in text
+    assert "copy from code and math" in chains_text(api.plan(recipe), full=False)
+
+
+def test_the_card_tells_of_the_experts(tmp_path: Path, recipe: dict[str, object]) -> None:
+    api.run(recipe, tmp_path / "routed")
+    card = (tmp_path / "routed" / "README.md").read_text()
+    assert "- moe\n" in card
+    assert "mixtral: 2 experts, 2 for each token" in card
+    assert "| 1 | code |  |" in card
+
+
+def test_a_plan_can_be_run_elsewhere(
+    tmp_path: Path, dense: Dense, recipe: dict[str, object]
+) -> None:
+    from mergekit_lite.plan.types import Plan
+
+    plan = Plan.from_json(api.plan(recipe).to_json())
+    api.run(plan, tmp_path / "plan")
+    api.run(recipe, tmp_path / "recipe")
+    first, second = (tmp_path / n / "model.safetensors" for n in ("plan", "recipe"))
+    assert first.read_bytes() == second.read_bytes()

@@ -69,6 +69,9 @@ def test_gates_of_zeros_need_all_experts_or_training(dense: Dense) -> None:
 def test_copies_are_for_training(dense: Dense) -> None:
     recipe = {"base": str(dense("llama")), "moe": {"experts": ["base"] * 3, "gate": "random"}}
     assert "all 3 experts are `base`" in refused(recipe)
+    again = str(dense("llama"))
+    recipe = {"base": again, "experts": {"a": again, "b": again}, "moe": {"gate": "random"}}
+    assert "all 2 experts are `a`" in refused(recipe)  # one model under two names
 
 
 def test_weights_that_do_not_add_up_are_refused(dense: Dense) -> None:
