@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mergekit_lite.moe.gates import registry as gate_registry  # noqa: E402
 from mergekit_lite.ops import registry  # noqa: E402
+from mergekit_lite.recipe.marks import show  # noqa: E402
 from mergekit_lite.recipe.reference import recipe_reference  # noqa: E402
+from mergekit_lite.recipe.values import wanted  # noqa: E402
 
 TARGET = ROOT / "docs" / "recipe.md"
 
@@ -22,7 +26,25 @@ def text() -> str:
         for name, spec in registry().items()
         if spec.function.__module__.startswith("mergekit_lite.")
     }
-    return recipe_reference(own)
+    return "\n".join([recipe_reference(own).rstrip("\n"), "", *gates(), ""])
+
+
+def gates() -> Iterator[str]:
+    """Yield the section on the ways of making gates."""
+    yield "## Gates"
+    yield ""
+    yield "What `gate` of `moe` may be, with what every expert must then have. Parameters stand"
+    yield "beside `method`: `gate: {method: ridge, penalty: 0.1}`."
+    yield ""
+    yield "| gate | parameter | takes | range | default | meaning |"
+    yield "|---|---|---|---|---|---|"
+    needs = {"nothing": "", "prompts": " Needs `prompts`.", "texts": " Needs `prompts` or `data`."}
+    for name, spec in sorted(gate_registry().items()):
+        yield f"| **`{name}`** | | | | | {spec.summary}{needs[spec.needs]} |"
+        for key, one in spec.parameters.items():
+            bounds = f"`{str(one.range).replace('x', key)}`" if one.range else ""
+            cells = (f"`{key}`", wanted(one), bounds, f"`{show(one.default)}`", one.doc)
+            yield f"| | {' | '.join(' '.join(cell.split()) for cell in cells)} |"
 
 
 def main() -> int:
