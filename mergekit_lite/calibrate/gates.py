@@ -87,14 +87,13 @@ class Measurer:
 
         tokenizer = load_tokenizer(self._base.root)
         settings = Settings(_ALL, _ALL, device=self._device, dtype="bfloat16")
-        side = getattr(tokenizer, "padding_side", "right")
         with ExitStack() as stack:
             running = []
             for topic in topics:
                 lines = prompts("all", _begun(topic, tokenizer))
                 prepared = prepare(self._base, lines, ["hidden"], settings)
                 samples = tokenise(lines, tokenizer, length=_ALL, max_tokens=_ALL, special=False)
-                together = batches(samples, size=_ALL, side=side, in_order=True)
+                together = batches(samples, size=_ALL, side="left", in_order=True)
                 prepared = replace(prepared, samples=samples, batches=tuple(together))
                 running.append(self._pass(stack, prepared, None, "hidden"))
             found: list[list[Tensor]] = [[] for _ in topics]
@@ -199,12 +198,12 @@ class Measurer:
 
 
 def _texts(topics: Sequence[Topic]) -> list[Text]:
-    """Return the texts of all topics; the domain of a text is the index of its topic."""
+    """Return the texts of all topics; the domain of a text is the name of its topic."""
     found: list[Text] = []
-    for index, topic in enumerate(topics):
-        found += prompts(str(index), topic.prompts)
+    for topic in topics:
+        found += prompts(topic.name, topic.prompts)
         if topic.file is not None:
-            found += [replace(t, domain=str(index)) for t in read_texts([topic.file])]
+            found += [replace(text, domain=topic.name) for text in read_texts([topic.file])]
     return found
 
 

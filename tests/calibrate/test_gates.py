@@ -18,7 +18,7 @@ from mergekit_lite.moe.gates._measure import LayerSums
 from mergekit_lite.moe.gates._sidecar import read_equations
 from tests.calibrate.conftest import save_model
 from tests.calibrate.test_stream import loaded
-from tests.checkpoints import perturbed, read_weights, write_json
+from tests.checkpoints import perturbed, read_weights
 
 PROMPTS = {
     "math": ["w4 w6 w8 w10", "w12 w4", "w6 w14 w8"],
@@ -28,11 +28,9 @@ PROMPTS = {
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama `base` and two experts of it, `math` and `code`; paddings go to the left."""
+    """A tiny Llama `base` and two experts of it, `math` and `code`."""
     home = tmp_path_factory.mktemp("experts")
     base = save_model(home / "base", "llama")
-    settings = json.loads((base / "tokenizer_config.json").read_text())
-    write_json(base / "tokenizer_config.json", {**settings, "padding_side": "left"})
     for seed, name in enumerate(PROMPTS, 1):
         perturbed(base, home / name, seed=seed, scale=0.05)
     return home
@@ -190,7 +188,7 @@ def hidden_by_hand(folder: Path, lines: list[str]) -> Tensor:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.pad_token = "<unk>"
+    tokenizer.pad_token, tokenizer.padding_side = "<unk>", "left"
     texts = [tokenizer.bos_token + line for line in lines]
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()

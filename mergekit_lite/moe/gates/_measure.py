@@ -24,11 +24,13 @@ class Topic:
 
     Attributes:
         expert: index into the routed experts.
+        name: of the expert, with a number where another topic has that name.
         prompts: short texts.
         file: of more texts.
     """
 
     expert: int
+    name: str
     prompts: tuple[str, ...] = ()
     file: Path | None = None
 
@@ -108,11 +110,13 @@ class Measure(Protocol):
 
 def topics_of(experts: Sequence[Any], texts: Path) -> list[Topic]:
     """Return the texts that each expert of a plan is for."""
+    names = [str(expert["expert"]) for expert in experts]
     return [
         Topic(
             index,
+            name if names.count(name) == 1 else f"{name} {1 + names[:index].count(name)}",
             tuple(expert.get("prompts", ())),
             texts / expert["data"] if expert.get("data") else None,
         )
-        for index, expert in enumerate(experts)
+        for index, (name, expert) in enumerate(zip(names, experts, strict=True))
     ]

@@ -17,7 +17,7 @@ def cheap_embed(request: GateRequest) -> Gates:
 
     positive = topics_of(request.experts, request.texts)
     negative = [
-        Topic(index, tuple(expert.get("negative", ())))
+        Topic(index, "", tuple(expert.get("negative", ())))
         for index, expert in enumerate(request.experts)
     ]
     sums = [request.measured().embeddings(topics) for topics in (positive, negative)]

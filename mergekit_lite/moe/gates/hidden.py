@@ -46,7 +46,7 @@ def hidden(
     """
     positive = topics_of(request.experts, request.texts)
     wrong = [
-        Topic(index, tuple(expert.get("negative", ())))
+        Topic(index, "", tuple(expert.get("negative", ())))
         for index, expert in enumerate(request.experts)
     ]
     asked = [*positive, *(topic for topic in wrong if topic.prompts)]
