@@ -18,6 +18,7 @@ from mergekit_lite.plan.layout import output_dtype
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.row_steps import IDENTITY, RowSteps
 from mergekit_lite.plan.rules import Decision, Rules
+from mergekit_lite.plan.runs import is_moved
 from mergekit_lite.plan.shortcuts import least_inputs, same_as, wanted
 from mergekit_lite.plan.types import Job, Read, Step
 from mergekit_lite.recipe.cascade import Chain
@@ -299,7 +300,9 @@ class Rows:
         reason = f"{decision}; {why}" if why else str(decision)
         dtype = output_dtype(info.dtype, self.recipe.output.dtype)
         made = read.made and info.dtype in FLOAT_DTYPES
-        computed = read.lora or made or read.gather or read.pieces
+        # A run of one stored tensor moves as it is; several may differ in dtype.
+        put_together = len(read.pieces) > 1 or (bool(read.pieces) and not is_moved(read))
+        computed = read.lora or made or read.gather or put_together
         if not computed and stored == dtype:
             return Job(
                 info.name, dtype, info.shape, 0, 0, "copy", (read,), layer=layer, rule=reason
