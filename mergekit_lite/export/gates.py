@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.labels import short_name
-from mergekit_lite.export.pruned import write_pruned
+from mergekit_lite.export.pruned import pruned_text, write_pruned
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
@@ -87,6 +87,8 @@ def size_text(moe: Mapping[str, Any]) -> str:
 
 def routed_text(moe: Mapping[str, Any]) -> str:
     """Return what a card says of a routed model."""
+    if "pruned" in moe:
+        return pruned_text(moe["pruned"])
     rows = ["| expert | made of | besides |", "|---|---|---|"]
     for number, expert in enumerate(moe["experts"]):
         besides = [f"{key} {expert[key]}" for key in ("residual_scale",) if key in expert]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,21 @@ def write_pruned(plan: Plan, folder: Path, name: str, version: int) -> str:
         **pruned,
     }
     if stats := pruned["prune"].get("stats"):
-        folder_of_stats = Path(plan.folder) / Path(stats).expanduser()
+        kind = "outputs" if pruned["method"] == "naee" else "rates"
+        folder_of_stats = Path(plan.folder) / Path(stats).expanduser() / kind
         manifest["statistics"] = {
-            file.name: file_sha256(file) for file in sorted((folder_of_stats / "rates").iterdir())
+            file.name: file_sha256(file) for file in sorted(folder_of_stats.iterdir())
         }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (folder / name).write_text(text + "\n", encoding="utf-8")
     return name
+
+
+def pruned_text(pruned: Mapping[str, Any]) -> str:
+    """Return what a card says of a model that experts were left out of."""
+    modules = pruned["modules"].values()
+    kept, experts = len(next(iter(modules))["kept"]), next(iter(modules))["experts"]
+    return (
+        f"Of the {experts} experts of each routed layer {kept} are left, chosen by"
+        f" `{pruned['method']}`; they are the same bytes as before. `moe_manifest.json` says which."
+    )

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 NEEDS = {
     **dict.fromkeys(
-        ("frequency", "gate", "ean", "man", "msan", "max_activation", "reap", "easy_ep"), "stats"
+        ("frequency", "gate", "ean", "man", "msan", "max_activation", "reap", "easy_ep", "naee"),
+        "stats",
     ),
     "router_norm": "pretrained",
     "router_change": "pretrained",
@@ -69,6 +70,9 @@ class PruneReader:
         if ("keep" in data) == (method == "listed"):
             what = "`keep` and `experts` both say how many stay" if "keep" in data else "no `keep`"
             self.problems.add(what, node.mark, "`listed` has `experts`, all other methods `keep`")
+        if data.get("protect", "none") != "none" and method == "naee":
+            what = "`naee` looks at whole subsets, and has no place for experts that stay anyway"
+            self.problems.add(what, entries["protect"].key, "remove `protect`")
         if data.get("protect", "none") != "none" and "stats" not in data:
             what = "what to protect is told from measured activations, and there is no `stats`"
             self.problems.add(what, entries["protect"].key, _GIVE["stats"])

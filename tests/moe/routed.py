@@ -67,12 +67,12 @@ def masked_logits(folder: Path, kept: Mapping[int, tuple[int, ...]]) -> torch.Te
     model = load(folder)
     for layer, router in routers(model).items():
         gone = [e for e in range(8) if e not in kept[layer]]
-        router.forward = _masked(router, gone)
+        router.forward = masked_router(router, gone)
     with torch.no_grad():
         return model(tokens()).logits
 
 
-def _masked(router: Any, gone: list[int]) -> Callable[[torch.Tensor], Any]:
+def masked_router(router: Any, gone: list[int]) -> Callable[[torch.Tensor], Any]:
     bias = getattr(router, "e_score_correction_bias", None)
 
     def forward(hidden: torch.Tensor) -> Any:

@@ -79,6 +79,7 @@ def test_survivors_are_the_same_bytes_under_new_numbers(routed: Routed, tmp_path
                 )
         rows = tensor(base, f"{root}.gate.weight")[list(kept)]
         assert torch.equal(tensor(out, f"{root}.gate.weight"), rows)
+    assert "Of the 8 experts of each routed layer 4 are left" in (out / "README.md").read_text()
     manifest = json.loads((out / "moe_manifest.json").read_text())
     assert manifest["modules"]["model.layers.1.mlp"]["kept"] == [0, 3, 4, 6]
 

@@ -7,17 +7,25 @@ from collections.abc import Mapping, Sequence
 from mergekit_lite.calibrate.collect._types import Collector
 from mergekit_lite.calibrate.collect.gram import GramCollector
 from mergekit_lite.calibrate.collect.hidden import HiddenCollector
+from mergekit_lite.calibrate.collect.outputs import OutputCollector
 from mergekit_lite.calibrate.collect.rates import RateCollector
 from mergekit_lite.calibrate.collect.router import RouterCollector
 from mergekit_lite.calibrate.tokens import Samples
 from mergekit_lite.calibrate.weights import Weights
 
-Kind = type[GramCollector] | type[RouterCollector] | type[HiddenCollector] | type[RateCollector]
+Kind = (
+    type[GramCollector]
+    | type[RouterCollector]
+    | type[HiddenCollector]
+    | type[RateCollector]
+    | type[OutputCollector]
+)
 KINDS: Mapping[str, Kind] = {
     "gram": GramCollector,
     "router": RouterCollector,
     "hidden": HiddenCollector,
     "rates": RateCollector,
+    "outputs": OutputCollector,
 }
 """Every kind of statistic: name -> what collects it."""
 

@@ -23,6 +23,14 @@ def _norm_before(layer: Any) -> Any:
     return before if before is not None or after is not None else usual
 
 
+def bias_of(router: Any) -> Any:
+    """Return what a router adds to scores in the choice of experts alone, None for nothing."""
+    for name, value in (*router.named_buffers(), *router.named_parameters()):
+        if name.endswith("e_score_correction_bias"):
+            return value
+    return None
+
+
 class RateCollector:
     """Sums over the choices of each router, through the modules of the family itself.
 

@@ -30,12 +30,14 @@ class Settings:
     Attributes:
         keep: experts of each layer.
         groups: runs of experts among which routers choose first.
+        before: experts that a token passes in the base.
         entries: of the config that change.
         without_drafts: more of them where draft layers are left out.
     """
 
     keep: int
     groups: int
+    before: int
     entries: Mapping[str, Any]
     without_drafts: Mapping[str, Any]
 
@@ -91,7 +93,7 @@ def settings(
     for key in chosen:
         entries[key] = _like(configs.value(config, key), per_token)
     drafts = {key: 0 for key in _DRAFTS if configs.has(config, key)}
-    return Settings(keep, groups, entries, drafts)
+    return Settings(keep, groups, max(chosen.values()), entries, drafts)
 
 
 def number_kept(prune: Prune, experts: int) -> int:

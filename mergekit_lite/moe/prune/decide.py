@@ -11,6 +11,7 @@ import numpy as np
 
 from mergekit_lite.errors import DataError, MergekitLiteError
 from mergekit_lite.moe.prune.choose import best, super_experts
+from mergekit_lite.moe.prune.naee import Layer, search
 from mergekit_lite.moe.prune.routers import change_scores
 from mergekit_lite.moe.prune.scores import SCORES
 from mergekit_lite.moe.prune.statistics import Numbers, has_all, layer_statistics
@@ -45,6 +46,7 @@ def decide(
     modules: Modules,
     keep: int,
     groups: int,
+    per_token: int,
     findings: Findings,
 ) -> Decision | None:
     """Return which experts stay; None with problems noted.
@@ -55,6 +57,7 @@ def decide(
         modules: the routed modules of the result.
         keep: experts of each.
         groups: runs of experts among which routers choose first.
+        per_token: experts that a token passes before any are left out.
         findings: where problems are noted.
     """
     prune = recipe.moe.prune if recipe.moe else None
@@ -63,6 +66,9 @@ def decide(
     if prune.method == "listed":
         return _listed(recipe, prune, modules, keep, groups, findings)
     main = {root: own for root, own in modules.items() if not own.drafts}
+    last = max(main, key=lambda root: main[root].layer or 0)
+    if prune.method == "naee":
+        return _searched(recipe, prune, modules, main, last, keep, groups, per_token, findings)
     measured = main if prune.stats is not None else modules
     try:
         statistics = _statistics(recipe, prune, measured)
@@ -83,10 +89,44 @@ def decide(
         facts["protected"] = guarded
         _warn_of_guarded(guarded, keep, recipe, findings)
     kept = {root: best(own, keep, groups, guarded.get(root, ())) for root, own in scores.items()}
-    last = max(main, key=lambda root: main[root].layer or 0)
     kept |= {root: kept[last] for root in modules if root not in kept}
     plain = {root: own.tolist() for root, own in scores.items()}
     return Decision(kept, plain, facts)
+
+
+def _searched(
+    recipe: Recipe,
+    prune: Prune,
+    modules: Modules,
+    main: Modules,
+    last: str,
+    keep: int,
+    groups: int,
+    per_token: int,
+    findings: Findings,
+) -> Decision | None:
+    """Return the experts that together come nearest to the whole layer."""
+    where = recipe.at("moe", "prune")
+    if groups > 1:
+        findings.problem(
+            "`naee` searches among all experts, and routers of this model choose groups first",
+            where,
+            "take another method, such as `reap`",
+        )
+        return None
+    folder = recipe.folder / Path(prune.stats or "").expanduser()
+    found = {}
+    try:
+        for root, own in main.items():
+            measured = layer_statistics(folder, "outputs", own.layer or 0)
+            _check_statistics({**measured, "count": measured["logits"]}, ("logits",), own, prune)
+            found[root] = search(Layer(measured, per_token), keep)
+    except MergekitLiteError as error:
+        findings.problems += placed(error.problems, where)
+        return None
+    kept = {root: found[root if root in found else last].kept for root in modules}
+    distances = {root: own.distance for root, own in found.items()}
+    return Decision(kept, facts={"search": found[last].search, "distances": distances})
 
 
 def _statistics(recipe: Recipe, prune: Prune, modules: Modules) -> dict[str, dict[str, Numbers]]:

@@ -86,7 +86,7 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Pru
 
     dropped = moe.prune.mtp == "drop"
     inside = {**main, **({} if dropped else drafts)}
-    decision = decide(recipe, found, inside, changed.keep, changed.groups, findings)
+    decision = decide(recipe, found, inside, changed.keep, changed.groups, changed.before, findings)
     if decision is None or len(findings.problems) > before:
         return None
     starts = tuple(f"{root.rpartition('.')[0]}." for root in drafts) if dropped else ()

@@ -20,6 +20,7 @@ PruneMethod = Literal[
     "max_activation",
     "reap",
     "easy_ep",
+    "naee",
     "router_norm",
     "router_change",
     "random",
@@ -50,7 +51,7 @@ class Prune(Part):
     method: PruneMethod = "reap"
     """What tells experts apart; those with the highest scores stay."""
     stats: str | None = None
-    """A folder that `calibrate --collect rates` has made of the base."""
+    """A folder that `calibrate --collect rates` has made of the base (`naee`: `outputs`)."""
     pretrained: str | None = None
     """Of `router_norm` and `router_change`: the expert that is the model before its tuning."""
     experts: tuple[int, ...] | Mapping[int, tuple[int, ...]] | None = None
