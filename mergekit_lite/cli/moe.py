@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mergekit_lite.cli.moe_check_compat import command as check_compat
+from mergekit_lite.cli.moe_fit_router import fit, route
 from mergekit_lite.cli.moe_probe import command as probe
 
 
@@ -15,3 +16,5 @@ def command() -> None:
 
 command.add_command(check_compat)
 command.add_command(probe)
+command.add_command(fit)
+command.add_command(route)
