@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mergekit_lite.moe.assembly import FeedForward
 from mergekit_lite.moe.donors import Donor, donor_of
+from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, shape_text
 from mergekit_lite.recipe.schema import BASE, MoeExpert, Recipe
@@ -56,6 +57,7 @@ def check_experts(
                     where,
                     "take models that were tuned from one; `moe: {allow: [KEY]}` lets one pass",
                 )
+            _warn_of_ends(view, found[BASE], findings, where)
     for expert in experts:
         if expert.noise is not None and not expert.noise.relative and expert.noise.scale > 0:
             findings.warn(
@@ -104,6 +106,19 @@ def _differences(view: View, donor: Donor) -> Iterator[tuple[str, str]]:
     for key, (mine, theirs) in pairs.items():
         if mine != theirs:
             yield key, f"{key} {mine} (base {theirs})"
+
+
+def _warn_of_ends(view: View, base: View, findings: Findings, where: str) -> None:
+    """Warn of an expert that was taught to end its answers with another token."""
+    ends = [configs.value(each.model.config, "eos_token_id") for each in (view, base)]
+    mine, theirs = ({end} if isinstance(end, int) else set(end or ()) for end in ends)
+    if mine and theirs and not mine & theirs:
+        findings.warn(
+            f"expert `{view.name}` ends texts with token {', '.join(map(str, sorted(mine)))}, the"
+            f" base with {', '.join(map(str, sorted(theirs)))}: where this expert decides, answers"
+            " may not stop",
+            where,
+        )
 
 
 def _scaling(donor: Donor) -> dict[str, object]:

@@ -103,3 +103,33 @@ def test_sixteen_bits_are_copied_as_they_are(tmp_path: Path) -> None:
     api.run(recipe, tmp_path / "routed")
     up = tensor(tmp_path / "routed", "model.layers.1.block_sparse_moe.experts.1.w3.weight")
     assert torch.equal(up, tensor(base, "model.layers.1.mlp.gate_up_proj.weight")[48:])
+
+
+def test_quantised_experts_are_read_as_floats(dense: Dense, tmp_path: Path) -> None:  # F13
+    from tests.quantised import fp8_copy
+
+    coded, values = fp8_copy(dense("llama", 1), tmp_path / "fp8")
+    recipe = {
+        "base": str(dense("llama")),
+        "experts": {"a": str(coded), "b": str(dense("llama", 2))},
+        "moe": {"target": "granitemoe", "gate": "random"},
+    }
+    api.run(recipe, tmp_path / "routed")
+    load(tmp_path / "routed")
+    found = tensor(tmp_path / "routed", "model.layers.2.block_sparse_moe.output_linear.weight")
+    wanted = torch.from_numpy(values["model.layers.2.mlp.down_proj.weight"])
+    assert torch.equal(found[0], wanted)
+    assert torch.equal(found[1], tensor(dense("llama", 2), "model.layers.2.mlp.down_proj.weight"))
+
+
+def test_what_is_odd_about_experts_is_said(dense: Dense, tmp_path: Path) -> None:
+    other = make("llama", tmp_path / "other", seed=3, eos_token_id=7)
+    noisy = {"expert": "b", "noise": {"scale": 0.02, "relative": False}}
+    recipe = {
+        "base": str(dense("llama")),
+        "experts": {"a": str(other), "b": str(dense("llama", 2))},
+        "moe": {"target": "mixtral", "gate": "random", "experts": ["a", noisy]},
+    }
+    warnings = "\n".join(api.plan(recipe).warnings)
+    assert "expert `a` ends texts with token 7, the base with 2" in warnings  # F12
+    assert "noise of 0.02 is absolute" in warnings  # F17
