@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
+from mergekit_lite.export.grown import grown_text, with_grown, write_grown
 from mergekit_lite.export.labels import short_name
 from mergekit_lite.export.pruned import pruned_text, write_pruned
 from mergekit_lite.export.stages import stage_folder
@@ -46,6 +47,8 @@ def with_gates(
         options: how to run.
         emit: called with events.
     """
+    if "grown" in plan.moe:
+        return with_grown(plan, models, gate_folder(out), emit)
     if "gate" not in plan.moe:
         return dict(models)
     from mergekit_lite.moe.gate_file import make_gates
@@ -89,6 +92,8 @@ def routed_text(moe: Mapping[str, Any]) -> str:
     """Return what a card says of a routed model."""
     if "pruned" in moe:
         return pruned_text(moe["pruned"])
+    if "grown" in moe:
+        return f"{grown_text(moe)} `{MANIFEST_FILE}` has the details."
     rows = ["| expert | made of | besides |", "|---|---|---|"]
     for number, expert in enumerate(moe["experts"]):
         besides = [f"{key} {expert[key]}" for key in ("residual_scale",) if key in expert]
@@ -114,6 +119,8 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
     """
     if "pruned" in plan.moe:
         return [write_pruned(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
+    if "grown" in plan.moe:
+        return write_grown(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)
     if not plan.moe:
         return []
     from mergekit_lite.moe.gate_file import BESIDE, GATE_FILE, read_facts
@@ -150,5 +157,5 @@ def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def remove_gates(plan: Plan, out: Path) -> None:
     """Remove the folder in which the gates were made."""
-    if "gate" in plan.moe:
+    if plan.moe.keys() & {"gate", "grown"}:
         shutil.rmtree(gate_folder(out), ignore_errors=True)

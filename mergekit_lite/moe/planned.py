@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.moe.assembly import Assembly
 from mergekit_lite.moe.config import config_of, config_without
+from mergekit_lite.moe.grow.rows import GrownRows
+from mergekit_lite.moe.grow.settle import Growth, set_aside
+from mergekit_lite.moe.grow.settle import settle as settle_growth
 from mergekit_lite.moe.prune import rows as pruned_rows
 from mergekit_lite.moe.prune.settle import Pruning
 from mergekit_lite.moe.prune.settle import settle as settle_pruning
 from mergekit_lite.moe.rows import RoutedRows
 from mergekit_lite.moe.settle import settle as settle_assembly
-from mergekit_lite.moe.unfuse import unfuse
+from mergekit_lite.moe.unfuse import unfuse as unfuse_dense
 from mergekit_lite.plan.types import Job
 
 if TYPE_CHECKING:
@@ -25,13 +28,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Routed", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
 
-Routed = Assembly | Pruning
+Routed = Assembly | Pruning | Growth
+
+
+def unfuse(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
+    """Show models as routed ones are made of them, before they are compared with the base."""
+    if recipe.moe is not None and recipe.moe.grow is not None:
+        set_aside(recipe, found)
+    else:
+        unfuse_dense(recipe, found, findings)
 
 
 def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Routed | None:
     """Return the routed model that a recipe asks for; None without one, or with problems noted."""
     if recipe.moe is not None and recipe.moe.prune is not None:
         return settle_pruning(recipe, found, findings)
+    if recipe.moe is not None and recipe.moe.grow is not None:
+        return settle_growth(recipe, found, findings)
     return settle_assembly(recipe, found, findings)
 
 
@@ -46,12 +59,14 @@ def rows_of(
     """Return every row of a routed model."""
     if isinstance(routed, Pruning):
         return list(pruned_rows.jobs(routed, rows, recipe, frame))
+    if isinstance(routed, Growth):
+        return list(GrownRows(routed, rows, recipe, found).jobs(frame))
     return list(RoutedRows(routed, rows, recipe, found, findings).jobs(frame))
 
 
 def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the entries of the result's config, and those of the donor's that it has not."""
-    if isinstance(routed, Pruning):
+    if isinstance(routed, Pruning | Growth):
         return dict(routed.config), ()
     config = config_of(routed)
     return config, config_without(routed.donor.config, config)
@@ -59,7 +74,7 @@ def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def facts_of(routed: Routed, jobs: Iterable[Job]) -> dict[str, Any]:
     """Return `Plan.moe`: what is assembled, with the number of parameters in all and of a token."""
-    return routed.plain() if isinstance(routed, Pruning) else _assembled(routed, jobs)
+    return _assembled(routed, jobs) if isinstance(routed, Assembly) else routed.plain()
 
 
 def _assembled(assembly: Assembly, jobs: Iterable[Job]) -> dict[str, Any]:

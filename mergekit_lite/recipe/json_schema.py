@@ -175,6 +175,17 @@ def _open_moe(definitions: dict[str, Schema]) -> None:
             "description": fields[key].pop("description", ""),
             "anyOf": [word, fields[key]],
         }
+    added = definitions["Grow"]["properties"]["experts"]
+    added["items"] = {"anyOf": [word, added["items"]]}
+    fields["grow"] = {
+        "description": fields["grow"].pop("description", ""),
+        "anyOf": [{**added, "minItems": 1}, fields["grow"]],
+    }
+    take = definitions["Addition"]["properties"]["take"]
+    definitions["Addition"]["properties"]["take"] = {
+        "description": take.pop("description", ""),
+        "anyOf": [{"type": "integer", "minimum": 0}, take],
+    }
     expert = definitions["MoeExpert"]["properties"]
     for key in ("noise", "redraw"):
         expert[key] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from mergekit_lite.errors import nearest
+from mergekit_lite.recipe.grow import GrowReader
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
 from mergekit_lite.recipe.prune import PruneReader
@@ -36,6 +37,8 @@ class MoeReader:
         data = {key: value.plain() for key, value in entries.items() if value.value is not None}
         if "prune" in data:
             data["prune"] = PruneReader(self.shaper, node).read(entries["prune"])
+        if "grow" in data:
+            data["grow"] = GrowReader(self.shaper, node, self._name).read(entries["grow"])
         if isinstance(data.get("target"), str):
             data["target"] = self._target(entries["target"])
         if isinstance(data.get("experts"), list):

@@ -27,6 +27,8 @@ _SECTIONS = (
     ("Redrawn neurons", schema.Redraw),
     ("Shared expert", schema.SharedExpert),
     ("Gate", schema.Gate),
+    ("Growing", schema.Grow),
+    ("Added experts", schema.Addition),
     ("Tokenizer", schema.Tokenizer),
     ("Token", schema.TokenRule),
     ("Token source", schema.TokenSource),
@@ -41,6 +43,8 @@ _REQUIRED = {
     "Noise": ("scale",),
     "SharedExpert": ("expert",),
     "Gate": ("method",),
+    "Grow": ("experts",),
+    "Addition": ("expert",),
 }
 
 

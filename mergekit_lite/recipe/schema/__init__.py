@@ -7,6 +7,7 @@ chains of ops are checked before (`order.py`, `steps.py`), where the place of ev
 from __future__ import annotations
 
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
+from mergekit_lite.recipe.schema.grow import Addition, Grow
 from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
 from mergekit_lite.recipe.schema.moe import (
     Gate,
@@ -28,8 +29,10 @@ __all__ = [
     "BASE",
     "ROLES",
     "SIZE_FORMS",
+    "Addition",
     "Expert",
     "Gate",
+    "Grow",
     "LoraOutput",
     "Match",
     "Moe",

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from mergekit_lite.recipe.schema.fields import LayerRanges, Part, whole, whole_or_none
+from mergekit_lite.recipe.schema.grow import Grow
 from mergekit_lite.recipe.schema.prune import Prune
 
 Target = Literal[
@@ -116,6 +117,8 @@ class Moe(Part):
     """The result is to be trained, so routers that send tokens anywhere are no mistake."""
     prune: Prune | None = None
     """Leaves experts of a routed base out, in place of assembling one."""
+    grow: Grow | None = None
+    """Adds experts to a routed base, in place of assembling one."""
     allow: tuple[str, ...] = ()
     """Settings in which an expert may differ from the base, such as `rope_theta`."""
 

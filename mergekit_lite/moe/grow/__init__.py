@@ -1,0 +1,1 @@
+"""Routed models to which experts are added."""
