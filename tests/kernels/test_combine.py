@@ -108,8 +108,8 @@ def test_the_other_combines_are_their_ops(
     params = {"epsilon": limit, "r": 0.3, "alpha": 5.0, "scope": "model"}
     assert same(out, get("ramplus").function(one, sums=sums, **params))
     claimed(x, experts_, n, given_weights, np.float32(limit), least, out, scratch)
-    wanted = by_op("consensus", x, weights, mask_lambda=limit, at_least=least)
-    assert same(out, wanted)
+    params = {"names": "abcde"[:experts_], "mask_lambda": limit, "at_least": least}
+    assert same(out, get("consensus").function(one, weights=weights, **params))
     clipped(x, n, np.float32(limit), out)
     assert same(out, get("nearswap").function(one[:1], t=limit))
 
