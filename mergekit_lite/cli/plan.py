@@ -69,6 +69,7 @@ def show(
     *,
     threads: int | None = None,
     max_memory: int | None = None,
+    device: str = "cpu",
     out: Path | None = None,
     expand: bool = False,
     as_json: bool = False,
@@ -77,8 +78,10 @@ def show(
     from mergekit_lite.plan.estimate import estimate, require
     from mergekit_lite.plan.stages import within_memory
 
-    plan = within_memory(plan, threads=threads, max_memory=max_memory)
-    cost = estimate(plan, threads=threads, max_memory=max_memory, out=out, refuse=False)
+    plan = within_memory(plan, threads=threads, max_memory=max_memory, device=device)
+    cost = estimate(
+        plan, threads=threads, max_memory=max_memory, out=out, refuse=False, device=device
+    )
     if as_json:
         print_json({**json.loads(plan.to_json()), "estimate": asdict(cost)})
     else:

@@ -105,6 +105,7 @@ def _dry_run(ready: Plan, out: Path | None, *, as_json: bool, options: dict[str,
         ready,
         threads=options["threads"],
         max_memory=options["max_memory"],
+        device=options["device"],
         out=out,
         as_json=as_json,
     )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from mergekit_lite.engine.journal import Journal
 from mergekit_lite.engine.known import load_known, told
 from mergekit_lite.engine.memory import MemoryGate, keep_for, tile_for
 from mergekit_lite.engine.options import Contribution, Options, Report, ShardDone
-from mergekit_lite.engine.shard import Emit, OpenShard, Worker
+from mergekit_lite.engine.shard import Emit, OpenShard, Worker, chosen_device
 from mergekit_lite.engine.stage_parts import StageParts
 from mergekit_lite.engine.warming import compile_for
 from mergekit_lite.errors import DataError, Interrupted, ResourceError
@@ -56,6 +57,7 @@ def execute(
         Interrupted: the run was stopped; the folder stays and can be resumed.
     """
     began = time.monotonic()
+    options = replace(options, device=chosen_device(options.device))
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ from mergekit_lite.plan.row_memory import (
     KEPT_BYTES,
     LEAST_TILE,
     PROCESS_BYTES,
-    TILE_ENTRIES,
     TORCH_COPIES,
+    tile_entries,
     torch_bytes,
     whole_bytes,
 )
@@ -23,13 +23,13 @@ from mergekit_lite.plan.types import Job, Plan
 
 def tile_for(plan: Plan, options: Options) -> int:
     """Return the entries of a tile: fewer where all workers' tiles would exceed half the cap."""
-    tile = TILE_ENTRIES
+    tile = tile_entries(options.device)
     if options.max_memory is None:
         return tile
     inputs = max((len(job.reads) + 2 for job in plan.jobs), default=2)
-    loaded = PROCESS_BYTES + torch_bytes(plan)
-    inputs *= TORCH_COPIES if torch_bytes(plan) else 1
-    room = max(options.max_memory - loaded, 0) // 2
+    in_torch = torch_bytes(plan, options.device)
+    inputs *= TORCH_COPIES if in_torch else 1
+    room = max(options.max_memory - PROCESS_BYTES - in_torch, 0) // 2
     while tile > LEAST_TILE and options.workers * tile * 4 * inputs > room:
         tile //= 2
     return tile
@@ -39,8 +39,8 @@ def keep_for(plan: Plan, options: Options) -> int:
     """Return the bytes of inputs that a worker may keep between the sweeps of a row."""
     if options.max_memory is None:
         return KEPT_BYTES
-    free = estimate(plan, threads=options.workers, refuse=False).peak_memory
-    return KEPT_BYTES if free <= options.max_memory else 0
+    free = estimate(plan, threads=options.workers, refuse=False, device=options.device)
+    return KEPT_BYTES if free.peak_memory <= options.max_memory else 0
 
 
 class MemoryGate:
@@ -48,6 +48,7 @@ class MemoryGate:
 
     def __init__(self, plan: Plan, options: Options) -> None:
         limit = options.max_memory
+        self._device = options.device
         self._limit = None if limit is None else max(limit - PROCESS_BYTES, 0)
         self._used = 0
         self._changed = threading.Condition()
@@ -55,7 +56,7 @@ class MemoryGate:
     @contextmanager
     def room_for(self, job: Job) -> Iterator[None]:
         """Wait until the row fits beside those that run; a row alone always may."""
-        need = whole_bytes(job, registry())
+        need = whole_bytes(job, registry(), self._device)
         if self._limit is None or need == 0:
             yield
             return

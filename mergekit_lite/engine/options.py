@@ -9,9 +9,6 @@ from typing import Any, Literal, get_args
 
 from mergekit_lite.errors import Problem, RecipeError
 
-DEVICE_TILE_ENTRIES = 1 << 23
-"""Entries of a tile on a GPU, where launches and transfers have a fixed price."""
-
 Device = Literal["cpu", "cuda", "auto"]
 
 

@@ -1,7 +1,7 @@
 """Compiles a row's chain of steps into the arguments of the fused CPU kernels.
 
-A chain made of other ops than these, or of theirs with parameters the kernels do not know, has
-no program: the torch chain runs it.
+Which chains those are is known to `plan/fused.py`; the others have no program, and the torch chain
+runs them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND, ROW
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.ops._arithmetic import total_weight
 from mergekit_lite.ops._place import Cut, Sums, random_key
-from mergekit_lite.ops._statistics import EVERY, Order, Totals
+from mergekit_lite.ops._statistics import EVERY
 from mergekit_lite.ops.transform.breadcrumbs import band
 from mergekit_lite.ops.transform.dare import rescale_factor
+from mergekit_lite.plan.fused import is_known
 from mergekit_lite.plan.types import Job, Step
 
 _AGGREGATES = {"mean": MEAN, "sum": SUM, "max": MAX}
@@ -49,8 +50,8 @@ _LIMITS = {
 }
 """Op -> its combine, the parameter that is its limit, and the one that is a number of experts."""
 
-_RANKED = ("magnitude", "breadcrumbs", "graft", "magprune")
-"""Transforms that leave all as it is at a density of 1."""
+_CUTS = {"magnitude": CUT, "graft": CUT, "breadcrumbs": BAND}
+"""Transforms that wait for ranks of the tensor."""
 
 
 @dataclass
@@ -171,34 +172,27 @@ def threshold_bits(cut: Cut) -> int:
 
 def compile_job(job: Job, seed: int) -> Program | None:
     """Return the program of a row, or None when only the torch chain can run it."""
+    if not is_known(job):
+        return None
     specs = registry()
     size = prod(job.shape)
     rows: dict[str, list[Transform]] = {read.source: [] for read in job.reads}
-    combine: Step | None = None
+    (combine,) = (step for step in job.steps if specs[step.op].kind == "combine")
     posts: list[float] = []
     for step in job.steps:
         spec = specs[step.op]
         params = spec.params_for({**spec.defaults(), **step.params}, job.shape)
         if spec.kind == "transform":
-            row = _transform(spec, params, job, step.expert, seed, size)
-            if row is None:
-                return None
-            rows[step.expert].append(row)
-        elif spec.kind == "combine":
-            combine = step
-        elif step.op == "scale" and set(step.params) <= {"lambda"}:
+            rows[step.expert].append(_transform(spec, params, job, step.expert, seed, size))
+        elif spec.kind == "post":
             posts.append(float(params["lambda"]))
-        else:
-            return None
-    if combine is None:
-        return None
     return _assemble(job, combine, list(rows.values()), posts)
 
 
 def _transform(
     spec: OpSpec, params: Mapping[str, Any], job: Job, expert: str, seed: int, size: int
-) -> Transform | None:
-    """Return one transform in the kernels' terms, or None when they do not know it."""
+) -> Transform:
+    """Return one transform in the kernels' terms."""
     density = float(params.get("density") or 0.0)
     if spec.name == "dare":
         key = random_key(seed, spec.name, expert, job.name)
@@ -208,18 +202,15 @@ def _transform(
         return Transform(DARE, rescale_factor(density, params["rescale"], None), numbers)
     if spec.name == "magprune" and density < 1:
         return _row_drop(params, job, expert, seed)
-    if density >= 1 and params.get("count") is None and spec.name in _RANKED:
+    if density >= 1 and params.get("count") is None:
         return Transform(IDENTITY)
-    if spec.name not in _RANKED or not isinstance(spec.needs, Order):
-        return None
     if spec.reach_for(params) == "row":
         width = job.shape[-1] if job.shape else 1
         top, last = band(density, float(params["gamma"]), width)
         return Transform(ROW_BAND, numbers=[top, last - top], width=width)
-    kind = BAND if spec.name == "breadcrumbs" else CUT
     ranks = () if spec.needs.of_model(params) else spec.needs.ranks(params, size)
     return Transform(
-        kind,
+        _CUTS[spec.name],
         ranks=tuple(ranks),
         keep_ties=spec.needs.keeps_ties(params),
         strict=spec.name == "graft",
@@ -245,7 +236,7 @@ def _assemble(
     combine: Step,
     rows: list[list[Transform]],
     posts: list[float],
-) -> Program | None:
+) -> Program:
     spec = registry()[combine.op]
     params = {**spec.defaults(), **combine.params}
     experts, depth = len(job.reads), max((len(row) for row in rows), default=0)
@@ -259,9 +250,6 @@ def _assemble(
             posts = [float(params["lambda"]), *posts]
     elif combine.op == "sign_consensus":
         kind = VOTE
-        elects = params["elect"] in ("mass", "count") and params["zero_sign"] in ("plus", "none")
-        if params["agg"] not in _AGGREGATES or not elects:
-            return None
         options[:] = (
             params["elect"] == "count",
             _AGGREGATES[params["agg"]],
@@ -270,14 +258,14 @@ def _assemble(
         )
     elif combine.op in _LIMITS:
         kind, limit, least = _LIMITS[combine.op]
-        if isinstance(params.get(limit), Mapping):
-            return None  # one for each expert
         divisor = np.float32(params[limit] if limit else 0.0)
         options[1] = params[least] if least else 0
         posts = [float(params.get("lambda", 1.0)), *posts]
     elif combine.op in ("take", "passthrough"):
         weights = np.array([params.get("scale", 1.0)], np.float32)
-    elif spec.blend is not None and isinstance(spec.needs, Totals) and spec.needs.wanted(params):
+    elif spec.blend is not None and all(
+        needs.asked(params, prod(job.shape)) for needs in spec.statistics
+    ):
         gram = partial(spec.blend, params, weights.tolist())
     elif spec.blend_each is not None:
         each = partial(spec.blend_each, params, weights.tolist())
@@ -294,11 +282,9 @@ def _assemble(
         kind, finder = SCALED_MEAN, combine.op
         divisor = np.float32(params["epsilon"])
     else:
-        return None
+        raise KeyError(f"`{combine.op}` is said to be known to the kernels")
     steps = [step for row in rows for step in row]
     width = max((step.width for step in steps), default=own_width)
-    if depth and (gram is not None or each is not None or finder):
-        return None  # sums are those of the inputs as they are stored
     program = Program(
         kinds=np.zeros((experts, depth), np.int64),
         floats=np.ones((experts, depth), np.float32),

@@ -17,7 +17,7 @@ from mergekit_lite.engine.following import FollowingHash
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.joined import joined
 from mergekit_lite.engine.known import Known
-from mergekit_lite.engine.options import DEVICE_TILE_ENTRIES, Contribution, Options, ShardDone
+from mergekit_lite.engine.options import Contribution, Device, Options, ShardDone
 from mergekit_lite.kernels import enabled
 from mergekit_lite.ops._chain import space_of, split
 from mergekit_lite.plan.runs import runs_of
@@ -129,7 +129,7 @@ class Worker:
         plan: the table.
         readers: open weight files, shared by all workers.
         options: how to run.
-        tile: entries of a tile on the CPU.
+        tile: entries of a tile.
         keep: bytes of inputs that may be kept between the sweeps of a row.
         known: whole-model statistics.
         stop: set when the run has to end.
@@ -276,7 +276,7 @@ class Worker:
             job,
             self.readers,
             lane.sides[0],
-            tile=self.tile if self.device == "cpu" else DEVICE_TILE_ENTRIES,
+            tile=self.tile,
             width=whole_width(job),
             weight_space=space_of(job.steps[split(job.steps)[1]]) == "weight",
         )
@@ -290,7 +290,7 @@ class Worker:
         )
 
 
-def chosen_device(device: str) -> str:
+def chosen_device(device: Device) -> Device:
     """Return `cpu` or `cuda` for what the user asked.
 
     Raises:

@@ -62,6 +62,7 @@ def merge(
     """
     from mergekit_lite.engine.executor import executor_named
     from mergekit_lite.engine.local import execute
+    from mergekit_lite.engine.shard import chosen_device
 
     out = out.expanduser().resolve()
     executor_named(options.executor)
@@ -70,8 +71,9 @@ def merge(
             take_back(plan, out)
     check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
     work = partial_folder(out)
-    plan = within_memory(plan, threads=options.threads, max_memory=options.max_memory)
-    estimate(plan, threads=options.threads, max_memory=options.max_memory, out=out)
+    threads, limit, device = options.threads, options.max_memory, chosen_device(options.device)
+    plan = within_memory(plan, threads=threads, max_memory=limit, device=device)
+    estimate(plan, threads=threads, max_memory=limit, out=out, device=device)
     for warning in plan.warnings:
         emit(Event("note", text=f"warning: {warning}"))
     with ExitStack() as around:

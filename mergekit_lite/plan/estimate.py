@@ -15,7 +15,6 @@ from mergekit_lite.plan.row_memory import (
     PROCESS_BYTES,
     ROW_BYTES,
     RUN_BYTES,
-    TILE_ENTRIES,
     TORCH_BYTES,
     TORCH_COPIES,
     inputs_of,
@@ -23,6 +22,7 @@ from mergekit_lite.plan.row_memory import (
     made_in_memory,
     rank_bytes,
     read_bytes_of,
+    tile_entries,
     torch_bytes,
     whole_bytes,
 )
@@ -65,6 +65,7 @@ def estimate(
     max_memory: int | None = None,
     out: Path | None = None,
     refuse: bool = True,
+    device: str = "cpu",
 ) -> Estimate:
     """Return what running `plan` will cost.
 
@@ -74,6 +75,7 @@ def estimate(
         max_memory: cap in bytes on resident memory; None is no cap.
         out: output folder (it need not exist); its filesystem's free space is checked.
         refuse: raise when disk or memory do not suffice, rather than just report them.
+        device: `cpu`, or another where torch computes every row; the time is that of the CPU.
 
     Raises:
         ResourceError: not enough free disk, or `max_memory` below what the plan needs.
@@ -89,17 +91,18 @@ def estimate(
         len(found.runs) + len(found.shared) for found in plan.row_maps.values()
     )
     jobs = _with_results(plan)
-    resident = max((whole_bytes(job, specs) for job in jobs), default=0)
+    resident = max((whole_bytes(job, specs, device) for job in jobs), default=0)
     ranked = max((rank_bytes(job, specs) for job in jobs), default=0)
     kept = max((kept_bytes(job, specs) for job in jobs), default=0)
     inputs = max((inputs_of(job) for job in jobs if job.kind == "merge"), default=0)
-    fixed = PROCESS_BYTES + table + max(resident, torch_bytes(plan))
+    in_torch = torch_bytes(plan, device)
+    fixed = PROCESS_BYTES + table + max(resident, in_torch)
     tiles = 4 * (inputs + 2) if inputs else 0
-    tiles *= TORCH_COPIES if torch_bytes(plan) else 1
+    tiles *= TORCH_COPIES if in_torch else 1
     # Under a cap, rows that cannot be cut run one at a time; without one, on every worker.
     made = max((made_in_memory(job) for job in jobs), default=0)
     more_rows = (workers - 1) * max(made, resident - TORCH_BYTES)
-    peak = fixed + workers * (TILE_ENTRIES * tiles + ranked + kept) + more_rows
+    peak = fixed + workers * (tile_entries(device) * tiles + ranked + kept) + more_rows
     least = fixed + workers * (LEAST_TILE * tiles + ranked)
     inner = [stage for name, stage in plan.stages.items() if name in plan.written]
     written = sum(shard.nbytes for stage in inner for shard in stage.shards)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from math import prod
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
-from mergekit_lite.ops import OpSpec, registry
+from mergekit_lite.ops import OpSpec
 from mergekit_lite.ops._statistics import Order
+from mergekit_lite.plan.fused import is_fused
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.types import Job, Plan, Read, Step
 
@@ -18,24 +19,22 @@ The first run after an installation compiles them in two processes of 270 MB eac
 other where memory is capped.
 """
 TORCH_BYTES = 250_000_000
-"""What loading torch adds, which only rows beyond the fused kernels need."""
+"""What loading torch adds, which only rows beyond the fused kernels need.
+
+A GPU's driver takes memory of its own, which differs from one to another and is not counted.
+"""
 TORCH_COPIES = 4
 """Copies of a tile that an op in torch makes on its way."""
-_FUSED = frozenset(
-    {"magnitude", "breadcrumbs", "dare", "graft", "linear", "task_arithmetic", "take"}
-    | {"passthrough", "scale", "magmax", "magprune", "ram", "consensus", "nearswap"}
-)
-"""Ops that the fused kernels know, nearly whatever their parameters."""
 _DERIVED = {"sce": 1, "arcee_fusion": 0}
 """Combines that rank values which they derive from all inputs -> for how many ranks they collect
 some of them; quartiles are found by counts."""
-_ALONE = frozenset({*_DERIVED, "ramplus"})
-"""All that they know only of inputs which no transform has changed."""
 TILE_ENTRIES = 1 << 18
 """Entries of a full tile; with less memory the engine halves it down to `LEAST_TILE`.
 
 Smaller ones cost time in calls, larger ones in writes of a megabyte (docs/benchmarks.md).
 """
+DEVICE_TILE_ENTRIES = 1 << 23
+"""Entries of a full tile on a GPU, where launches and transfers have a fixed price."""
 LEAST_TILE = 1 << 12
 """No tile is smaller: sums are blocked by this many entries."""
 RANK_ROOM = 1 << 21
@@ -90,7 +89,7 @@ def made_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     return tiles + result + kept + rank_bytes(job, specs) + whole_bytes(job, specs)
 
 
-def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+def whole_bytes(job: Job, specs: Mapping[str, OpSpec], device: str = "cpu") -> int:
     """Return the bytes that a row takes beside its tiles: whole tensors in fp32, factors, codes."""
     if job.kind == "copy":
         return 0
@@ -99,7 +98,7 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
         factors += TORCH_BYTES + 16 * prod(job.shape) * truncated  # the matrix and its SVD
     factors += made_in_memory(job) + _column_bytes(job, specs)
     entries, inputs = prod(job.shape), len(job.reads)
-    if not any(is_whole(specs[step.op], step, job) for step in job.steps):
+    if not any(is_whole(specs[step.op], step, job, device) for step in job.steps):
         # Statistics are held whole, whatever the tile.
         asked = [step for step in job.steps if specs[step.op].calibration]
         held = sum(specs[s.op].workspace_bytes(s.params, job.shape, inputs) for s in asked)
@@ -110,30 +109,19 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     return TORCH_BYTES + factors + stored + 4 * entries * (inputs + 4) + work
 
 
-def torch_bytes(plan: Plan) -> int:
-    """Return what loading torch takes, where a row or a sweep over the model needs it."""
-    needed = any(job.kind == "merge" and not is_fused(job) for job in plan.jobs)
+def tile_entries(device: str = "cpu") -> int:
+    """Return the entries of a full tile."""
+    return TILE_ENTRIES if device == "cpu" else DEVICE_TILE_ENTRIES
+
+
+def torch_bytes(plan: Plan, device: str = "cpu") -> int:
+    """Return what loading torch takes, where a row needs it, of the plan or of its stages."""
+    rows = [(job, device) for job in plan.jobs]
+    # What is computed while it is read is computed on the CPU.
+    read = (stage for name, stage in plan.stages.items() if name not in plan.written)
+    rows += [(job, "cpu") for stage in read for job in stage.jobs]
+    needed = any(job.kind == "merge" and not is_fused(job, device) for job, device in rows)
     return TORCH_BYTES if needed else 0
-
-
-def is_fused(job: Job) -> bool:
-    """Return whether the fused kernels know all steps of a row."""
-    specs = registry()
-    return all(_is_fused(specs[step.op], step, job) for step in job.steps)
-
-
-def _is_fused(spec: OpSpec, step: Step, job: Job) -> bool:
-    """Return whether the fused kernels know an op with these parameters."""
-    if spec.name == "sign_consensus":
-        return not any(needs.of_model(step.params) for needs in spec.statistics)
-    if spec.name in _ALONE or spec.blend_each is not None:
-        return not any(step.expert for step in job.steps)
-    if spec.blend is not None:
-        asked = all(needs.asked(step.params, 1) for needs in spec.statistics)
-        return asked and not any(step.expert for step in job.steps)
-    if any(isinstance(value, Mapping) for value in step.params.values()):
-        return False  # of a combine, one value for each expert
-    return spec.name in _FUSED
 
 
 def rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
@@ -174,11 +162,10 @@ def _is_by_column(spec: OpSpec, step: Step) -> bool:
     return spec.blend_each is not None and spec.reach_for(step.params) == "tensor"
 
 
-def is_whole(spec: OpSpec, step: Step, job: Job) -> bool:
+def is_whole(spec: OpSpec, step: Step, job: Job, device: str = "cpu") -> bool:
     """Return whether a step must have whole tensors."""
-    if spec.name in _DERIVED or _is_by_column(spec, step):
-        return not is_fused(job)  # the kernels work tile by tile
-    return spec.reach_for(step.params) not in ("element", "row")
+    tiled = spec.reach_for(step.params) in ("element", "row")
+    return not tiled and not is_fused(job, device)  # the kernels work tile by tile
 
 
 def is_swept(spec: OpSpec, step: Step, size: int) -> bool:

@@ -7,11 +7,11 @@ from math import prod
 
 from mergekit_lite.ops import OpSpec
 from mergekit_lite.ops._statistics import Order
+from mergekit_lite.plan.fused import is_fused
 from mergekit_lite.plan.layout import job_bytes
 from mergekit_lite.plan.row_memory import (
     bytes_once,
     inputs_of,
-    is_fused,
     is_swept,
     is_whole,
     passes,

@@ -174,14 +174,18 @@ def written_first(plan: Plan, stages: Mapping[str, Plan], recipe: Recipe) -> dic
     return reasons
 
 
-def within_memory(plan: Plan, *, threads: int | None, max_memory: int | None) -> Plan:
+def within_memory(
+    plan: Plan, *, threads: int | None, max_memory: int | None, device: str = "cpu"
+) -> Plan:
     """Return a plan that has its stages written first, where that alone lets it fit into memory."""
     left = [name for name in plan.stages if name not in plan.written]
     if max_memory is None or not left:
         return plan
 
     def fits(candidate: Plan) -> bool:
-        cost = estimate(candidate, threads=threads, max_memory=max_memory, refuse=False)
+        cost = estimate(
+            candidate, threads=threads, max_memory=max_memory, refuse=False, device=device
+        )
         return cost.least_memory <= max_memory
 
     if fits(plan):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from mergekit_lite.engine.program import compile_job
-from mergekit_lite.plan.row_memory import torch_bytes
-from mergekit_lite.plan.types import Step
+from mergekit_lite.ops import registry
+from mergekit_lite.plan.fused import is_known
+from mergekit_lite.plan.types import Job, Read, Step
 from tests.engine.plans import (
     EXPERTS,
     each,
@@ -244,9 +245,20 @@ def test_rows_and_columns_on_the_sphere(tmp_path: Path, params: dict[str, str]) 
     assert same_bytes(output(tmp_path / "out"), expected(plan, models))
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-def test_the_estimate_knows_which_chains_need_no_torch(tmp_path: Path, chain: str) -> None:
-    models = save_models(tmp_path, {"w": (10, 8)})
-    plan = plan_for(models, CHAINS[chain], needs_base=CHAINS[chain][-1].op != "linear")
-    assert torch_bytes(plan) == 0
-    assert compile_job(plan.jobs[0], 0) is not None
+def test_what_is_said_to_be_known_is_compiled() -> None:
+    """With the parameters of every example that an op has."""
+    compiled = set()
+    for spec in registry().values():
+        for vector in spec.vectors:
+            names = [f"e{number}" for number in range(max(len(vector.deltas), 2))]
+            steps = [Step(spec.name, {**vector.params, "weights": [1.0] * len(names)})]
+            if spec.kind == "transform":
+                steps = [*each(spec.name, vector.params, names), Step("linear")]
+            elif spec.kind == "post":
+                steps = [Step("linear"), Step(spec.name, vector.params)]
+            reads = tuple(Read(name, "w") for name in names)
+            job = Job("w", "F32", (6, 4), 0, 0, "merge", reads, Read("base", "w"), tuple(steps))
+            if is_known(job):
+                assert compile_job(job, 0) is not None
+                compiled.add(spec.name)
+    assert {"dare", "graft", "sce", "slerp", "ramplus", "take", "scale"} < compiled

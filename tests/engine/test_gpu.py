@@ -217,7 +217,7 @@ def test_a_gpu_gives_the_bytes_of_the_cpu(tmp_path: Path, chain: str) -> None:
 def test_a_gpu_gives_them_in_small_tiles_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: str
 ) -> None:
-    monkeypatch.setattr("mergekit_lite.engine.shard.DEVICE_TILE_ENTRIES", 1 << 12)
+    set_tile(monkeypatch, 1 << 12)
     plan, models = build(tmp_path, chain)
     on_both(tmp_path, plan, models, threads=3)
 

@@ -18,12 +18,13 @@ from tests.engine.plans import each, plan_for, save_models
 from tests.engine.processes import Command
 
 SECONDS = 10.0
+SUM = (Step("task_arithmetic"),)
 
 
 def job(name: str, need: int = 0, experts: int = 3) -> Job:
     """Return a row that says by its shape how much memory it needs whole."""
     reads = tuple(Read(f"e{i}", name) for i in range(experts))
-    return Job(name, "BF16", (need,), 0, 0, "merge", reads, Read("base", name))
+    return Job(name, "BF16", (need,), 0, 0, "merge", reads, Read("base", name), SUM)
 
 
 def plan(*jobs: Job) -> Plan:
@@ -82,7 +83,7 @@ class Row:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> MemoryGate:
     """A gate with room for 100 bytes of whole tensors."""
-    monkeypatch.setattr(memory, "whole_bytes", lambda row, specs: row.shape[0])
+    monkeypatch.setattr(memory, "whole_bytes", lambda row, specs, device: row.shape[0])
     return MemoryGate(plan(), Options(max_memory=PROCESS_BYTES + 100))
 
 
@@ -147,7 +148,7 @@ def test_a_row_that_fails_gives_its_room_back(gate: MemoryGate) -> None:
 
 
 def test_without_a_cap_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "whole_bytes", lambda row, specs: row.shape[0])
+    monkeypatch.setattr(memory, "whole_bytes", lambda row, specs, device: row.shape[0])
     free = MemoryGate(plan(), Options())
     rows = [Row(free, job(str(n), 1 << 40)) for n in range(3)]
     assert all(row.runs() for row in rows)

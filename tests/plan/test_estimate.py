@@ -14,6 +14,7 @@ from mergekit_lite.ops import registry
 from mergekit_lite.plan.build import build
 from mergekit_lite.plan.estimate import Estimate, estimate, require, size_text
 from mergekit_lite.plan.row_memory import (
+    DEVICE_TILE_ENTRIES,
     LEAST_TILE,
     PROCESS_BYTES,
     TILE_ENTRIES,
@@ -90,18 +91,6 @@ def test_a_cap_below_the_need_is_refused_with_the_need(root: Path) -> None:
     assert ResourceError.exit_code == 4
 
 
-def test_an_op_that_needs_whole_tensors_needs_them_in_memory(root: Path) -> None:
-    for name in ("base", "math", "code"):
-        write(root / name, llama(hidden=4096), llama_config(hidden=4096))
-    made = plan(root, "[task_arithmetic]")
-
-    specs = dict(registry())
-    specs["task_arithmetic"] = replace(specs["task_arithmetic"], reach="tensor")
-    job = next(job for job in made.jobs if job.name.endswith("q_proj.weight"))
-    assert whole_bytes(job, registry()) == 0
-    assert whole_bytes(job, specs) > 4 * 4096 * 4096 * (2 + 2)
-
-
 def test_a_full_disk_is_refused_with_need_and_have(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +137,39 @@ def test_ops_beyond_the_kernels_take_torch_into_memory(root: Path) -> None:
     assert torch_bytes(plan(root, "[ties]")) == 0
     assert torch_bytes(plan(root, "[{take: {source: math}}]")) == 0
     assert torch_bytes(plan(root, "[{ties: {zero_sign: majority}}]")) == TORCH_BYTES
+
+
+@pytest.mark.parametrize("op", ["sce", "arcee_fusion", "nuslerp: {unit: column}"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_kernels_do_by_tiles_takes_whole_tensors_in_torch(
+    root: Path, monkeypatch: pytest.MonkeyPatch, device: str, op: str
+) -> None:
+    op = op if ":" in op else f"{op}: {{}}"
+    made = plan(root, f"[{{{op}}}]")
+    job = next(job for job in made.jobs if job.name.endswith("q_proj.weight"))
+    large = replace(job, shape=(4096, 4096))
+    in_kernels = whole_bytes(large, registry())
+    assert torch_bytes(made) == 0
+    if device == "cpu":
+        monkeypatch.setenv("MERGEKIT_LITE_JIT", "0")
+    # Both inputs, the base and the result in fp32, and torch itself.
+    whole = TORCH_BYTES + 4 * 4096 * 4096 * (2 + 2)
+    assert whole_bytes(large, registry(), device) - in_kernels > whole
+    assert torch_bytes(made, device) == TORCH_BYTES
+
+
+def test_torch_and_its_copies_count_where_the_kernels_are_turned_off(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(root, "[ties]")
+    kernels, gpu = estimate(made, threads=1), estimate(made, threads=1, device="cuda")
+    monkeypatch.setenv("MERGEKIT_LITE_JIT", "0")
+    torch = estimate(made, threads=1)
+    tile = 4 * (3 + 2)
+    assert torch.least_memory - kernels.least_memory == TORCH_BYTES + 3 * tile * LEAST_TILE
+    assert gpu.least_memory == torch.least_memory
+    more = DEVICE_TILE_ENTRIES - TILE_ENTRIES
+    assert gpu.peak_memory - torch.peak_memory == 4 * tile * more
 
 
 def test_ops_beyond_the_kernels_take_their_time(root: Path) -> None:
