@@ -66,6 +66,8 @@ def verdicts(report: Report) -> tuple[str, ...]:
         ("qwen3", "dots1", ("same", "fails", "same")),
         ("olmo2", "flex_olmo", ("same", "same", "fails")),
         ("deepseek_v3", "deepseek_v3", ("same", "same", "same")),
+        ("ernie4_5", "ernie4_5_moe", ("same", "unknown", "unknown")),
+        ("hunyuan_v1_dense", "hunyuan_v1_moe", ("same", "unknown", "unknown")),
     ],
 )
 def test_what_is_assembled(

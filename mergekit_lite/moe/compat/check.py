@@ -126,6 +126,13 @@ def norm_findings(config: Mapping[str, Any], experts: int, per_token: int) -> It
         does = bool(value(config, "norm_topk_prob")) if norm == "flag" else norm == "always"
         if norm == "none":
             yield Finding(loader, "fails", f"has no support for `{family}`. {known.note}".strip())
+        elif norm == "unknown":
+            yield Finding(
+                loader,
+                "unknown",
+                "whether it makes the weights of a token's experts add up to 1 was not seen",
+                "compare a few logits there with those of transformers",
+            )
         elif norm == "other":
             yield Finding(loader, "differs", "weighs two experts by a rule of its own", known.note)
         elif does == wanted or everyone:

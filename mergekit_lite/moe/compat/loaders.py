@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Norm = Literal["always", "never", "flag", "other", "none"]
+Norm = Literal["always", "never", "flag", "other", "none", "unknown"]
 """Whether the weights of the chosen experts are made to add up to 1: `flag` reads
-`norm_topk_prob`, `other` computes something else, `none` cannot load the family."""
+`norm_topk_prob`, `other` computes something else, `none` cannot load the family, `unknown` was
+neither run nor read."""
 
 LOADERS = ("transformers", "vllm", "llama.cpp")
 VERSIONS: Mapping[str, str] = {
@@ -54,8 +55,8 @@ FAMILIES: Mapping[str, Known] = {
     "granitemoe": Known(("always", "always", "always"), _BOTH),
     "granitemoeshared": Known(("always", "always", "always"), _BOTH),
     "phimoe": Known(("other", "other", "always"), (), "vLLM takes two experts a token only"),
-    "ernie4_5_moe": Known(("always", "always", "always")),
-    "hunyuan_v1_moe": Known(("always", "always", "always")),
+    "ernie4_5_moe": Known(("always", "unknown", "unknown")),
+    "hunyuan_v1_moe": Known(("always", "unknown", "unknown")),
 }
 """By `model_type`."""
 
