@@ -34,9 +34,10 @@ SHAPES = {
 def _compares(spec: OpSpec) -> bool:
     """Return whether both forms are the same request.
 
-    Statistic files name a model's own tensors, and a fold is of adapters alone.
+    Statistic files name a model's own tensors, a fold is of adapters alone, and a patch is the
+    difference of two models.
     """
-    return not (spec.calibration or spec.structural or spec.name == "lora_fold")
+    return not (spec.calibration or spec.structural or spec.name in ("lora_fold", "port_patch"))
 
 
 NAMES = sorted(name for name, spec in registry().items() if _compares(spec))
