@@ -77,6 +77,9 @@ def _digest(plan: Plan) -> str:
     for expert in plan.moe["experts"]:
         if expert.get("data"):
             digest.update(file_sha256(Path(plan.folder) / expert["data"]).encode())
+    if earlier := plan.moe["gate"]["params"].get("earlier"):
+        for file in sorted((Path(plan.folder) / earlier / "gate_sums").glob("*")):
+            digest.update(file_sha256(file).encode())
     return digest.hexdigest()
 
 

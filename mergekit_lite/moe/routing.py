@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mergekit_lite.errors import MergekitLiteError
 from mergekit_lite.moe.families import Family, Sizes
 from mergekit_lite.moe.gates import GateSpec
+from mergekit_lite.moe.gates._sidecar import known_experts
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import MoeExpert, Recipe
@@ -16,6 +18,7 @@ def check_gate(
     gate: GateSpec,
     family: Family,
     sizes: Sizes,
+    hidden: int,
     experts: Sequence[MoeExpert],
     found: Mapping[str, View],
     findings: Findings,
@@ -23,7 +26,8 @@ def check_gate(
     """Note gates that would be useless, or a family that would weaken what experts say."""
     where = recipe.at("moe", "gate")
     training = recipe.moe is not None and recipe.moe.for_training
-    _check_texts(gate, experts, findings, where)
+    known = _known(recipe, sizes, hidden, findings)
+    _check_texts(gate, experts[known:], findings, where)
     if gate.needs != "nothing":
         _check_files(recipe, experts, findings, where)
     if training:
@@ -66,6 +70,28 @@ def check_gate(
             recipe.at("moe", "target"),
             f"write `experts_per_token: {sizes.experts}`, or `for_training: true`",
         )
+
+
+def _known(recipe: Recipe, sizes: Sizes, hidden: int, findings: Findings) -> int:
+    """Return how many experts an earlier result has measured, so that they need no texts."""
+    gate = recipe.moe.gate if recipe.moe else None
+    earlier = gate.params.get("earlier") if gate is not None else None
+    if not isinstance(earlier, str):
+        return 0
+    where = recipe.at("moe", "gate", "earlier")
+    try:
+        known = known_experts(recipe.folder / earlier, sizes.routed, hidden)
+    except MergekitLiteError as error:
+        for problem in error.problems:
+            findings.problem(problem.what, where, problem.hint)
+        return sizes.experts // sizes.split
+    if known >= sizes.experts // sizes.split:
+        findings.problem(
+            f"the earlier result has {known} experts already, and nothing new comes behind them",
+            where,
+            "list its experts in their order, then the new ones",
+        )
+    return known
 
 
 def _check_files(

@@ -52,7 +52,9 @@ class _Settler:
         check_experts(self.recipe, donor, experts, self.found, self.feed, self.findings)
         sizes, shared = self._sizes(donor, family, experts)
         params = self.moe.gate.params if self.moe.gate else {}
-        check_gate(self.recipe, gate, family, sizes, experts, self.found, self.findings)
+        check_gate(
+            self.recipe, gate, family, sizes, donor.hidden, experts, self.found, self.findings
+        )
         if len(self.findings.problems) > before:
             return None
         roots = {layer: self.feed.roots[layer] for layer in sizes.routed}

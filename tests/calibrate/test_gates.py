@@ -113,6 +113,31 @@ def test_ridge_is_what_prompts_give_by_default_and_is_fitted_to_what_routers_see
         assert "gate_sums/layer-00002.safetensors" in lock.read()
 
 
+def test_an_expert_is_added_without_the_texts_of_the_others(zoo: Path, tmp_path: Path) -> None:
+    whole = recipe(zoo, {"method": "ridge"}, experts_per_token=1)
+    api.run(whole, tmp_path / "together")
+    first = recipe(zoo, {"method": "ridge"}, experts_per_token=1)
+    first["moe"]["experts"] = first["moe"]["experts"][:1]
+    api.run(first, tmp_path / "first")
+    later = recipe(
+        zoo, {"method": "ridge", "earlier": str(tmp_path / "first")}, experts_per_token=1
+    )
+    later["moe"]["experts"][0] = "math"
+    api.run(later, tmp_path / "later")
+    for one, other in zip(routers(tmp_path / "together"), routers(tmp_path / "later"), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert read_equations(tmp_path / "later", 1).counts.tolist() == [9.0, 8.0]
+    later["moe"]["gate"] = {"method": "ridge", "earlier": str(tmp_path / "together")}
+    with pytest.raises(RecipeError, match="has 2 experts already"):
+        api.plan(later)
+    later["moe"]["gate"] = {"method": "ridge", "earlier": str(tmp_path)}
+    with pytest.raises(RecipeError, match="no sums of the routers of layer 0"):
+        api.plan(later)
+    later["base"], later["moe"]["gate"]["earlier"] = str(zoo / "code"), str(tmp_path / "first")
+    with pytest.raises(DataError, match="another `base_sha256`"):
+        api.run(later, tmp_path / "other")
+
+
 def test_the_same_recipe_gives_the_same_gates(zoo: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         api.run(recipe(zoo, {"method": "ridge", "keep": False}), tmp_path / name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergekit_lite.checkpoint import read_checkpoint
+from mergekit_lite.errors import SourceError
 from mergekit_lite.moe.gates._equations import Equations
 
 if TYPE_CHECKING:
@@ -39,6 +42,26 @@ def read_equations(folder: Path, layer: int) -> Equations:
         key: value.astype("float64") for key, value in load_file(_file(folder, layer)).items()
     }
     return Equations(found["gram"], found["totals"], found["counts"], float(found["weight"][0]))
+
+
+def known_experts(folder: Path, layers: Iterable[int], hidden: int) -> int:
+    """Return how many experts the sums beside an earlier result know, from headers alone.
+
+    Raises:
+        SourceError: sums of a layer are missing, or of another width or number of experts.
+    """
+    shapes = set()
+    for layer in layers:
+        file = _file(folder, layer)
+        if not file.is_file():
+            raise SourceError(
+                f"`{folder}` has no sums of the routers of layer {layer}",
+                hint="name the folder of a result whose gate is `ridge`",
+            )
+        shapes.add(read_checkpoint(file).tensors["totals"].shape)
+    if len(shapes) != 1 or {shape[1] for shape in shapes} != {hidden}:
+        raise SourceError(f"the sums in `{folder}` are of routers of another model")
+    return int(shapes.pop()[0])
 
 
 def _file(folder: Path, layer: int) -> Path:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from mergekit_lite.errors import DataError
 from mergekit_lite.moe.gates._equations import Equations
 from mergekit_lite.moe.gates._measure import Reading, topics_of
 from mergekit_lite.moe.gates._scale import scaled, usual_spread
-from mergekit_lite.moe.gates._sidecar import write_equations
+from mergekit_lite.moe.gates._sidecar import known_experts, read_equations, write_equations
 from mergekit_lite.moe.gates._spec import GateRequest, Gates, gate
 from mergekit_lite.ops._parameters import Doc, Range
 
@@ -48,6 +52,13 @@ def ridge(
     ] = "expert",
     tokens: Annotated[int, Range(at_least=1), Doc("most tokens of an expert's texts")] = 16384,
     length: Annotated[int, Range(at_least=1), Doc("most tokens of a text")] = 512,
+    earlier: Annotated[
+        str | None,
+        Doc(
+            "folder of an earlier result whose sums were kept: its experts come first here, and"
+            " only those behind them need texts"
+        ),
+    ] = None,
     keep: Annotated[
         bool, Doc("put the sums beside the model, so that an expert can be added without old texts")
     ] = True,
@@ -59,18 +70,41 @@ def ridge(
     bias. A common component of all inputs, which misleads means, is fitted away. The rows are then
     scaled together.
     """
-    topics = topics_of(request.experts, request.texts)
+    before, known = None, 0
+    if earlier is not None:
+        before = request.texts / earlier
+        known = known_experts(before, request.routers, request.hidden)
+    topics = [t for t in topics_of(request.experts, request.texts) if t.expert >= known]
     reading = Reading(length, tokens, through, labels)
     wanted = usual_spread(request.per_token) if spread is None else spread
     rows: dict[int, NDArray[np.float32]] = {}
     passed = request.measured().sums(topics, reading)
+    if before is not None:
+        _require_alike(before, passed.facts, balanced=balanced)
     for layer, sums in passed.layers:
         if layer not in request.routers:
             continue
-        equations = Equations.of(sums, [t.expert for t in topics], balanced=balanced)
+        new = [topic.expert - known for topic in topics]
+        equations = Equations.of(sums, new, balanced=balanced)
+        if before is not None:
+            equations = read_equations(before, layer).extended(equations)
         found = equations.rows(penalty, normalize=normalize)
         found = scaled(found, equations.pooled, wanted) / temperature
         rows[layer] = found.astype("float32")
         if keep:
             write_equations(request.folder, layer, equations)
     return Gates(rows, {**passed.facts, "spread": wanted / temperature})
+
+
+def _require_alike(earlier: Path, facts: Mapping[str, Any], *, balanced: bool) -> None:
+    """Refuse sums that do not add up with new ones: of another base, or weighted otherwise."""
+    manifest = earlier / "moe_manifest.json"
+    if not manifest.is_file():
+        return
+    gate = json.loads(manifest.read_text(encoding="utf-8"))["gate"]
+    theirs = {**gate["made"], "balanced": gate["params"].get("balanced", True)}
+    ours = {**facts, "balanced": balanced}
+    for key in ("base_sha256", "through", "balanced"):
+        if key in theirs and theirs[key] != ours[key]:
+            what = f"the earlier sums are of another `{key}`: {theirs[key]}, here {ours[key]}"
+            raise DataError(what, "moe.gate.earlier", "add experts to what they were measured with")
