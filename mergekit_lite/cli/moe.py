@@ -7,6 +7,7 @@ import click
 from mergekit_lite.cli.moe_check_compat import command as check_compat
 from mergekit_lite.cli.moe_fit_router import fit, route
 from mergekit_lite.cli.moe_probe import command as probe
+from mergekit_lite.cli.moe_to_dense import command as to_dense
 
 
 @click.group("moe")
@@ -18,3 +19,4 @@ command.add_command(check_compat)
 command.add_command(probe)
 command.add_command(fit)
 command.add_command(route)
+command.add_command(to_dense)

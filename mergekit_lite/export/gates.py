@@ -94,6 +94,8 @@ def routed_text(moe: Mapping[str, Any]) -> str:
         return pruned_text(moe["pruned"])
     if "grown" in moe:
         return f"{grown_text(moe)} `{MANIFEST_FILE}` has the details."
+    if "dense" in moe:
+        return f"Each routed layer is one feed-forward layer now: `{moe['dense']['method']}`."
     rows = ["| expert | made of | besides |", "|---|---|---|"]
     for number, expert in enumerate(moe["experts"]):
         besides = [f"{key} {expert[key]}" for key in ("residual_scale",) if key in expert]
@@ -121,7 +123,7 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
         return [write_pruned(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
     if "grown" in plan.moe:
         return write_grown(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)
-    if not plan.moe:
+    if "gate" not in plan.moe:
         return []
     from mergekit_lite.moe.gate_file import BESIDE, GATE_FILE, read_facts
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.moe.assembly import Assembly
 from mergekit_lite.moe.config import config_of, config_without
+from mergekit_lite.moe.dense import rows as dense_rows
+from mergekit_lite.moe.dense.settle import Densified
+from mergekit_lite.moe.dense.settle import settle as settle_dense
 from mergekit_lite.moe.grow.rows import GrownRows
 from mergekit_lite.moe.grow.settle import Growth, set_aside
 from mergekit_lite.moe.grow.settle import settle as settle_growth
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Routed", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
 
-Routed = Assembly | Pruning | Growth
+Routed = Assembly | Pruning | Growth | Densified
 
 
 def unfuse(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
@@ -45,6 +48,8 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Rou
         return settle_pruning(recipe, found, findings)
     if recipe.moe is not None and recipe.moe.grow is not None:
         return settle_growth(recipe, found, findings)
+    if recipe.moe is not None and recipe.moe.dense is not None:
+        return settle_dense(recipe, found, findings)
     return settle_assembly(recipe, found, findings)
 
 
@@ -61,6 +66,8 @@ def rows_of(
         return list(pruned_rows.jobs(routed, rows, recipe, frame))
     if isinstance(routed, Growth):
         return list(GrownRows(routed, rows, recipe, found).jobs(frame))
+    if isinstance(routed, Densified):
+        return list(dense_rows.jobs(routed, rows, recipe, frame))
     return list(RoutedRows(routed, rows, recipe, found, findings).jobs(frame))
 
 
@@ -68,6 +75,8 @@ def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the entries of the result's config, and those of the donor's that it has not."""
     if isinstance(routed, Pruning | Growth):
         return dict(routed.config), ()
+    if isinstance(routed, Densified):
+        return dict(routed.config), routed.gone
     config = config_of(routed)
     return config, config_without(routed.donor.config, config)
 

@@ -170,7 +170,7 @@ def _open_moe(definitions: dict[str, Schema]) -> None:
     fields = definitions["Moe"]["properties"]
     word: Schema = {"type": "string"}
     fields["experts"]["items"] = {"anyOf": [word, fields["experts"]["items"]]}
-    for key in ("shared", "gate"):
+    for key in ("shared", "gate", "dense"):
         fields[key] = {
             "description": fields[key].pop("description", ""),
             "anyOf": [word, fields[key]],

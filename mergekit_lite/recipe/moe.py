@@ -8,7 +8,7 @@ from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.grow import GrowReader
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
-from mergekit_lite.recipe.prune import PruneReader
+from mergekit_lite.recipe.prune import PruneReader, read_dense
 from mergekit_lite.recipe.schema import BASE, Moe, MoeExpert, Noise, Redraw, SharedExpert, Target
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class MoeReader:
             data["prune"] = PruneReader(self.shaper, node).read(entries["prune"])
         if "grow" in data:
             data["grow"] = GrowReader(self.shaper, node, self._name).read(entries["grow"])
+        if "dense" in data:
+            data["dense"] = read_dense(self.shaper, node, entries["dense"])
         if isinstance(data.get("target"), str):
             data["target"] = self._target(entries["target"])
         if isinstance(data.get("experts"), list):

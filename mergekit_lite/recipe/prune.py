@@ -1,4 +1,4 @@
-"""The `prune` of a recipe's `moe`: which experts of a routed base stay."""
+"""The `prune` and `dense` of a recipe's `moe`: what becomes of the experts of a routed base."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
-from mergekit_lite.recipe.schema import Prune, PruneMethod
+from mergekit_lite.recipe.schema import Prune, PruneMethod, ToDense
 
 if TYPE_CHECKING:
     from mergekit_lite.recipe.shape import Shaper
@@ -27,7 +27,6 @@ _GIVE = {
     "pretrained": "name the expert of this recipe that is the model before its tuning",
     "experts": "write `experts: [0, 2, 5]`, or a map from layers to such lists",
 }
-_BESIDE = ("prune", "experts_per_token")
 _EXAMPLE = "write `moe: {prune: {keep: 0.5, method: reap, stats: FOLDER}}`"
 
 
@@ -48,7 +47,7 @@ class PruneReader:
             what = f"`moe.prune` must be a mapping, not {kind_of(node.value)}"
             self.problems.add(what, node.mark, _EXAMPLE)
             return {"keep": 1}
-        self._check_beside()
+        check_beside(self.shaper, self.moe, "prune")
         entries = self.shaper.known(node, keys_of(Prune), "moe.prune")
         entries = {key: value for key, value in entries.items() if value.value is not None}
         data = {key: value.plain() for key, value in entries.items()}
@@ -90,15 +89,35 @@ class PruneReader:
             hint = "merge in a stage, and write `base: '@STAGE'` here"
             self.problems.add(what, experts[other].key, hint)
 
-    def _check_beside(self) -> None:
-        """Refuse what would change weights that are only left out or kept."""
-        hint = "merge in a stage, and write `base: '@STAGE'` in the recipe that prunes"
-        for key in ("steps", "rules", "slices", "vocab", "head"):
-            other = self.shaper.root.get(key)
-            if other is not None and other.value is not None:
-                what = f"`moe.prune` and `{key}` do not go together"
-                self.problems.add(what, other.key, hint)
-        for key, value in self.moe.entries().items():
-            if key not in _BESIDE and value.value is not None:
-                what = f"`moe.prune` and `moe.{key}` do not go together"
-                self.problems.add(what, value.key, "assemble in a recipe of its own")
+
+def read_dense(shaper: Shaper, moe: Node, node: Node) -> dict[str, Any]:
+    """Return plain data for `ToDense`."""
+    problems = shaper.problems
+    if isinstance(node.value, str):
+        data: dict[str, Any] = {"method": node.value}
+    elif isinstance(node.value, dict):
+        entries = shaper.known(node, keys_of(ToDense), "moe.dense")
+        data = {key: value.plain() for key, value in entries.items() if value.value is not None}
+    else:
+        what = f"`moe.dense` must be a mapping, not {kind_of(node.value)}"
+        problems.add(what, node.mark, "write `moe: {dense: mean}`")
+        return {}
+    check_beside(shaper, moe, "dense")
+    if data.get("method", "mean") != "mean" and "stats" not in data:
+        problems.add(f"`{show(data['method'])}` needs `stats`", node.mark, _GIVE["stats"])
+    return data
+
+
+def check_beside(shaper: Shaper, moe: Node, key: str) -> None:
+    """Refuse what would change weights that `moe` only takes, leaves out or averages."""
+    hint = "merge in a stage, and write `base: '@STAGE'` in the recipe that does this"
+    for other in ("steps", "rules", "slices", "vocab", "head"):
+        found = shaper.root.get(other)
+        if found is not None and found.value is not None:
+            what = f"`moe.{key}` and `{other}` do not go together"
+            shaper.problems.add(what, found.key, hint)
+    for other, value in moe.entries().items():
+        beside = other == "experts_per_token" and key == "prune"
+        if other != key and not beside and value.value is not None:
+            what = f"`moe.{key}` and `moe.{other}` do not go together"
+            shaper.problems.add(what, value.key, "assemble in a recipe of its own")

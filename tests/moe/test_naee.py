@@ -122,6 +122,20 @@ def test_greedy_leaves_out_one_at_a_time() -> None:
     assert nearest.kept == tuple(e for e in range(20) if e not in (first, second))
 
 
+def test_kinds_that_run_experts_do_not_disturb_each_other(measured: Path, tmp_path: Path) -> None:
+    base = resolve(str(measured / "base"), relative_to=tmp_path)
+    settings = Settings(length=64)
+    for kinds in (("rates",), ("rates", "outputs")):
+        calibrate(base, prompts("a", WORDS), tmp_path / "-".join(kinds), kinds=kinds,
+                  settings=settings)  # fmt: skip
+    both = tmp_path / "rates-outputs"
+    for kind, alone in (("rates", tmp_path / "rates"), ("outputs", measured / "stats")):
+        wanted = layer_statistics(alone, kind, 2)
+        found = layer_statistics(both, kind, 2)
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_a_recipe_that_searches(measured: Path, tmp_path: Path) -> None:
     recipe = {
         "base": str(measured / "base"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mergekit_lite.calibrate.skeleton import Place, Skeleton
 from mergekit_lite.calibrate.tokens import Batch
@@ -28,6 +30,24 @@ class Collector(Protocol):
     @staticmethod
     def held(skeleton: Skeleton, samples: int, domains: int) -> int:
         """Return the bytes that the statistics of the largest layer take in memory."""
+
+
+_ALONE: set[int] = set()
+
+
+@contextmanager
+def run_alone(module: Any) -> Iterator[None]:
+    """While a collector runs experts by itself, others do not take these runs for the model's."""
+    _ALONE.add(id(module))
+    try:
+        yield
+    finally:
+        _ALONE.discard(id(module))
+
+
+def is_alone(module: Any) -> bool:
+    """Return whether a collector runs these experts by itself."""
+    return id(module) in _ALONE
 
 
 def tokens_of(value: Tensor, mask: Tensor) -> Tensor:

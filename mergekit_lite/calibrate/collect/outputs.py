@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.collect._types import is_alone, run_alone
 from mergekit_lite.calibrate.collect.rates import bias_of
 from mergekit_lite.calibrate.skeleton import Place, Skeleton
 from mergekit_lite.calibrate.tokens import Batch, Samples
@@ -33,7 +34,7 @@ class OutputCollector:
         self._batch: Batch | None = None
         self._handles: list[Any] = []
         self._found: dict[str, list[Tensor]] = {}
-        self._name, self._seen, self._own = "", 0, False
+        self._name, self._seen = "", 0
         self._logits: Tensor | None = None
         self._bias: Tensor | None = None
 
@@ -75,7 +76,7 @@ class OutputCollector:
     def _says(self, module: Any, inputs: tuple[Any, ...]) -> None:
         import torch
 
-        if self._batch is None or self._own or self._logits is None:
+        if self._batch is None or self._logits is None or is_alone(module):
             return
         keep = self._batch.mask.reshape(-1).to(inputs[0].device)
         logits = self._logits.reshape(len(keep), -1)[keep].float()
@@ -84,9 +85,8 @@ class OutputCollector:
         hidden, chosen, weights = (value.reshape(len(keep), -1)[keep][at] for value in inputs[:3])
         given = torch.zeros((len(at), experts), device=hidden.device)
         given.scatter_(1, chosen.long(), weights.float())
-        self._own = True
-        try:
-            one = torch.ones_like(weights[:, :1])
+        one = torch.ones_like(weights[:, :1])
+        with run_alone(module):
             said = torch.stack(
                 [
                     module(hidden, torch.full_like(chosen[:, :1], expert), one).float()
@@ -94,8 +94,6 @@ class OutputCollector:
                 ],
                 dim=1,
             )
-        finally:
-            self._own = False
         products = said @ said.transpose(1, 2)
         parts = {"logits": logits[at], "given": given, "products": products}
         for key, value in parts.items():

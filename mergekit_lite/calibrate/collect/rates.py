@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mergekit_lite.calibrate.collect._types import domains_of
+from mergekit_lite.calibrate.collect._types import domains_of, is_alone, run_alone
 from mergekit_lite.calibrate.skeleton import Place, Skeleton
 from mergekit_lite.calibrate.tokens import Batch, Samples
 from mergekit_lite.calibrate.weights import Weights
@@ -51,7 +51,6 @@ class RateCollector:
         self._handles: list[Any] = []
         self._name = ""
         self._sums: dict[str, Tensor] = {}
-        self._own = False
         self._stream: Tensor | None = None
 
     def watch(self, place: Place) -> None:
@@ -125,14 +124,13 @@ class RateCollector:
         """Run each expert alone on the tokens that chose it, for the norm of what it says."""
         import torch
 
-        if self._batch is None or self._own:
+        if self._batch is None or is_alone(module):
             return
         keep = self._batch.mask.reshape(-1).to(inputs[0].device)
         hidden = inputs[0].reshape(len(keep), -1)[keep]
         chosen, weights = (value.reshape(len(keep), -1)[keep] for value in inputs[1:3])
         turned = self._turned(output, keep)
-        self._own = True
-        try:
+        with run_alone(module):
             for expert in range(self._sums["weight"].shape[0]):
                 tokens, at = torch.where(chosen == expert)
                 if not len(tokens):
@@ -144,8 +142,6 @@ class RateCollector:
                 if turned is not None:
                     loud = said.norm(dim=1) * given
                     self._sums["turned_norm"][expert] += (loud * turned[tokens]).sum()
-        finally:
-            self._own = False
 
     def _turned(self, output: Tensor, keep: Tensor) -> Tensor | None:
         """Return how far the experts turn the stream of each token: 1 - cos, or 0 below it."""

@@ -6,6 +6,7 @@ chains of ops are checked before (`order.py`, `steps.py`), where the place of ev
 
 from __future__ import annotations
 
+from mergekit_lite.recipe.schema.dense import ToDense
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
 from mergekit_lite.recipe.schema.grow import Addition, Grow
 from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
@@ -49,6 +50,7 @@ __all__ = [
     "Slice",
     "Stage",
     "Target",
+    "ToDense",
     "TokenRule",
     "TokenSource",
     "Tokenizer",

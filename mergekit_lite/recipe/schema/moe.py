@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from mergekit_lite.recipe.schema.dense import ToDense
 from mergekit_lite.recipe.schema.fields import LayerRanges, Part, whole, whole_or_none
 from mergekit_lite.recipe.schema.grow import Grow
 from mergekit_lite.recipe.schema.prune import Prune
@@ -119,6 +120,8 @@ class Moe(Part):
     """Leaves experts of a routed base out, in place of assembling one."""
     grow: Grow | None = None
     """Adds experts to a routed base, in place of assembling one."""
+    dense: ToDense | None = None
+    """Makes a dense model of a routed base, in place of assembling one."""
     allow: tuple[str, ...] = ()
     """Settings in which an expert may differ from the base, such as `rope_theta`."""
 

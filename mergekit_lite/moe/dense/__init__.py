@@ -1,0 +1,1 @@
+"""Makes one feed-forward layer of all experts of each routed layer."""
