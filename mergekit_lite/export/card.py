@@ -237,6 +237,7 @@ def _library(plan: Plan) -> str:
 
 
 def _use(plan: Plan, title: str, *, text_model: bool) -> str:
+    trust = ", trust_remote_code=True" if plan.moe.get("target") == "routed" else ""
     pipeline = any("/" in shard.file for shard in plan.shards)
     load = (
         adapter_use(plan, title)
@@ -248,7 +249,7 @@ def _use(plan: Plan, title: str, *, text_model: bool) -> str:
         if pipeline
         else (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'model = AutoModelForCausalLM.from_pretrained("{title}", dtype="auto")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{title}", dtype="auto"{trust})\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{title}")\n'
             if text_model
             else "from safetensors.torch import load_file\n\n"

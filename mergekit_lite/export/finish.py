@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mergekit_lite.engine.journal import JOURNAL, Journal
 from mergekit_lite.errors import DataError, Problem, RecipeError
 from mergekit_lite.export.card import write_card
+from mergekit_lite.export.code_files import write_code
 from mergekit_lite.export.components import correct_dtypes
 from mergekit_lite.export.config import CONFIG_FILE, write_adapter_config, write_config
 from mergekit_lite.export.gates import write_manifest
@@ -56,6 +57,7 @@ def finish(
         correct_dtypes(plan, work)
         if write_config(plan, root, work):
             written.append(CONFIG_FILE)
+        written += write_code(plan, work)
         written += write_manifest(plan, out, work)
     write_card(plan, models, report, work)
     outputs = {file: digest for file, (_, digest) in report.shards.items()}

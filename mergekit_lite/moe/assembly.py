@@ -10,8 +10,9 @@ from typing import Any
 from mergekit_lite.checkpoint import TensorInfo
 from mergekit_lite.moe.donors import Donor
 from mergekit_lite.moe.families import PARTS, Family, Sizes
+from mergekit_lite.moe.families.routed import NULLS
 from mergekit_lite.moe.gates import GateSpec
-from mergekit_lite.recipe.schema import MoeExpert, SharedExpert
+from mergekit_lite.recipe.schema import MoeExpert, Routing, SharedExpert
 
 _MLP = re.compile(r"(?P<root>.+\.layers\.(?P<layer>\d+))\.mlp\.(?P<part>gate|up|down)_proj\.weight")
 
@@ -22,7 +23,8 @@ class MadeRow:
 
     Attributes:
         name, shape: of the tensor; fp32 in the file of gates.
-        kind: `router`, `zeros`, or `tiny`: random entries around 2^-30, whose sigmoid is a half.
+        kind: `router`, `zeros`, `normal` (random entries of spread 0.02), or `tiny`: random entries
+            around 2^-30, whose sigmoid is a half.
         layer: it belongs to.
     """
 
@@ -44,6 +46,7 @@ class Assembly:
         shared: the shared expert; None where there is none.
         gate: the method that makes the routers, and its parameters.
         roots: name of each routed layer, such as `model.layers.3`.
+        routing: what routers with code of their own do; None for a family of stock loaders.
         allow: settings in which experts may differ.
     """
 
@@ -56,6 +59,7 @@ class Assembly:
     params: Mapping[str, Any]
     roots: Mapping[int, str]
     for_training: bool
+    routing: Routing | None = None
 
     def made_rows(self) -> Iterator[MadeRow]:
         """Yield every tensor that no input has: routers, biases, the gate of a shared expert."""
@@ -63,6 +67,9 @@ class Assembly:
         for layer, root in self.roots.items():
             count = self.sizes.experts
             yield MadeRow(f"{root}.{family.router}", (count, hidden), "router", layer)
+            if self.routing is not None and self.routing.null_experts:
+                nulls = self.routing.null_experts
+                yield MadeRow(f"{root}.{NULLS}", (nulls, hidden), "normal", layer)
             if family.correction:
                 shape = (1, count) if family.correction_rows else (count,)
                 yield MadeRow(f"{root}.{family.correction}", shape, "zeros", layer)
@@ -85,6 +92,7 @@ class Assembly:
             if self.shared is None
             else {**self.shared.model_dump(mode="json"), "width": sizes.shared_width},
             "layers": list(sizes.routed),
+            **({"routing": self.routing.model_dump(mode="json")} if self.routing else {}),
             "gate": {"method": self.gate.name, "params": dict(self.params)},
             "for_training": self.for_training,
             "rows": [[row.name, list(row.shape), row.kind, row.layer] for row in self.made_rows()],

@@ -7,6 +7,7 @@ from typing import Any
 
 from mergekit_lite.moe.assembly import Assembly
 from mergekit_lite.moe.donors import Donor
+from mergekit_lite.moe.families.routed import routing_of
 
 _COPIED = (
     "vocab_size", "max_position_embeddings", "hidden_act", "initializer_range", "rms_norm_eps",
@@ -35,6 +36,7 @@ def config_of(assembly: Assembly) -> dict[str, Any]:
         "router_aux_loss_coef": 0.001,
         **_counts(family.name, sizes.experts, sizes.per_token),
         **family.settings(donor, sizes),
+        **(routing_of(assembly.routing, donor.layers) if assembly.routing else {}),
     }
 
 

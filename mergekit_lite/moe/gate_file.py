@@ -30,6 +30,8 @@ BESIDE = "beside"
 """Folder of files that a method has made and that go into the output."""
 TINY = 2.0**-30
 """Scale of a row whose sigmoid is to be a half. Not 0: llama.cpp takes sigmoid(x) as silu(x)/x."""
+SPREADS = {"tiny": TINY, "normal": 0.02}
+"""Standard deviation of random entries by kind of row."""
 
 Array = NDArray[np.float32]
 
@@ -113,9 +115,9 @@ def _tensors(plan: Plan, gates: Gates) -> dict[str, Array]:
     for name, shape, kind, layer in plan.moe["rows"]:
         if kind == "zeros":
             found[name] = np.zeros(shape, np.float32)
-        elif kind == "tiny":
-            key = random_key(plan.seed, "gate.tiny", "", name)
-            found[name] = (normals(0, int(np.prod(shape)), key) * TINY).astype(np.float32)
+        elif kind in SPREADS:
+            key = random_key(plan.seed, f"gate.{kind}", "", name)
+            found[name] = (normals(0, int(np.prod(shape)), key) * SPREADS[kind]).astype(np.float32)
         else:
             rows = gates.rows.get(layer)
             if rows is not None:

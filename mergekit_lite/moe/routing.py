@@ -94,6 +94,32 @@ def _known(recipe: Recipe, sizes: Sizes, hidden: int, findings: Findings) -> int
     return known
 
 
+def check_routing(recipe: Recipe, family: Family, layers: int, findings: Findings) -> None:
+    """Note routing that the family has no place for, or that contradicts itself."""
+    routing = recipe.moe.routing if recipe.moe else None
+    if recipe.moe is None or routing is None:
+        return
+    if family.name != "routed":
+        findings.problem(
+            f"the routers of a `{family.name}` model choose a fixed number of experts, all of which"
+            " do something",
+            recipe.at("moe", "routing"),
+            "write `target: routed` for a model with code of its own, or leave `routing` out",
+        )
+    if isinstance(routing.skip, tuple) and len(routing.skip) != layers:
+        findings.problem(
+            f"`skip` has {len(routing.skip)} numbers, and the model {layers} layers",
+            recipe.at("moe", "routing", "skip"),
+            "give one number, or one for each layer",
+        )
+    if routing.top_p is not None and recipe.moe.experts_per_token is not None:
+        findings.problem(
+            "`top_p` and `experts_per_token` both say how many experts a token passes",
+            recipe.at("moe", "routing", "top_p"),
+            "give one of them",
+        )
+
+
 def _check_files(
     recipe: Recipe, experts: Sequence[MoeExpert], findings: Findings, where: str
 ) -> None:

@@ -11,16 +11,16 @@ from mergekit_lite.moe.compat import norm_findings
 from mergekit_lite.moe.config import config_of
 from mergekit_lite.moe.donors import DENSE, Donor, donor_of
 from mergekit_lite.moe.experts import check_experts, width_of
-from mergekit_lite.moe.families import Family, Sizes
+from mergekit_lite.moe.families import FAMILIES, Family, Sizes
 from mergekit_lite.moe.gates import GateSpec, registry
-from mergekit_lite.moe.routing import check_gate
+from mergekit_lite.moe.routing import check_gate, check_routing
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.heads import embedding_of, head_of
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.plan.routed.layers import routed_layers
 from mergekit_lite.recipe.layers import covers, format_layers
-from mergekit_lite.recipe.schema import Gate, Moe, MoeExpert, Recipe, SharedExpert
+from mergekit_lite.recipe.schema import Gate, Moe, MoeExpert, Recipe, Routing, SharedExpert
 
 SMALL = 128
 """Width of a shared expert that adds nothing, where it may be any."""
@@ -52,6 +52,7 @@ class _Settler:
         check_experts(self.recipe, donor, experts, self.found, self.feed, self.findings)
         sizes, shared = self._sizes(donor, family, experts)
         params = self.moe.gate.params if self.moe.gate else {}
+        check_routing(self.recipe, family, donor.layers, self.findings)
         check_gate(
             self.recipe, gate, family, sizes, donor.hidden, experts, self.found, self.findings
         )
@@ -59,8 +60,9 @@ class _Settler:
             return None
         roots = {layer: self.feed.roots[layer] for layer in sizes.routed}
         found = Assembly(
-            family, donor, sizes, experts, shared, gate, params, roots, self.moe.for_training
-        )
+            family, donor, sizes, experts, shared, gate, params, roots, self.moe.for_training,
+            routing=(self.moe.routing or Routing()) if family is FAMILIES["routed"] else None,
+        )  # fmt: skip
         self._warn_of_loaders(found)
         return found
 
@@ -154,7 +156,8 @@ class _Settler:
         split = self.moe.split
         count = len(experts) * split
         per_token = self.moe.experts_per_token or min(2, len(experts)) * split
-        if per_token > count:
+        nulls = self.moe.routing.null_experts if self.moe.routing else 0
+        if per_token > count + nulls:
             self.findings.problem(
                 f"tokens cannot pass {per_token} of {count} experts",
                 self.recipe.at("moe", "experts_per_token"),

@@ -9,7 +9,16 @@ from mergekit_lite.recipe.grow import GrowReader
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
 from mergekit_lite.recipe.prune import PruneReader, read_dense
-from mergekit_lite.recipe.schema import BASE, Moe, MoeExpert, Noise, Redraw, SharedExpert, Target
+from mergekit_lite.recipe.schema import (
+    BASE,
+    Moe,
+    MoeExpert,
+    Noise,
+    Redraw,
+    Routing,
+    SharedExpert,
+    Target,
+)
 
 if TYPE_CHECKING:
     from mergekit_lite.recipe.shape import Shaper
@@ -52,6 +61,8 @@ class MoeReader:
             data["experts"] = [self._expert(entry) for entry in listed]
         if "shared" in data:
             data["shared"] = self._shared(entries["shared"])
+        if "routing" in data:
+            data["routing"] = self._routing(entries["routing"])
         if "gate" in data:
             data["gate"] = self._gate(entries["gate"])
         if isinstance(data.get("allow"), str):
@@ -130,6 +141,14 @@ class MoeReader:
         else:
             data["expert"] = self._name(entries["expert"], "moe.shared.expert", NO_EXPERT)
         return data
+
+    def _routing(self, node: Node) -> dict[str, Any]:
+        if not isinstance(node.value, dict):
+            what = f"`moe.routing` must be a mapping, not {kind_of(node.value)}"
+            self.problems.add(what, node.mark, "write `routing: {top_p: 0.4}`")
+            return {}
+        entries = self.shaper.known(node, keys_of(Routing), "moe.routing")
+        return {key: value.plain() for key, value in entries.items()}
 
     def _gate(self, node: Node) -> dict[str, Any]:
         if isinstance(node.value, str):

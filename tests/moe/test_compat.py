@@ -79,7 +79,16 @@ def test_what_is_assembled(
 def test_every_family_is_in_the_table() -> None:
     from mergekit_lite.moe.compat.loaders import FAMILIES as KNOWN
 
-    assert FAMILIES.keys() <= KNOWN.keys()
+    own = {f"routed_{donor}" for donor in FAMILIES["routed"].donors}
+    assert FAMILIES.keys() - {"routed"} | own <= KNOWN.keys()
+
+
+def test_code_of_its_own_is_for_transformers_alone(
+    routed: Callable[[str, str], Path],
+) -> None:
+    report = checked(routed("llama", "routed"))
+    assert verdicts(report) == ("same", "unknown", "fails")
+    assert "trust_remote_code=True" in str(report.findings)
 
 
 def test_a_loader_that_overrides_the_config(

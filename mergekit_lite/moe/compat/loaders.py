@@ -38,6 +38,11 @@ class Known:
 
 
 _BOTH = ("transformers", "llama.cpp")
+_OWN_CODE = Known(
+    ("flag", "unknown", "none"),
+    note="Its routers are code beside the weights, which transformers runs with"
+    " `trust_remote_code=True`; vLLM may, through its backend for transformers",
+)
 
 FAMILIES: Mapping[str, Known] = {
     "mixtral": Known(("always", "always", "always"), _BOTH),
@@ -57,6 +62,7 @@ FAMILIES: Mapping[str, Known] = {
     "phimoe": Known(("other", "other", "always"), (), "vLLM takes two experts a token only"),
     "ernie4_5_moe": Known(("always", "unknown", "unknown")),
     "hunyuan_v1_moe": Known(("always", "unknown", "unknown")),
+    **{f"routed_{donor}": _OWN_CODE for donor in ("llama", "mistral", "qwen2", "qwen3")},
 }
 """By `model_type`."""
 

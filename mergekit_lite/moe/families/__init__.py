@@ -14,6 +14,7 @@ from mergekit_lite.moe.families.granitemoe import GRANITEMOE, GRANITEMOESHARED
 from mergekit_lite.moe.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from mergekit_lite.moe.families.mixtral import MIXTRAL
 from mergekit_lite.moe.families.qwen import QWEN2_MOE, QWEN3_MOE
+from mergekit_lite.moe.families.routed import ROUTED
 
 __all__ = ["FAMILIES", "PARTS", "Family", "Shared", "Sizes"]
 
@@ -22,6 +23,7 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         MIXTRAL, QWEN2_MOE, QWEN3_MOE, GLM4_MOE, DOTS1, GRANITEMOE, GRANITEMOESHARED,
         FLEX_OLMO, OLMOE, DEEPSEEK_V2, DEEPSEEK_V3, ERNIE4_5_MOE, HUNYUAN_V1_MOE,
+        ROUTED,
     )
 }  # fmt: skip
 """By `model_type`, those that most loaders know first."""

@@ -16,6 +16,7 @@ from mergekit_lite.recipe.schema.moe import (
     MoeExpert,
     Noise,
     Redraw,
+    Routing,
     SharedExpert,
     Target,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Recipe",
     "RecipeStep",
     "Redraw",
+    "Routing",
     "Rule",
     "SharedExpert",
     "Slice",

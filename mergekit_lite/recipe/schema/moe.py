@@ -28,6 +28,7 @@ Target = Literal[
     "deepseek_v3",
     "ernie4_5_moe",
     "hunyuan_v1_moe",
+    "routed",
 ]
 
 
@@ -80,6 +81,20 @@ class SharedExpert(Part):
     """Factor of what it adds to the residual stream."""
 
 
+class Routing(Part):
+    """What routers do that no stock model can: for `target: routed`."""
+
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Take the likeliest experts until their weights add up to more than this, however many they
+    are, in place of `experts_per_token`."""
+    null_experts: Annotated[int, Field(ge=0), BeforeValidator(whole)] = 0
+    """Choices more that do nothing, with random rows of the router (AdaMoE); they count among
+    `experts_per_token`, and the weights of the others add up to 1."""
+    skip: Annotated[float, Field(ge=0, lt=1)] | tuple[float, ...] | None = None
+    """Leave out each choice whose weight is below this part of the first one's (NAEE): a number, or
+    one for each layer of the model."""
+
+
 class Gate(Part):
     """How the routers are made."""
 
@@ -111,6 +126,8 @@ class Moe(Part):
     """The shared expert; by default `zero` where the family cannot be without, else `none`."""
     layers: LayerRanges | None = None
     """Layers that are routed; the others keep one feed-forward layer. By default all."""
+    routing: Routing | None = None
+    """For `target: routed`: routers with a threshold, with choices that do nothing, or skipping."""
     gate: Gate | None = None
     """How the routers are made: a method, or `{method: ..., ...}`. By default `ridge` where the
     experts have prompts or data; without these it must be said."""
