@@ -20,10 +20,11 @@ from mergekit_lite.engine.adapted import adapter_supply, joined_supply
 from mergekit_lite.engine.blocks import blocks_dtype, blocks_of
 from mergekit_lite.engine.dequantised import Decoder, decoder
 from mergekit_lite.engine.joined import JoinedRead
+from mergekit_lite.engine.ordered import ordered
 from mergekit_lite.engine.pieced import pieced, pieced_dtype
 from mergekit_lite.engine.staged import stage_supply
 from mergekit_lite.errors import DataError
-from mergekit_lite.plan.types import Block, Gather, Job, Read
+from mergekit_lite.plan.types import GATE, Block, Gather, Job, Read
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.gathered import Gathered
@@ -92,7 +93,7 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
     if isinstance(read, JoinedRead):
         return joined_supply(read, readers)
     if read.blocks:
-        return blocks_of(read, lambda block: supply_of(block.read, _matrix(job, block), readers))
+        return blocks_of(read, lambda block: _of_block(block, job, readers))
     if read.zero or not (read.name or read.lora):
         return None
     if read.gather is not None:
@@ -110,9 +111,14 @@ def supply_of(read: Read, job: Job, readers: Readers) -> Supply | None:
     return _of_tensor(info, read, readers)
 
 
-def _matrix(job: Job, block: Block) -> Job:
-    """Return a row of which a block's whole matrix would be the input."""
-    return replace(job, shape=block.stored)
+def _of_block(block: Block, job: Job, readers: Readers) -> Supply | None:
+    """Return what supplies a block's whole matrix, in the order in which it is looked at."""
+    order = block.order
+    shape = block.stored if order is None else order.stored
+    supply = supply_of(block.read, replace(job, shape=shape), readers)
+    if order is None or supply is None:
+        return supply
+    return ordered(supply, order, readers.tensor(GATE, order.name))
 
 
 def _of_tensor(info: TensorInfo, read: Read, readers: Readers) -> Supply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from mergekit_lite.sources import Model, resolve
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.options import Options
+    from mergekit_lite.moe.carve._layer import Material
     from mergekit_lite.moe.gates import Measure
 
 MANIFEST_FILE = "moe_manifest.json"
@@ -58,10 +60,33 @@ def with_gates(
     def say(text: str) -> None:
         emit(Event("note", text=text))
 
-    measure = _measure(plan, models, options, say)
-    path = make_gates(plan, models, gate_folder(out), measure, say)
+    with ExitStack() as stack:
+        material = _material(plan, models, options, say, stack)
+        measure = None if material else _measure(plan, models, options, say)
+        path = make_gates(plan, models, gate_folder(out), measure, say, material)
     gates = resolve(str(path), relative_to=path.parent)
     return {**models, GATE: replace(gates, reference=GATE)}
+
+
+def _material(
+    plan: Plan,
+    models: Mapping[str, Model],
+    options: Options,
+    say: Callable[[str], None],
+    stack: ExitStack,
+) -> Material | None:
+    """Return what reads the base that is carved; None where none is."""
+    if "carve" not in plan.moe:
+        return None
+    from mergekit_lite.calibrate.carving import Base
+
+    base = Base(plan, models, say, device=_device(options), max_memory=options.max_memory)
+    stack.callback(base.close)
+    return base
+
+
+def _device(options: Options) -> str:
+    return "cuda" if options.device == "cuda" else "cpu"
 
 
 def _measure(
@@ -74,8 +99,7 @@ def _measure(
         return None
     from mergekit_lite.calibrate.gates import Measurer
 
-    device = "cuda" if options.device == "cuda" else "cpu"
-    return Measurer(plan, models, say, device=device, max_memory=options.max_memory)
+    return Measurer(plan, models, say, device=_device(options), max_memory=options.max_memory)
 
 
 def size_text(moe: Mapping[str, Any]) -> str:

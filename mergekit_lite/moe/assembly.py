@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergekit_lite.checkpoint import TensorInfo
 from mergekit_lite.moe.donors import Donor
 from mergekit_lite.moe.families import PARTS, Family, Sizes
 from mergekit_lite.moe.families.routed import NULLS
-from mergekit_lite.moe.gates import GateSpec
-from mergekit_lite.recipe.schema import MoeExpert, Routing, SharedExpert
+from mergekit_lite.recipe.schema import Carve, MoeExpert, Routing, SharedExpert
 
 _MLP = re.compile(r"(?P<root>.+\.layers\.(?P<layer>\d+))\.mlp\.(?P<part>gate|up|down)_proj\.weight")
 
@@ -23,8 +22,9 @@ class MadeRow:
 
     Attributes:
         name, shape: of the tensor; fp32 in the file of gates.
-        kind: `router`, `zeros`, `normal` (random entries of spread 0.02), or `tiny`: random entries
-            around 2^-30, whose sigmoid is a half.
+        kind: `router`, `zeros`, `normal` (random entries of spread 0.02), `tiny` (random entries
+            around 2^-30, whose sigmoid is a half), or `order`: of a carved layer, which neuron
+            stands where; it is not in the output.
         layer: it belongs to.
     """
 
@@ -44,10 +44,11 @@ class Assembly:
         sizes: its numbers.
         experts: the routed experts, in order.
         shared: the shared expert; None where there is none.
-        gate: the method that makes the routers, and its parameters.
+        gate, params: the method that makes the routers, and its parameters.
         roots: name of each routed layer, such as `model.layers.3`.
         routing: what routers with code of their own do; None for a family of stock loaders.
-        allow: settings in which experts may differ.
+        carve: how the base is cut into these experts; None where they are models of their own.
+        settings: entries of the config that are other than usual in the family.
     """
 
     family: Family
@@ -55,11 +56,13 @@ class Assembly:
     sizes: Sizes
     experts: tuple[MoeExpert, ...]
     shared: SharedExpert | None
-    gate: GateSpec
+    gate: str
     params: Mapping[str, Any]
     roots: Mapping[int, str]
     for_training: bool
     routing: Routing | None = None
+    carve: Carve | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def made_rows(self) -> Iterator[MadeRow]:
         """Yield every tensor that no input has: routers, biases, the gate of a shared expert."""
@@ -75,6 +78,9 @@ class Assembly:
                 yield MadeRow(f"{root}.{family.correction}", shape, "zeros", layer)
             if self.shared is not None and family.shared is not None and family.shared.sigmoid:
                 yield MadeRow(f"{root}.{family.shared.sigmoid}", (1, hidden), "tiny", layer)
+            if self.carve is not None:
+                slots = self.carve.experts * self.sizes.width
+                yield MadeRow(f"{root}.neurons", (slots,), "order", layer)
 
     def plain(self) -> dict[str, Any]:
         """Return what a run needs to make the gates, and what the manifest says, as plain data."""
@@ -93,9 +99,18 @@ class Assembly:
             else {**self.shared.model_dump(mode="json"), "width": sizes.shared_width},
             "layers": list(sizes.routed),
             **({"routing": self.routing.model_dump(mode="json")} if self.routing else {}),
-            "gate": {"method": self.gate.name, "params": dict(self.params)},
+            "gate": {"method": self.gate, "params": dict(self.params)},
+            **self._carved(),
             "for_training": self.for_training,
             "rows": [[row.name, list(row.shape), row.kind, row.layer] for row in self.made_rows()],
+        }
+
+    def _carved(self) -> dict[str, Any]:
+        if self.carve is None:
+            return {}
+        return {
+            "carve": {**self.carve.model_dump(mode="json"), "width": self.donor.width},
+            "settings": dict(self.settings),
         }
 
 

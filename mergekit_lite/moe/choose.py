@@ -26,6 +26,8 @@ def choose(recipe: Recipe, donor: Donor, findings: Findings) -> Family | None:
         return None
     where = recipe.at("moe", "target")
     wants_shared = moe.shared is not None and moe.shared.expert != "none"
+    if moe.carve is not None:
+        wants_shared = moe.carve.shared > 0
     if moe.target != "auto":
         family = FAMILIES[moe.target]
         if reasons := list(misfits(family, donor)):
@@ -39,7 +41,7 @@ def choose(recipe: Recipe, donor: Donor, findings: Findings) -> Family | None:
         if wants_shared and family.shared is None:
             findings.problem(
                 f"a `{family.name}` model has no shared expert",
-                recipe.at("moe", "shared"),
+                recipe.at(*(("moe", "carve") if moe.carve else ("moe",)), "shared"),
                 "leave `shared` out, or write `target: glm4_moe` or `granitemoeshared`",
             )
             return None

@@ -37,6 +37,7 @@ def config_of(assembly: Assembly) -> dict[str, Any]:
         **_counts(family.name, sizes.experts, sizes.per_token),
         **family.settings(donor, sizes),
         **(routing_of(assembly.routing, donor.layers) if assembly.routing else {}),
+        **assembly.settings,
     }
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from mergekit_lite.checkpoint import read_checkpoint
 from mergekit_lite.checkpoint.header import header_text
 from mergekit_lite.errors import DataError, MergekitLiteError
+from mergekit_lite.moe.carve._layer import Material
+from mergekit_lite.moe.carve.make import make_carve
 from mergekit_lite.moe.gates import GateRequest, Gates, Measure, registry
 from mergekit_lite.ops._place import random_key
 from mergekit_lite.ops._random import normals
@@ -42,6 +44,7 @@ def make_gates(
     folder: Path,
     measure: Measure | None,
     say: Callable[[str], None],
+    material: Material | None = None,
 ) -> Path:
     """Make the file of gates of a plan, unless an earlier run of the same plan has.
 
@@ -51,6 +54,7 @@ def make_gates(
         folder: where the file goes; what is there of it is used if it is of this plan.
         measure: runs texts; None where the method needs none.
         say: tells the user what is going on.
+        material: the base, for a model that is carved.
 
     Raises:
         DataError: a method gives other rows than asked for, or rows that are not finite.
@@ -61,9 +65,12 @@ def make_gates(
     path.unlink(missing_ok=True)
     shutil.rmtree(folder / BESIDE, ignore_errors=True)
     (folder / BESIDE).mkdir(parents=True)
-    spec = registry()[plan.moe["gate"]["method"]]
     request = request_of(plan, models, folder / BESIDE, measure, say)
-    gates = spec.make(request, **spec.arguments(plan.moe["gate"]["params"]))
+    if material is not None:
+        gates = make_carve(request, material)
+    else:
+        spec = registry()[plan.moe["gate"]["method"]]
+        gates = spec.make(request, **spec.arguments(plan.moe["gate"]["params"]))
     facts = json.dumps(dict(gates.facts), indent=2, ensure_ascii=False)
     (folder / FACTS_FILE).write_text(facts + "\n", encoding="utf-8")
     # Last, and whole or not at all: a folder that has it needs no gates made.
@@ -76,9 +83,9 @@ def make_gates(
 def _digest(plan: Plan) -> str:
     """Return what gates depend on: the plan and the texts that it names."""
     digest = hashlib.sha256(plan.content_digest().encode())
-    for expert in plan.moe["experts"]:
-        if expert.get("data"):
-            digest.update(file_sha256(Path(plan.folder) / expert["data"]).encode())
+    for part in (*plan.moe["experts"], plan.moe.get("carve", {})):
+        if part.get("data"):
+            digest.update(file_sha256(Path(plan.folder) / part["data"]).encode())
     if earlier := plan.moe["gate"]["params"].get("earlier"):
         for file in sorted((Path(plan.folder) / earlier / "gate_sums").glob("*")):
             digest.update(file_sha256(file).encode())
@@ -118,6 +125,8 @@ def _tensors(plan: Plan, gates: Gates) -> dict[str, Array]:
         elif kind in SPREADS:
             key = random_key(plan.seed, f"gate.{kind}", "", name)
             found[name] = (normals(0, int(np.prod(shape)), key) * SPREADS[kind]).astype(np.float32)
+        elif kind == "order":
+            found[name] = gates.orders[layer]
         else:
             rows = gates.rows.get(layer)
             if rows is not None:

@@ -7,6 +7,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.moe.assembly import Assembly
+from mergekit_lite.moe.carve.rows import CarvedRows
+from mergekit_lite.moe.carve.settle import settle_carve
 from mergekit_lite.moe.config import config_of, config_without
 from mergekit_lite.moe.dense import rows as dense_rows
 from mergekit_lite.moe.dense.settle import Densified
@@ -50,6 +52,8 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Rou
         return settle_growth(recipe, found, findings)
     if recipe.moe is not None and recipe.moe.dense is not None:
         return settle_dense(recipe, found, findings)
+    if recipe.moe is not None and recipe.moe.carve is not None:
+        return settle_carve(recipe, found, findings)
     return settle_assembly(recipe, found, findings)
 
 
@@ -68,7 +72,8 @@ def rows_of(
         return list(GrownRows(routed, rows, recipe, found).jobs(frame))
     if isinstance(routed, Densified):
         return list(dense_rows.jobs(routed, rows, recipe, frame))
-    return list(RoutedRows(routed, rows, recipe, found, findings).jobs(frame))
+    make = RoutedRows if routed.carve is None else CarvedRows
+    return list(make(routed, rows, recipe, found, findings).jobs(frame))
 
 
 def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -124,17 +124,28 @@ def _check_files(
     recipe: Recipe, experts: Sequence[MoeExpert], findings: Findings, where: str
 ) -> None:
     """Note files of texts that are not there, or of a kind that is not read."""
-    hint = "give a .txt file, or .jsonl with a `text` or `messages` in each line"
     for expert in experts:
-        if expert.data is None:
-            continue
-        path = recipe.folder / expert.data
-        if not path.is_file():
-            what = f"there is no file `{expert.data}` with texts for expert `{expert.expert}`"
-            findings.problem(what, expert.where or where, hint)
-        elif path.suffix not in (".txt", ".jsonl"):
-            what = f"`{expert.data}`, the texts for expert `{expert.expert}`, is of no known kind"
-            findings.problem(what, expert.where or where, hint)
+        if expert.data is not None:
+            whose = f"for expert `{expert.expert}`"
+            check_file(recipe, expert.data, whose, findings, expert.where or where)
+
+
+def check_file(recipe: Recipe, file: str, whose: str, findings: Findings, where: str) -> None:
+    """Note a file of texts that is not there, or of a kind that is not read.
+
+    Args:
+        recipe: it is named in.
+        file: as the recipe names it.
+        whose: the texts are, in words.
+        findings: where problems are noted.
+        where: the recipe names it.
+    """
+    hint = "give a .txt file, or .jsonl with a `text` or `messages` in each line"
+    path = recipe.folder / file
+    if not path.is_file():
+        findings.problem(f"there is no file `{file}` with texts {whose}", where, hint)
+    elif path.suffix not in (".txt", ".jsonl"):
+        findings.problem(f"`{file}`, the texts {whose}, is of no known kind", where, hint)
 
 
 def _check_texts(

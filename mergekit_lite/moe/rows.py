@@ -14,8 +14,9 @@ from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame, Target
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.plan.layout import output_dtype
+from mergekit_lite.plan.row_memory import TILE_ENTRIES
 from mergekit_lite.plan.runs import is_moved
-from mergekit_lite.plan.types import GATE, Block, Job, Read, Step
+from mergekit_lite.plan.types import GATE, Block, Job, Order, Read, Step
 from mergekit_lite.recipe.schema import BASE, MoeExpert, Recipe
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ class Part:
         shape: rows and columns in the end.
         scale: factor of its entries.
         first: row and column of the whole at which it begins.
+        order: puts the whole in another order first.
     """
 
     job: Job
     shape: Matrix
     scale: float = 1.0
     first: Matrix = (0, 0)
+    order: Order | None = None
 
 
 class RoutedRows:
@@ -65,8 +68,11 @@ class RoutedRows:
         self.found, self.findings = found, findings
         self.feed = FeedForward.of(found[BASE].tensors)
         self.made: dict[int, list[MadeRow]] = {}
+        self.orders: dict[str, int] = {}
         for row in assembly.made_rows():
             self.made.setdefault(row.layer, []).append(row)
+            if row.kind == "order":
+                self.orders[row.name] = row.shape[0]
 
     def jobs(self, frame: Frame) -> Iterator[Job]:
         """Yield every row of the output; a layer's experts stand where its dense layer stood."""
@@ -89,8 +95,9 @@ class RoutedRows:
     def _layer(self, layer: int) -> Iterator[Job]:
         root, family = self.assembly.roots[layer], self.assembly.family
         for row in self.made[layer]:
-            yield self._made(row)
-        experts = [each for expert in self.assembly.experts for each in self._slices(layer, expert)]
+            if row.kind != "order":
+                yield self._made(row)
+        experts = list(self.experts_of(layer))
         if any(len(parts) < len(PARTS) for _, parts in experts):
             return
         if family.fused:
@@ -102,6 +109,11 @@ class RoutedRows:
                     job = self._redrawn(job, expert, part, f"{root}.{number}")
                     yield self._noisy(job, expert)
         yield from self._shared(layer)
+
+    def experts_of(self, layer: int) -> Iterator[tuple[MoeExpert, Mapping[str, Part]]]:
+        """Yield the matrices of every routed expert of a layer."""
+        for expert in self.assembly.experts:
+            yield from self._slices(layer, expert)
 
     def _slices(
         self, layer: int, expert: MoeExpert
@@ -116,7 +128,7 @@ class RoutedRows:
         whole = {
             part: found
             for part in PARTS
-            if (found := self._part(layer, part, expert.expert, width, scales.get(part, 1.0)))
+            if (found := self.part(layer, part, expert.expert, width, scales.get(part, 1.0)))
         }
         for number in range(split):
             first = number * width
@@ -132,7 +144,7 @@ class RoutedRows:
         hidden = self.assembly.donor.hidden
         return (hidden, width) if part == "down" else (width, hidden)
 
-    def _part(
+    def part(
         self, layer: int, part: str, source: str, width: int, scale: float = 1.0
     ) -> Part | None:
         """Return a matrix of an input; None where it has a problem, which is noted."""
@@ -148,7 +160,7 @@ class RoutedRows:
         """Return the row of one matrix under its new name."""
         job = part.job
         rows, columns = job.shape[0], job.shape[1]
-        if (rows, columns) != part.shape:
+        if (rows, columns) != part.shape or part.order is not None:
             read = self._window(replace(part, scale=1.0))
             moved = job.kind == "copy" and is_moved(read)
             job = replace(job, shape=part.shape, reads=(read,))
@@ -166,15 +178,25 @@ class RoutedRows:
                 self.recipe.at("experts", read.source),
                 "merge it in a stage and name `@STAGE` as the expert's model",
             )
-        block = Block(read, (job.shape[0], job.shape[1]), part.first, part.shape, part.scale)
+        stored = (job.shape[0], job.shape[1])
+        nbytes, held = read.nbytes, read.held
+        if part.order is not None:
+            order, whole = part.order, stored
+            stored = self.reordered(order)
+            if order.axis == "rows":
+                nbytes = nbytes * part.shape[0] // max(whole[0], 1)
+            else:
+                # Some whole rows, of which each slice takes its columns.
+                held += 8 * (max(TILE_ENTRIES, whole[1]) + stored[1])
+        block = Block(read, stored, part.first, part.shape, part.scale, part.order)
         return Read(
-            read.source,
-            read.name,
-            nbytes=read.nbytes,
-            made=read.made,
-            held=read.held,
-            blocks=(block,),
+            read.source, read.name, nbytes=nbytes, made=read.made, held=held, blocks=(block,)
         )
+
+    def reordered(self, order: Order) -> Matrix:
+        """Return the size of a matrix after it is put in another order."""
+        count = self.orders[order.name]
+        return (count, order.stored[1]) if order.axis == "rows" else (order.stored[0], count)
 
     def _fused(
         self, layer: int, experts: Sequence[Mapping[str, Part]], names: Mapping[str, str]
@@ -270,11 +292,12 @@ class RoutedRows:
         source = BASE if asked.expert == "zero" else asked.expert
         # The sigmoid that weighs it is a half, which twice the weights make up for.
         scales = {"down": asked.residual_scale * (2.0 if holds.sigmoid else 1.0)}
-        parts = {
-            part: self._part(layer, part, source, width, scales.get(part, 1.0)) for part in PARTS
+        whole = {
+            part: self.shared_part(layer, part, found)
+            for part in PARTS
+            if (found := self.part(layer, part, source, width, scales.get(part, 1.0)))
         }
-        whole = {key: part for key, part in parts.items() if part is not None}
-        if len(whole) < len(parts):
+        if len(whole) < len(PARTS):
             return
         if "gate_up" in holds.names:
             shape = (2 * width, self.assembly.donor.hidden)
@@ -288,6 +311,10 @@ class RoutedRows:
         down = self._job(name, whole["down"], layer)
         yield _zeros(down) if asked.expert == "zero" else down
 
+    def shared_part(self, layer: int, part: str, found: Part) -> Part:
+        """Return a matrix of the shared expert, given the first neurons of its source."""
+        return found
+
     def _made(self, row: MadeRow) -> Job:
         """Return the row of a tensor that is made before the rows run."""
         base = self.found[BASE].tensors[self.feed.names[row.layer]["gate"]]
@@ -297,7 +324,7 @@ class RoutedRows:
         info = TensorInfo(row.name, dtype, row.shape, "", 0)
         read = Read(GATE, row.name, nbytes=4 * info.size)
         moved = dtype == "F32"
-        rule = f"{self.recipe.at('moe', 'gate')} made by the gate `{self.assembly.gate.name}`"
+        rule = f"{self.recipe.at('moe', 'gate')} made by the gate `{self.assembly.gate}`"
         return Job(
             name=row.name,
             dtype=dtype,

@@ -30,10 +30,19 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Ass
     """Return the routed model that a recipe asks for; None without one, or with problems noted."""
     if recipe.moe is None or found["base"].settled:
         return None
-    return _Settler(recipe, recipe.moe, found, findings).assembly()
+    return Settler(recipe, recipe.moe, found, findings).assembly()
 
 
-class _Settler:
+class Settler:
+    """Decides what is assembled of several models.
+
+    Args:
+        recipe: what is wanted.
+        moe: what it says of the routed model.
+        found: the base and the experts.
+        findings: where problems are noted.
+    """
+
     def __init__(
         self, recipe: Recipe, moe: Moe, found: Mapping[str, View], findings: Findings
     ) -> None:
@@ -42,8 +51,9 @@ class _Settler:
         self.feed = FeedForward.of(self.base.tensors)
 
     def assembly(self) -> Assembly | None:
+        """Return what is assembled; None with problems noted."""
         before = len(self.findings.problems)
-        donor = self._donor()
+        donor = self.donor()
         family = choose(self.recipe, donor, self.findings) if donor else None
         experts = self._experts()
         gate = self._gate(experts)
@@ -60,13 +70,13 @@ class _Settler:
             return None
         roots = {layer: self.feed.roots[layer] for layer in sizes.routed}
         found = Assembly(
-            family, donor, sizes, experts, shared, gate, params, roots, self.moe.for_training,
+            family, donor, sizes, experts, shared, gate.name, params, roots, self.moe.for_training,
             routing=(self.moe.routing or Routing()) if family is FAMILIES["routed"] else None,
         )  # fmt: skip
-        self._warn_of_loaders(found)
+        self.warn_of_loaders(found)
         return found
 
-    def _warn_of_loaders(self, assembly: Assembly) -> None:
+    def warn_of_loaders(self, assembly: Assembly) -> None:
         """Warn of loaders that will compute something else from what is assembled."""
         sizes = assembly.sizes
         for finding in norm_findings(config_of(assembly), sizes.experts, sizes.per_token):
@@ -76,7 +86,8 @@ class _Settler:
                     self.recipe.at("moe", "target"),
                 )
 
-    def _donor(self) -> Donor | None:
+    def donor(self) -> Donor | None:
+        """Return what the base is; None with the reason noted."""
         where = self.recipe.at("base")
         if routed_layers(self.base.tensors, self.base.model.config):
             what = "the base is a routed model already; `moe` assembles one from dense models"
@@ -167,7 +178,7 @@ class _Settler:
         self._check_split(family, per_token, width)
         width //= split
         shared, shared_width = self._shared(family, width)
-        routed = self._layers(donor, family)
+        routed = self.layers(donor, family)
         sizes = Sizes(count, per_token, width, shared_width, routed, donor.layers, split)
         return sizes, shared
 
@@ -232,7 +243,8 @@ class _Settler:
             return asked, width
         return asked, -(-own // width) * width if holds.multiple else own
 
-    def _layers(self, donor: Donor, family: Family) -> tuple[int, ...]:
+    def layers(self, donor: Donor, family: Family) -> tuple[int, ...]:
+        """Return the layers that are routed."""
         asked, every = self.moe.layers, tuple(range(donor.layers))
         if asked is None:
             return every

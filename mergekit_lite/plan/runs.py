@@ -59,4 +59,5 @@ def _is_rows(block: Block) -> bool:
     """Return whether a window is whole rows of its matrix, and nothing beyond it."""
     rows, columns = block.stored
     whole = block.first[1] == 0 and block.shape[1] == columns and block.scale == 1.0
+    whole = whole and block.order is None
     return whole and block.first[0] + block.shape[0] <= rows

@@ -56,6 +56,21 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """Puts the rows or columns of a matrix in an order that is made before the rows run.
+
+    Attributes:
+        name: of the tensor in the file of gates that holds, for each row (or column) of the result,
+            the number of the stored one, or one that is not stored for zeros.
+        stored: rows and columns of the matrix as it is stored.
+    """
+
+    name: str
+    axis: Literal["rows", "columns"]
+    stored: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """A window onto a matrix; what of it lies beyond the matrix is zero.
 
@@ -65,6 +80,7 @@ class Block:
         first: row and column of the window's first entry.
         shape: rows and columns of the window.
         scale: factor of its entries.
+        order: how the matrix is put in another order first; `stored` is its size then.
     """
 
     read: Read
@@ -72,6 +88,7 @@ class Block:
     first: tuple[int, int]
     shape: tuple[int, int]
     scale: float = 1.0
+    order: Order | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +316,11 @@ class Plan:
 
         def block(value: dict[str, Any]) -> Block:
             sizes = {key: tuple(value[key]) for key in ("stored", "first", "shape")}
-            return Block(read(value["read"]) or Read("", ""), **sizes, scale=value["scale"])
+            order = value["order"]
+            if order is not None:
+                order = Order(order["name"], order["axis"], tuple(order["stored"]))
+            whole = read(value["read"]) or Read("", "")
+            return Block(whole, **sizes, scale=value["scale"], order=order)
 
         def fusion(value: dict[str, Any] | None) -> Fusion | None:
             return Fusion(**{**value, "shape": tuple(value["shape"])}) if value else None

@@ -248,7 +248,7 @@ def _words(details: ErrorDetails, label: str) -> tuple[str, str]:
         allowed = str(context["expected"]).replace("'", "`")
         words = [word.strip("`") for word in allowed.replace(" or ", ", ").split(", ")]
         return f"{label} must be {allowed}, not {given}", nearest(str(value), words)
-    if kind in ("size", "layers", "keep"):
+    if kind in ("size", "layers", "keep", "epsilon"):
         return f"{label}: {context['what']}", str(context.get("hint", ""))
     if kind == "greater_than_equal":
         return f"{label} must be at least {context['ge']}, not {given}", ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from mergekit_lite.errors import nearest
+from mergekit_lite.recipe.carve import CarveReader
 from mergekit_lite.recipe.grow import GrowReader
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
@@ -50,6 +51,8 @@ class MoeReader:
             data["grow"] = GrowReader(self.shaper, node, self._name).read(entries["grow"])
         if "dense" in data:
             data["dense"] = read_dense(self.shaper, node, entries["dense"])
+        if "carve" in data:
+            data["carve"] = CarveReader(self.shaper, node).read(entries["carve"])
         if isinstance(data.get("target"), str):
             data["target"] = self._target(entries["target"])
         if isinstance(data.get("experts"), list):

@@ -25,6 +25,7 @@ _SECTIONS = (
     ("Routed experts", schema.MoeExpert),
     ("Noise", schema.Noise),
     ("Redrawn neurons", schema.Redraw),
+    ("Carving", schema.Carve),
     ("Shared expert", schema.SharedExpert),
     ("Gate", schema.Gate),
     ("Growing", schema.Grow),

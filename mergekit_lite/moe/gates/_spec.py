@@ -79,10 +79,12 @@ class Gates:
     Attributes:
         rows: layer -> fp32 matrix (experts x hidden).
         facts: what the manifest says of how they were made; plain data without paths.
+        orders: of a carved model, layer -> the neuron that stands at each place.
     """
 
     rows: Mapping[int, NDArray[np.float32]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    orders: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 Make = Callable[..., Gates]

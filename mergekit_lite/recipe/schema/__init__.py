@@ -6,6 +6,7 @@ chains of ops are checked before (`order.py`, `steps.py`), where the place of ev
 
 from __future__ import annotations
 
+from mergekit_lite.recipe.schema.carve import Carve, CarveMethod, CarveRouter
 from mergekit_lite.recipe.schema.dense import ToDense
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
 from mergekit_lite.recipe.schema.grow import Addition, Grow
@@ -32,6 +33,9 @@ __all__ = [
     "ROLES",
     "SIZE_FORMS",
     "Addition",
+    "Carve",
+    "CarveMethod",
+    "CarveRouter",
     "Expert",
     "Gate",
     "Grow",

@@ -1,0 +1,173 @@
+"""The dense model that is carved: its matrices, and what texts put in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.engine.inputs import Readers
+from mergekit_lite.engine.supplies import supply_of
+from mergekit_lite.engine.tiles import as_float32
+from mergekit_lite.errors import DataError
+from mergekit_lite.moe.carve._layer import CHUNK, Passed
+from mergekit_lite.moe.families import FAMILIES
+from mergekit_lite.plan.types import Block, Job, Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergekit_lite.calibrate.run import Prepared
+    from mergekit_lite.calibrate.skeleton import Place
+    from mergekit_lite.calibrate.tokens import Batch
+    from mergekit_lite.sources import Model
+
+    Floats = NDArray[np.float32]
+
+BASE = "base"
+
+
+class Base:
+    """Reads the base of a plan that carves it, and runs texts through it.
+
+    Args:
+        plan: of the carved model.
+        models: its inputs, opened.
+        say: tells the user what is going on.
+        device: of torch, where texts are run.
+        max_memory: most bytes that running them may take.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        models: Mapping[str, Model],
+        say: Callable[[str], object],
+        *,
+        device: str = "cpu",
+        max_memory: int | None = None,
+    ) -> None:
+        self._plan, self._base, self._say = plan, models[BASE], say
+        self._device, self._max_memory = device, max_memory
+        self._readers = Readers(models, plan.row_maps)
+        self._blocks = dict(_blocks(plan))
+
+    def close(self) -> None:
+        """Close the weight files."""
+        self._readers.close()
+
+    def matrix(self, layer: int, part: str) -> Floats:
+        """Return `gate`, `up` or `down` of a layer in fp32, as the plan's rows read it."""
+        block = self._blocks[layer, part]
+        stored = block.order.stored if block.order is not None else block.stored
+        job = Job(f"{part} of layer {layer}", "F32", stored, 0, 0, "merge", (block.read,))
+        supply = supply_of(block.read, job, self._readers)
+        if supply is None:
+            raise DataError(f"the base has no {part} projection in layer {layer}")
+        count = stored[0] * stored[1]
+        raw = np.empty(count * DTYPE_BYTES[supply.dtype], np.uint8)
+        supply.fill(0, count, raw)
+        return as_float32(raw, supply.dtype).reshape(stored)
+
+    def passed(self, file: Path, *, tokens: int, length: int) -> Passed:
+        """Run texts through the base and give what routers would be shown of them."""
+        import transformers
+
+        from mergekit_lite.calibrate.estimate import require_memory
+        from mergekit_lite.calibrate.run import Settings, model_digest, prepare, sentence
+        from mergekit_lite.calibrate.texts import read_texts
+
+        texts = [replace(text, domain="texts") for text in read_texts([file])]
+        settings = Settings(length=length, max_tokens=tokens, device=self._device)
+        prepared = prepare(self._base, texts, [], settings)
+        taken = replace(prepared.estimate, sums=self._held(prepared))
+        prepared = replace(prepared, estimate=taken)
+        self._say(f"running texts to carve the base by: {sentence(prepared)}")
+        require_memory(prepared.estimate, self._max_memory)
+        facts: dict[str, Any] = {
+            "base_sha256": model_digest(self._base),
+            "texts_sha256": prepared.samples.digest,
+            "tokens": prepared.samples.tokens,
+            "transformers": transformers.__version__,
+        }
+        return Passed(self._layers(prepared), facts)
+
+    def _held(self, prepared: Prepared) -> int:
+        """Return the bytes of one layer's inputs and matrices, and of what is made of some."""
+        hidden, width = self._plan.moe["hidden"], self._plan.moe["carve"]["width"]
+        matrices: int = 2 * 3 * 4 * hidden * width
+        working: int = 4 * 4 * CHUNK * width
+        return 4 * prepared.samples.tokens * int(hidden) + matrices + working
+
+    def _layers(self, prepared: Prepared) -> Iterator[tuple[int, Floats]]:
+        from mergekit_lite.calibrate.stream import Stream
+        from mergekit_lite.calibrate.weights import Weights
+
+        weights = Weights(prepared.skeleton, {BASE: self._base})
+        inputs = _Inputs()
+        try:
+            stream = Stream(prepared.skeleton, weights)
+            hidden = stream.embed(prepared.batches)
+            running = stream.layers(
+                prepared.batches, hidden, watch=inputs.watch, before=inputs.before
+            )
+            for place in running:
+                yield place.index, inputs.take()
+        finally:
+            weights.close()
+
+
+class _Inputs:
+    """Takes down what enters each feed-forward layer, token by token."""
+
+    def __init__(self) -> None:
+        self._batch: Batch | None = None
+        self._handle: Any = None
+        self._found: list[Tensor] = []
+
+    def watch(self, place: Place) -> None:
+        network = place.feed_forward()
+        if network is None:
+            raise DataError(f"`{place.name}` has no feed-forward layer that is known here")
+        self._handle = network[1].register_forward_pre_hook(self._add)
+
+    def before(self, batch: Batch, hidden: Tensor) -> None:
+        self._batch = batch
+
+    def take(self) -> Floats:
+        import torch
+
+        self._handle.remove()
+        whole: Floats = torch.cat(self._found).numpy()
+        self._found = []
+        return whole
+
+    def _add(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        from mergekit_lite.calibrate.collect._types import tokens_of
+
+        if self._batch is not None:
+            self._found.append(tokens_of(inputs[0], self._batch.mask).float().cpu())
+
+
+def _blocks(plan: Plan) -> Iterator[tuple[tuple[int, str], Block]]:
+    """Yield how each matrix of each carved layer is read, as its first routed slice reads it."""
+    family = FAMILIES[plan.moe["target"]]
+    jobs = {job.name: job for job in plan.jobs}
+    roots = {
+        layer: name.removesuffix(f".{family.router}")
+        for name, _, kind, layer in plan.moe["rows"]
+        if kind == "router"
+    }
+    for layer, root in roots.items():
+        for part, name in family.experts.items():
+            blocks = jobs[f"{root}.{name.format(e=0)}"].reads[0].blocks
+            if part == "gate_up":
+                yield (layer, "gate"), blocks[0]
+                yield (layer, "up"), blocks[1]
+            else:
+                yield (layer, part), blocks[0]

@@ -1,0 +1,107 @@
+"""Makes the orders of neurons and the routers of a carved model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit_lite.moe.carve._layer import Layer, Material, Passed, Shares, Split, width_of
+from mergekit_lite.moe.carve.cmoe import cmoe
+from mergekit_lite.moe.carve.contiguous import contiguous
+from mergekit_lite.moe.carve.kmeans import kmeans
+from mergekit_lite.moe.carve.random import random
+from mergekit_lite.moe.carve.routers import router
+from mergekit_lite.moe.gates import GateRequest, Gates
+from mergekit_lite.ops._place import random_key
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mergekit_lite.moe.carve._layer import Floats
+
+METHODS: Mapping[str, Callable[[Layer, Shares], Split]] = {
+    "cmoe": cmoe,
+    "kmeans": kmeans,
+    "random": random,
+    "contiguous": contiguous,
+}
+NEURONS_FILE = "carve_neurons.json"
+"""Which neuron of the dense layer stands where in a carved one, layer by layer."""
+
+
+def make_carve(request: GateRequest, material: Material) -> Gates:
+    """Return orders and routers of every carved layer, and leave the orders beside the weights."""
+    carve = request.plan.moe["carve"]
+    passed = _passed(request, material, carve)
+    rows: dict[int, NDArray[np.float32]] = {}
+    orders: dict[int, NDArray[np.float32]] = {}
+    told: dict[str, dict[str, float]] = {}
+    for index, inputs in passed.layers:
+        if index not in request.routers:
+            continue
+        parts = [material.matrix(index, part) for part in ("gate", "up", "down")]
+        key = random_key(request.seed, "carve", "", request.routers[index])
+        layer = Layer(parts[0], parts[1], parts[2], inputs, key)
+        shares = Shares.of(layer.neurons, carve["experts"], carve["shared"])
+        split = METHODS[carve["method"]](layer, shares)
+        found = router(
+            carve["router"],
+            layer,
+            split,
+            per_token=request.per_token,
+            penalty=carve["penalty"],
+        )
+        epsilon = found.epsilon() if carve["epsilon"] == "auto" else carve["epsilon"]
+        rows[index] = (found.rows * epsilon).astype("float32")
+        orders[index] = order_of(split, layer.neurons, carve["experts"])
+        told[str(index)] = {"epsilon": epsilon}
+        if found.agreement is not None:
+            told[str(index)]["agreement"] = found.agreement
+        request.say(f"layer {index}: {_sentence(found.agreement, request, carve)}")
+    listed = {str(index): order.astype(int).tolist() for index, order in orders.items()}
+    lines = ",\n".join(f'"{index}": {json.dumps(order)}' for index, order in listed.items())
+    (request.folder / NEURONS_FILE).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    return Gates(rows, {**passed.facts, "neurons": NEURONS_FILE, "layers": told}, orders)
+
+
+def order_of(split: Split, neurons: int, slices: int) -> NDArray[np.float32]:
+    """Return the neuron at each place of a carved layer; `neurons` stands for one of zeros.
+
+    The shared expert's slices come first; each slice has as many places.
+    """
+    import numpy as np
+
+    width = width_of(neurons, slices)
+    shared = slices - len(split.routed)
+    groups = [(split.shared, shared * width), *((own, width) for own in split.routed)]
+    padded = [
+        np.concatenate([np.sort(own), np.full(places - len(own), neurons)])
+        for own, places in groups
+    ]
+    return np.concatenate(padded).astype(np.float32)
+
+
+def _passed(request: GateRequest, material: Material, carve: Mapping[str, Any]) -> Passed:
+    if carve["data"] is None:
+        return Passed(_nothing(request), {})
+    file = request.texts / Path(carve["data"])
+    return material.passed(file, tokens=carve["tokens"], length=carve["length"])
+
+
+def _nothing(request: GateRequest) -> Iterator[tuple[int, Floats | None]]:
+    for index in request.routers:
+        yield index, None
+
+
+def _sentence(agreement: float | None, request: GateRequest, carve: Mapping[str, Any]) -> str:
+    routed = carve["experts"] - carve["shared"]
+    text = f"{carve['method']} into {routed} slices"
+    if agreement is None:
+        return text
+    return (
+        f"{text}; the router chooses {agreement:.0%} of the {request.per_token} that contribute"
+        f" most, chance would {request.per_token / routed:.0%}"
+    )
