@@ -94,9 +94,8 @@ def test_a_regression_by_grams(models: Path, op: str) -> None:
 def test_an_average_by_fishers(
     models: Path, normalize: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergekit_lite.engine import memory
-
-    monkeypatch.setattr(memory, "TILE_ENTRIES", 128)  # statistics are cut like everything else
+    # Statistics are cut like everything else.
+    monkeypatch.setattr("mergekit_lite.plan.row_memory.TILE_ENTRIES", 128)
     fishers = write_fishers(models)
     api.run(recipe(models, {"fisher": {"normalize": normalize}}), models / "out")
     base, result = read_weights(models / "base"), read_weights(models / "out")
