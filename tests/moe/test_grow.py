@@ -38,7 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 FUSED = ("input_linear", "output_linear")
 
 
-def _routed(family: str, folder: Path) -> Path:
+def four_experts(family: str, folder: Path) -> Path:
     torch.manual_seed(3)
     sizes = {**SIZES, "num_experts_per_tok": 2, **FAMILIES[family]}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
@@ -86,7 +86,7 @@ def parts(tmp_path: Path) -> Callable[..., Path]:
     """Returns a folder with a whole model and three of its public expert and one other."""
 
     def make(family: str, **change: torch.Tensor) -> Path:
-        whole = _routed(family, tmp_path / "whole")
+        whole = four_experts(family, tmp_path / "whole")
         for number, name in enumerate(("math", "code", "law"), start=1):
             own = change if name == "law" else {}
             part_of(whole, tmp_path / name, [0, number], **own)
