@@ -220,7 +220,7 @@ TIES = Kind(
 def test_a_fresh_cache_is_filled_once(tmp_path: Path) -> None:
     ask = (
         "import sys, json\n"
-        "from mergekit_lite.kernels import lora, order, sums, tile, warm\n"
+        "from mergekit_lite.kernels import dequantise, lora, order, sums, tile, warm\n"
         "from mergekit_lite.kernels._jit import KERNELS, find, kernel_folder\n"
         "wanted = [*KERNELS, *(find(tuple(maker)) for maker in json.loads(sys.argv[1]))]\n"
         "print(len(warm.missing(wanted)), flush=True)\n"
