@@ -131,7 +131,6 @@ def _build(
     vocabulary, untouched = Vocabulary(), dict[str, Any]()
     routed: Routed | None = None
     found = _check_inputs(recipe, models, findings)
-    check_ported(recipe, found, findings)
     if found:
         check_ported(recipe, found, findings)
         base = found["base"]
