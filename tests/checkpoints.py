@@ -106,7 +106,7 @@ def write_weights(
     if shards == 1:
         save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
         return folder
-    names, weight_map = list(tensors), {}
+    names, weight_map = list(tensors), dict[str, str]()
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
