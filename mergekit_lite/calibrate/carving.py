@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.supplies import supply_of
-from mergekit_lite.engine.tiles import as_float32
+from mergekit_lite.engine.tiles import float32_of
 from mergekit_lite.errors import DataError
 from mergekit_lite.moe.carve._layer import CHUNK, Passed
 from mergekit_lite.moe.families import FAMILIES
@@ -69,10 +68,7 @@ class Base:
         supply = supply_of(block.read, job, self._readers)
         if supply is None:
             raise DataError(f"the base has no {part} projection in layer {layer}")
-        count = stored[0] * stored[1]
-        raw = np.empty(count * DTYPE_BYTES[supply.dtype], np.uint8)
-        supply.fill(0, count, raw)
-        return as_float32(raw, supply.dtype).reshape(stored)
+        return float32_of(supply, 0, stored[0] * stored[1]).reshape(stored)
 
     def passed(self, file: Path, *, tokens: int, length: int) -> Passed:
         """Run texts through the base and give what routers would be shown of them."""

@@ -6,13 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mergekit_lite.calibrate.skeleton import Skeleton
-from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
+from mergekit_lite.checkpoint import FLOAT_DTYPES
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.supplies import supply_of
-from mergekit_lite.engine.tiles import as_float32
+from mergekit_lite.engine.tiles import float32_of
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.types import Job, Read
 
@@ -118,9 +116,7 @@ class Weights:
         supply = supply_of(Read(source, name, nbytes=info.nbytes), job, self._readers)
         if supply is None:
             raise DataError(f"`{name}` cannot be read", where=source)
-        raw = np.empty(info.size * DTYPE_BYTES[supply.dtype], np.uint8)
-        supply.fill(0, info.size, raw)
-        return torch.from_numpy(as_float32(raw, supply.dtype).reshape(info.shape))
+        return torch.from_numpy(float32_of(supply, 0, info.size).reshape(info.shape))
 
     def _place(self, state: Mapping[str, Tensor]) -> None:
         """Hand weights to transformers, which knows what its modules make of them."""

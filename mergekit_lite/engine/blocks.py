@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
-from mergekit_lite.engine.tiles import as_float32
+from mergekit_lite.engine.tiles import fill_as
 from mergekit_lite.plan.types import Block, Read
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Blocks:
             out[inside * width :] = 0
             if supply is not None and inside:
                 at = block.first[0] * columns + first
-                self._move(supply, at, inside, out[: inside * width])
+                fill_as(self.dtype, supply, at, inside, out[: inside * width])
             return
         done = 0
         while done < count:
@@ -89,15 +89,7 @@ class Blocks:
             inside = 0
         out[inside * width :] = 0
         if supply is not None and inside:
-            self._move(supply, row * columns + column, inside, out[: inside * width])
-
-    def _move(self, supply: Supply, first: int, count: int, out: NDArray[np.uint8]) -> None:
-        if supply.dtype == self.dtype:
-            supply.fill(first, count, out)
-            return
-        raw = np.empty(count * DTYPE_BYTES[supply.dtype], np.uint8)
-        supply.fill(first, count, raw)
-        out.view(np.float32)[:] = as_float32(raw, supply.dtype)
+            fill_as(self.dtype, supply, row * columns + column, inside, out[: inside * width])
 
 
 def blocks_of(read: Read, supply_of: Callable[[Block], Supply | None]) -> Blocks:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.engine.supplies import Supply
-from mergekit_lite.engine.tiles import as_float32
+from mergekit_lite.engine.tiles import fill_as
 from mergekit_lite.plan.row_maps import Place, RowMap
 
 _GAP = 1 << 14
@@ -93,11 +93,9 @@ class Gathered:
 
     def _read(self, part: Supply, first: int, count: int) -> NDArray[np.uint8]:
         """Return entries of a part in the dtype of this input."""
-        raw = np.empty(count * DTYPE_BYTES[part.dtype], np.uint8)
-        part.fill(first, count, raw)
-        if part.dtype == self.dtype:
-            return raw
-        return as_float32(raw, part.dtype).view(np.uint8)
+        raw = np.empty(count * DTYPE_BYTES[self.dtype], np.uint8)
+        fill_as(self.dtype, part, first, count, raw)
+        return raw
 
     def _computed(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
         """Put shared and filled rows into a tile; they are in fp32."""

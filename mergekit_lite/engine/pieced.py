@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
-from mergekit_lite.engine.tiles import as_float32
+from mergekit_lite.engine.tiles import fill_as
 from mergekit_lite.plan.types import Piece, Read, Turn
 
 if TYPE_CHECKING:
@@ -58,15 +58,7 @@ class Pieced:
             low, high = max(first, begin), min(first + count, end)
             if low < high:
                 part = out[(low - first) * width : (high - first) * width]
-                self._part(supply, piece.first + low - begin, high - low, part)
-
-    def _part(self, supply: Supply, first: int, count: int, out: NDArray[np.uint8]) -> None:
-        if supply.dtype == self.dtype:
-            supply.fill(first, count, out)
-            return
-        raw = np.empty(count * DTYPE_BYTES[supply.dtype], np.uint8)
-        supply.fill(first, count, raw)
-        out.view(np.float32)[:] = as_float32(raw, supply.dtype)
+                fill_as(self.dtype, supply, piece.first + low - begin, high - low, part)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.errors import DataError
 
 if TYPE_CHECKING:
-    from mergekit_lite.engine.supplies import Slot
+    from mergekit_lite.engine.supplies import Slot, Supply
 
 SLOT_ALIGNMENT = 4096
 CACHE_LINE = 64
@@ -25,6 +25,21 @@ def as_float32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     if kind is None:
         raise DataError(f"dtype {dtype} does not enter arithmetic")
     return raw.view(kind).astype(np.float32)
+
+
+def float32_of(supply: Supply, first: int, count: int) -> NDArray[np.float32]:
+    """Return entries [first, first + count) of an input as fp32."""
+    raw = np.empty(count * DTYPE_BYTES[supply.dtype], np.uint8)
+    supply.fill(first, count, raw)
+    return as_float32(raw, supply.dtype)
+
+
+def fill_as(dtype: str, supply: Supply, first: int, count: int, out: NDArray[np.uint8]) -> None:
+    """Put entries [first, first + count) of an input into `out`: in its own dtype, or in F32."""
+    if supply.dtype == dtype:
+        supply.fill(first, count, out)
+    else:
+        out.view(np.float32)[:] = float32_of(supply, first, count)
 
 
 class TilePool:
