@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.kernels._jit import kernel
-from mergekit_lite.kernels.products import load_all
 from mergekit_lite.kernels.sums import SUM_BLOCK
+from mergekit_lite.kernels.tile import load_inputs
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
@@ -32,7 +32,7 @@ def changes_tile(
     active, x = work[1], work[4:]
     for start in range(0, count, SUM_BLOCK):
         n = min(SUM_BLOCK, count - start)
-        load_all(raw, at, code, is_delta, False, bad, start, n, work)
+        load_inputs(raw, at, code, is_delta, False, bad, start, n, work)
         for j in range(n):
             active[j] = _ZERO
         for e in range(experts):

@@ -8,39 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.kernels._jit import inlined, kernel
-from mergekit_lite.kernels.codec import decode, encode
+from mergekit_lite.kernels.codec import encode
 from mergekit_lite.kernels.elementary import exponential, logarithm
 from mergekit_lite.kernels.lanes import sum_of_terms
 from mergekit_lite.kernels.sums import SUM_BLOCK
-from mergekit_lite.kernels.tile import load_input
+from mergekit_lite.kernels.tile import load_inputs
 
 FLOOR: Final = 1e-8
 """Added to every probability, so that a row's divergence stays finite."""
 
 _WIDTHS = np.array([2, 2, 4, 8], np.int64)
-_ZERO = np.float32(0.0)
-
-
-@inlined
-def load_pair(
-    raw: NDArray[np.uint8],
-    at: NDArray[np.int64],
-    code: NDArray[np.int64],
-    is_delta: NDArray[np.int64],
-    bad: NDArray[np.int64],
-    start: int,
-    n: int,
-    work: NDArray[np.float32],
-) -> None:
-    """Write entries of the base and of both models, as weights, to rows 0, 4 and 5 of `work`."""
-    base = work[0]
-    if code[0] >= 0:
-        bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
-    else:
-        for j in range(n):
-            base[j] = _ZERO
-    for i in range(2):
-        bad[i + 1] += load_input(i + 1, raw, at, code, is_delta, True, base, start, n, work[4 + i])
 
 
 @inlined
@@ -108,7 +85,7 @@ def divergence_tile(
         low, high = np.int32(-0x7FFFFFFF), np.int32(-0x7FFFFFFF)
         for begin in range(0, width, SUM_BLOCK):
             n = min(SUM_BLOCK, width - begin)
-            load_pair(raw, at, code, is_delta, bad, row * width + begin, n, work)
+            load_inputs(raw, at, code, is_delta, True, bad, row * width + begin, n, work)
             low, high = largest_key(work[4], n, low), largest_key(work[5], n, high)
             for i in range(2):
                 part, entries = wide[i, begin : begin + n], work[4 + i]
@@ -168,7 +145,7 @@ def importance_tile(
     """Write the importance of each entry of a tile from flat index `first`."""
     for start in range(0, count, SUM_BLOCK):
         n = min(SUM_BLOCK, count - start)
-        load_pair(raw, at, code, is_delta, bad, start, n, work)
+        load_inputs(raw, at, code, is_delta, True, bad, start, n, work)
         part = out[start : start + n]
         importance(work[4], work[5], n, first + start, width, divergences, part)
 
@@ -196,7 +173,7 @@ def fusion_tile(
     scores = work[1]
     for start in range(0, count, SUM_BLOCK):
         n = min(SUM_BLOCK, count - start)
-        load_pair(raw, at, code, is_delta, bad, start, n, work)
+        load_inputs(raw, at, code, is_delta, True, bad, start, n, work)
         x, y = work[4], work[5]
         importance(x, y, n, first + start, width, divergences, scores)
         for j in range(n):

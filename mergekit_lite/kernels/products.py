@@ -8,39 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.kernels._jit import inlined, kernel
-from mergekit_lite.kernels.codec import decode
 from mergekit_lite.kernels.lanes import LANES, sum_of_products
 from mergekit_lite.kernels.sums import SUM_BLOCK
-from mergekit_lite.kernels.tile import load_input
+from mergekit_lite.kernels.tile import load_inputs
 
 ROWS: Final = 64
 """Rows that are added up before their sum is added to that of all."""
-
-_WIDTHS = np.array([2, 2, 4, 8], np.int64)
-_ZERO = np.float32(0.0)
-
-
-@inlined
-def load_all(
-    raw: NDArray[np.uint8],
-    at: NDArray[np.int64],
-    code: NDArray[np.int64],
-    is_delta: NDArray[np.int64],
-    weight_space: bool,
-    bad: NDArray[np.int64],
-    start: int,
-    n: int,
-    work: NDArray[np.float32],
-) -> None:
-    """Write the base's entries to the first row of `work`, all inputs' to its rows from 4 on."""
-    base = work[0]
-    if code[0] >= 0:
-        bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
-    else:
-        for j in range(n):
-            base[j] = _ZERO
-    for i in range(1, at.shape[0]):
-        bad[i] += load_input(i, raw, at, code, is_delta, weight_space, base, start, n, work[3 + i])
 
 
 @inlined
@@ -78,7 +51,9 @@ def row_products_tile(
         rows = SUM_BLOCK // width
         for first in range(0, count // width, rows):
             here = min(rows, count // width - first)
-            load_all(raw, at, code, is_delta, weight_space, bad, first * width, here * width, work)
+            load_inputs(
+                raw, at, code, is_delta, weight_space, bad, first * width, here * width, work
+            )
             for row in range(here):
                 begin, end = row * width, (row + 1) * width
                 for i in range(inputs):
@@ -90,7 +65,7 @@ def row_products_tile(
     for row in range(count // width):
         for begin in range(0, width, SUM_BLOCK):
             n = min(SUM_BLOCK, width - begin)
-            load_all(raw, at, code, is_delta, weight_space, bad, row * width + begin, n, work)
+            load_inputs(raw, at, code, is_delta, weight_space, bad, row * width + begin, n, work)
             for i in range(inputs):
                 for other in range(i, inputs):
                     products[row, i, other] += sum_of_products(x[i], x[other], n)
@@ -122,7 +97,7 @@ def column_products_tile(
     inputs, x = at.shape[0] - 1, work[4:]
     for start in range(0, count, SUM_BLOCK):
         n = min(SUM_BLOCK, count - start)
-        load_all(raw, at, code, is_delta, weight_space, bad, start, n, work)
+        load_inputs(raw, at, code, is_delta, weight_space, bad, start, n, work)
         done = 0
         while done < n:
             row = (first + start + done) // width

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mergekit_lite.kernels._jit import inlined, kernel
 from mergekit_lite.kernels.codec import decode
 from mergekit_lite.kernels.lanes import sum_of_magnitudes, sum_of_products
-from mergekit_lite.kernels.tile import load_input, transform_input
+from mergekit_lite.kernels.tile import load_input, load_inputs, transform_input
 
 SUM_BLOCK: Final = 4096
 
@@ -49,18 +49,11 @@ def gram_tile(
     memory: `work_shape` for blocks of `SUM_BLOCK`.
     """
     experts = at.shape[0] - 1
-    base, x = work[0], work[4:]
-    for j in range(SUM_BLOCK):
-        base[j] = np.float32(0.0)
+    x = work[4:]
     for number in range((count + SUM_BLOCK - 1) // SUM_BLOCK):
         start = number * SUM_BLOCK
         n = min(SUM_BLOCK, count - start)
-        if code[0] >= 0:
-            bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
-        for e in range(experts):
-            bad[e + 1] += load_input(
-                e + 1, raw, at, code, is_delta, weight_space, base, start, n, x[e]
-            )
+        load_inputs(raw, at, code, is_delta, weight_space, bad, start, n, work)
         for e in range(experts):
             for other in range(e, experts):
                 gram[number, e, other] = sum_of_products(x[e], x[other], n)

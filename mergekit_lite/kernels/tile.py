@@ -81,6 +81,32 @@ def load_input(
 
 
 @inlined
+def load_inputs(
+    raw: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    code: NDArray[np.int64],
+    is_delta: NDArray[np.int64],
+    weight_space: bool,
+    bad: NDArray[np.int64],
+    start: int,
+    n: int,
+    work: NDArray[np.float32],
+) -> None:
+    """Write the base's entries (0 where none is read) to `work[0]`, all inputs' from `work[4]` on.
+
+    `bad` gains, for each, the entries that are not finite.
+    """
+    base = work[0]
+    if code[0] >= 0:
+        bad[0] += decode(raw, at[0] + start * _WIDTHS[code[0]], code[0], base, n)
+    else:
+        for j in range(n):
+            base[j] = _ZERO
+    for i in range(1, at.shape[0]):
+        bad[i] += load_input(i, raw, at, code, is_delta, weight_space, base, start, n, work[3 + i])
+
+
+@inlined
 def transform_input(
     kinds: NDArray[np.int64],
     floats: NDArray[np.float32],
