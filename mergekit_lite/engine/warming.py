@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mergekit_lite.kernels._jit import Kernel
     from mergekit_lite.sources import Model
 
-_COMPILING = "compiling {} kernel{} for this merge, once (some 3 to 15 seconds)"
+_COMPILING = "compiling {} kernel{} for this merge, once (longer the busier the machine is)"
 
 
 def compile_for(plan: Plan, models: Mapping[str, Model], options: Options, emit: Emit) -> None:
