@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -64,11 +65,14 @@ class Measurer:
     def sums(self, topics: Sequence[Topic], reading: Reading) -> Sums:
         """Run texts and take down what routers are shown of them."""
         settings = Settings(length=reading.length, max_tokens=reading.tokens, device=self._device)
-        prepared = prepare(self._base, _texts(topics), ["router"], settings)
+        texts = _texts(topics)
+        if reading.labels == "perplexity":
+            texts = _once(texts)
+        prepared = prepare(self._base, texts, ["router"], settings)
         self._say(f"running texts for the gates: {sentence(prepared)}")
         require_memory(prepared.estimate, self._max_memory)
         facts = _facts(self._base, prepared, reading)
-        if reading.labels == "loss":
+        if reading.labels == "perplexity":
             prepared = self._relabelled(prepared, topics, settings)
         ways: list[tuple[Prepared, int | None]] = [(prepared, None)]
         if reading.through == "expert":
@@ -168,7 +172,10 @@ class Measurer:
     def _relabelled(
         self, prepared: Prepared, topics: Sequence[Topic], settings: Settings
     ) -> Prepared:
-        """Return texts as those of the expert that predicts them best."""
+        """Return texts as those of the expert that they perplex least.
+
+        A text that was given for several experts is there once.
+        """
         best: dict[int, tuple[float, int]] = {}
         for index, topic in enumerate(topics):
             self._say(f"running texts through expert {topic.expert + 1} of {len(topics)}")
@@ -190,11 +197,21 @@ class Measurer:
         for index, topic in enumerate(topics):
             if not any(sample.domain == index for sample in samples):
                 raise DataError(
-                    f"expert {topic.expert + 1} predicts no text best",
+                    f"expert `{topic.name}` predicts no text best",
                     "moe.gate",
                     "write `labels: expert`, or give texts that it is better at than the others",
                 )
-        return _with(prepared, replace(prepared.samples, samples=samples), settings)
+        names = tuple(topic.name for topic in topics)
+        found = replace(prepared.samples, samples=samples, domains=names)
+        return _with(prepared, found, settings)
+
+
+def _once(texts: Sequence[Text]) -> list[Text]:
+    """Return texts without those that are there already."""
+    found: dict[tuple[str, str], Text] = {}
+    for text in texts:
+        found.setdefault((text.text, json.dumps([dict(turn) for turn in text.messages])), text)
+    return list(found.values())
 
 
 def _texts(topics: Sequence[Topic]) -> list[Text]:

@@ -8,6 +8,7 @@ from mergekit_lite.errors import MergekitLiteError
 from mergekit_lite.moe.families import Family, Sizes
 from mergekit_lite.moe.gates import GateSpec
 from mergekit_lite.moe.gates._sidecar import known_experts
+from mergekit_lite.moe.texts import check_alone, check_texts
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import MoeExpert, Recipe
@@ -27,9 +28,8 @@ def check_gate(
     where = recipe.at("moe", "gate")
     training = recipe.moe is not None and recipe.moe.for_training
     known = _known(recipe, sizes, hidden, findings)
-    _check_texts(gate, experts[known:], findings, where)
-    if gate.needs != "nothing":
-        _check_files(recipe, experts, findings, where)
+    check_texts(recipe, gate, experts, known, findings)
+    check_alone(recipe, gate, family, sizes, experts, found, findings)
     if training:
         return
     redrawn = [expert for expert in experts if expert.redraw is not None]
@@ -118,67 +118,3 @@ def check_routing(recipe: Recipe, family: Family, layers: int, findings: Finding
             recipe.at("moe", "routing", "top_p"),
             "give one of them",
         )
-
-
-def _check_files(
-    recipe: Recipe, experts: Sequence[MoeExpert], findings: Findings, where: str
-) -> None:
-    """Note files of texts that are not there, or of a kind that is not read."""
-    for expert in experts:
-        if expert.data is not None:
-            whose = f"for expert `{expert.expert}`"
-            check_file(recipe, expert.data, whose, findings, expert.where or where)
-
-
-def check_file(recipe: Recipe, file: str, whose: str, findings: Findings, where: str) -> None:
-    """Note a file of texts that is not there, or of a kind that is not read.
-
-    Args:
-        recipe: it is named in.
-        file: as the recipe names it.
-        whose: the texts are, in words.
-        findings: where problems are noted.
-        where: the recipe names it.
-    """
-    hint = "give a .txt file, or .jsonl with a `text` or `messages` in each line"
-    path = recipe.folder / file
-    if not path.is_file():
-        findings.problem(f"there is no file `{file}` with texts {whose}", where, hint)
-    elif path.suffix not in (".txt", ".jsonl"):
-        findings.problem(f"`{file}`, the texts {whose}, is of no known kind", where, hint)
-
-
-def _check_texts(
-    gate: GateSpec, experts: Sequence[MoeExpert], findings: Findings, where: str
-) -> None:
-    """Note experts without the texts that the gate is made from, or with each other's."""
-    if gate.needs == "nothing":
-        return
-    seen: dict[tuple[object, ...], list[MoeExpert]] = {}
-    for expert in experts:
-        has_texts = bool(expert.prompts) or (gate.needs == "texts" and expert.data is not None)
-        if not has_texts:
-            wanted = "`prompts`" if gate.needs == "prompts" else "`prompts` or `data`"
-            findings.problem(
-                f"the gate `{gate.name}` is made from texts, and expert `{expert.expert}` has no"
-                f" {wanted}",
-                expert.where or where,
-                f"write `{{expert: {expert.expert}, prompts: [...]}}`",
-            )
-            continue
-        key = (tuple(sorted(expert.prompts)), expert.data, tuple(sorted(expert.negative)))
-        seen.setdefault(key, []).append(expert)
-    for alike in seen.values():
-        names = dict.fromkeys(expert.expert for expert in alike)
-        if len(alike) == len(experts) > 1:
-            findings.problem(
-                "all experts have the same texts, so no gate can tell them apart",
-                where,
-                "give each texts of the kind that it alone is for",
-            )
-        elif len(names) > 1:
-            findings.warn(
-                f"experts {' and '.join(f'`{name}`' for name in names)} have the same texts: their"
-                " gates are alike, and chance decides between them",
-                alike[1].where or where,
-            )

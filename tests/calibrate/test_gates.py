@@ -169,31 +169,36 @@ def test_texts_may_go_through_the_expert_that_they_are_for(zoo: Path, tmp_path: 
         torch.testing.assert_close(direction(rows), direction(wanted), rtol=1e-3, atol=1e-4)
 
 
-def test_texts_may_be_given_to_the_expert_that_predicts_them_best(
-    zoo: Path, tmp_path: Path
-) -> None:
-    swapped = recipe(zoo, {"method": "ridge", "labels": "loss"})
+def least_perplexed(zoo: Path, lines: list[str]) -> list[int]:
+    """Return for each text which expert predicts it best, its layers beside the base's rest."""
     losses = []
     for name in PROMPTS:
         base, own = loaded(zoo / "base"), read_weights(zoo / name)
         base.load_state_dict({k: v for k, v in own.items() if ".mlp." in k}, strict=False)
         with torch.inference_mode():
-            losses.append(
-                [
-                    float(base(input_ids=ids_of(line), labels=ids_of(line)).loss)
-                    for lines in PROMPTS.values()
-                    for line in lines
-                ]
-            )
-    best = [int(a > b) for a, b in zip(*losses, strict=True)]
-    if len(set(best)) < 2:
-        with pytest.raises(DataError, match="predicts no text best"):
-            api.run(swapped, tmp_path / "out")
-        return
-    api.run(swapped, tmp_path / "out")
+            losses.append([float(base(input_ids=ids_of(x), labels=ids_of(x)).loss) for x in lines])
+    return [int(a > b) for a, b in zip(*losses, strict=True)]
+
+
+@pytest.mark.parametrize("given", ["to each its own", "all to both", "all to one"])
+def test_texts_may_be_given_to_the_expert_that_predicts_them_best(
+    zoo: Path, tmp_path: Path, given: str
+) -> None:
+    asked = recipe(zoo, {"method": "ridge", "labels": "perplexity"})
+    lines = [line for lines in PROMPTS.values() for line in lines] + ["w20 w21 w40", "w33 w3 w8"]
+    parts = {
+        "to each its own": [lines[:3], lines[3:]],
+        "all to both": [lines, lines],
+        "all to one": [[], lines],
+    }
+    for expert, part in zip(asked["moe"]["experts"], parts[given], strict=True):
+        expert["prompts"] = part
+    best = least_perplexed(zoo, lines)
+    assert set(best) == {0, 1}
+
+    api.run(asked, tmp_path / "out")
 
     base = loaded(zoo / "base")
-    lines = [line for lines in PROMPTS.values() for line in lines]
     seen: list[list[Tensor]] = [[], []]
     hook = base.model.layers[1].mlp.register_forward_pre_hook(
         lambda m, args: seen[best[len(seen[0]) + len(seen[1])]].append(args[0][0].double())
@@ -206,6 +211,16 @@ def test_texts_may_be_given_to_the_expert_that_predicts_them_best(
     torch.testing.assert_close(
         direction(routers(tmp_path / "out")[1]), direction(wanted), rtol=1e-3, atol=1e-4
     )
+
+
+def test_an_expert_that_predicts_no_text_best_is_named(zoo: Path, tmp_path: Path) -> None:
+    asked = recipe(zoo, {"method": "ridge", "labels": "perplexity"})
+    lines = PROMPTS["math"][:1]
+    for expert in asked["moe"]["experts"]:
+        expert["prompts"] = lines
+    loser = list(PROMPTS)[1 - least_perplexed(zoo, lines)[0]]
+    with pytest.raises(DataError, match=f"expert `{loser}` predicts no text best"):
+        api.run(asked, tmp_path / "out")
 
 
 def hidden_by_hand(folder: Path, lines: list[str]) -> Tensor:
@@ -269,12 +284,23 @@ def test_mean_and_arrow_rows_point_where_they_say(zoo: Path, tmp_path: Path) -> 
             assert (inputs[number][layer].sum(0) @ row) > 0
 
 
-def test_texts_cannot_go_through_experts_that_are_parts_of_one_tensor(
-    zoo: Path, tmp_path: Path
-) -> None:
-    asked = recipe(zoo, {"method": "ridge", "through": "expert"}, target="granitemoe")
-    with pytest.raises(RecipeError, match="through one expert alone"):
-        api.run(asked, tmp_path / "out")
+@pytest.mark.parametrize("how", [{"through": "expert"}, {"labels": "perplexity"}])
+def test_texts_cannot_go_through_experts_that_are_parts_of_others(zoo: Path, how: Any) -> None:
+    gate = {"method": "ridge", **how}
+    with pytest.raises(RecipeError, match="`granitemoe` model stores all experts in one tensor"):
+        api.plan(recipe(zoo, gate, target="granitemoe"))
+    with pytest.raises(RecipeError, match="they are cut into slices"):
+        api.plan(recipe(zoo, gate, split=2, experts_per_token=2))
+
+
+def test_labels_by_perplexity_need_some_text_and_no_earlier_sums(zoo: Path) -> None:
+    asked = recipe(zoo, {"method": "ridge", "labels": "perplexity", "earlier": "none"})
+    asked["moe"]["experts"] = list(PROMPTS)
+    with pytest.raises(RecipeError) as caught:
+        api.plan(asked)
+    told = [problem.what for problem in caught.value.problems]
+    assert any("no expert has texts" in what for what in told)
+    assert any("`earlier` keeps the texts of its experts" in what for what in told)
 
 
 def test_texts_come_from_files_too_and_must_be_there(zoo: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from mergekit_lite.moe.carve._layer import width_of
 from mergekit_lite.moe.carve.unit import unit_weights
 from mergekit_lite.moe.choose import choose
 from mergekit_lite.moe.families import Family, Sizes
-from mergekit_lite.moe.routing import check_file
 from mergekit_lite.moe.settle import SMALL, Settler
+from mergekit_lite.moe.texts import check_file
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import BASE, Carve, MoeExpert, Recipe, SharedExpert

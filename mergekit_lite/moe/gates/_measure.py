@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 Through = Literal["base", "expert"]
-Labels = Literal["expert", "loss"]
+Labels = Literal["expert", "perplexity"]
 
 
 @dataclass(frozen=True)

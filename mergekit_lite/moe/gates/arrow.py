@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from mergekit_lite.moe.gates._annotations import Length, Spread, Tokens
 from mergekit_lite.moe.gates._measure import Reading, topics_of
 from mergekit_lite.moe.gates._scale import pooled_gram, scaled, usual_spread
 from mergekit_lite.moe.gates._spec import GateRequest, Gates, gate
@@ -38,16 +39,9 @@ def arrow(
     request: GateRequest,
     *,
     rounds: Annotated[int, Range(at_least=1), Doc("rounds of power iteration")] = 15,
-    spread: Annotated[
-        float | None,
-        Range(above=0),
-        Doc(
-            "standard deviation of the logits about each token's mean; by default 1, or 4 where a"
-            " token passes one expert"
-        ),
-    ] = None,
-    tokens: Annotated[int, Range(at_least=1), Doc("most tokens of an expert's texts")] = 16384,
-    length: Annotated[int, Range(at_least=1), Doc("most tokens of a text")] = 512,
+    spread: Spread = None,
+    tokens: Tokens = 16384,
+    length: Length = 512,
 ) -> Gates:
     """Point each row along what the expert's change of its gate and up projections reacts to most.
 

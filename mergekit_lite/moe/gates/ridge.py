@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mergekit_lite.errors import DataError
+from mergekit_lite.moe.gates._annotations import Labels, Length, Spread, Through, Tokens
 from mergekit_lite.moe.gates._equations import Equations
 from mergekit_lite.moe.gates._measure import Reading, topics_of
 from mergekit_lite.moe.gates._scale import scaled, usual_spread
@@ -31,27 +32,14 @@ def ridge(
         bool, Doc("let every expert's texts count alike, however long they are")
     ] = True,
     normalize: Annotated[bool, Doc("give each row the norm 1 before it is scaled")] = False,
-    spread: Annotated[
-        float | None,
-        Range(above=0),
-        Doc(
-            "standard deviation of the logits about each token's mean, on the texts; by default 1,"
-            " or 4 where a token passes one expert"
-        ),
-    ] = None,
+    spread: Spread = None,
     temperature: Annotated[
         float, Range(above=0), Doc("divides the rows, which is dividing the logits")
     ] = 1.0,
-    through: Annotated[
-        Literal["base", "expert"],
-        Doc("feed-forward layers that texts pass: the base's, or those of the expert they are for"),
-    ] = "base",
-    labels: Annotated[
-        Literal["expert", "loss"],
-        Doc("whose a text is: as the recipe says, or whoever predicts it best"),
-    ] = "expert",
-    tokens: Annotated[int, Range(at_least=1), Doc("most tokens of an expert's texts")] = 16384,
-    length: Annotated[int, Range(at_least=1), Doc("most tokens of a text")] = 512,
+    through: Through = "base",
+    labels: Labels = "expert",
+    tokens: Tokens = 16384,
+    length: Length = 512,
     earlier: Annotated[
         str | None,
         Doc(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
+from mergekit_lite.moe.gates._annotations import Labels, Length, Spread, Through, Tokens
 from mergekit_lite.moe.gates._measure import Reading, topics_of
 from mergekit_lite.moe.gates._scale import pooled_gram, scaled, usual_spread
 from mergekit_lite.moe.gates._spec import GateRequest, Gates, gate
-from mergekit_lite.ops._parameters import Doc, Range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,20 +28,11 @@ def mean_rows(unit: Array) -> Array:
 def router_input_mean(
     request: GateRequest,
     *,
-    spread: Annotated[
-        float | None,
-        Range(above=0),
-        Doc(
-            "standard deviation of the logits about each token's mean, on the texts; by default 1,"
-            " or 4 where a token passes one expert"
-        ),
-    ] = None,
-    through: Annotated[
-        Literal["base", "expert"],
-        Doc("feed-forward layers that texts pass: the base's, or those of the expert they are for"),
-    ] = "base",
-    tokens: Annotated[int, Range(at_least=1), Doc("most tokens of an expert's texts")] = 16384,
-    length: Annotated[int, Range(at_least=1), Doc("most tokens of a text")] = 512,
+    spread: Spread = None,
+    through: Through = "base",
+    labels: Labels = "expert",
+    tokens: Tokens = 16384,
+    length: Length = 512,
 ) -> Gates:
     """Point each row where the expert's texts lie, in the space that routers see.
 
@@ -52,7 +43,7 @@ def router_input_mean(
     topics = topics_of(request.experts, request.texts)
     wanted = usual_spread(request.per_token) if spread is None else spread
     rows: dict[int, NDArray[np.float32]] = {}
-    passed = request.measured().sums(topics, Reading(length, tokens, through))
+    passed = request.measured().sums(topics, Reading(length, tokens, through, labels))
     for layer, sums in passed.layers:
         if layer in request.routers:
             found = scaled(mean_rows(sums.unit), pooled_gram(sums.gram, sums.count), wanted)

@@ -1,0 +1,160 @@
+"""Whether the texts that gates are made from are there, and can be run as the gates ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergekit_lite.moe.assembly import FeedForward
+from mergekit_lite.moe.experts import width_of
+from mergekit_lite.moe.families import Family, Sizes
+from mergekit_lite.moe.gates import GateSpec
+from mergekit_lite.plan.findings import Findings
+from mergekit_lite.plan.inputs import View
+from mergekit_lite.recipe.schema import BASE, MoeExpert, Recipe
+
+
+def check_texts(
+    recipe: Recipe,
+    gate: GateSpec,
+    experts: Sequence[MoeExpert],
+    known: int,
+    findings: Findings,
+) -> None:
+    """Note experts without the texts that the gate is made from, or with each other's.
+
+    Args:
+        recipe: what is wanted.
+        gate: how the routers are made.
+        experts: the routed experts.
+        known: so many of them, the first, need no texts.
+        findings: where problems are noted.
+    """
+    if gate.needs == "nothing":
+        return
+    for expert in experts:
+        if expert.data is not None:
+            whose, where = f"for expert `{expert.expert}`", recipe.at("moe", "gate")
+            check_file(recipe, expert.data, whose, findings, expert.where or where)
+    if params_of(recipe).get("labels") == "perplexity":
+        _check_pool(recipe, experts, findings)
+        return
+    _check_own(recipe, gate, experts[known:], findings)
+
+
+def check_alone(
+    recipe: Recipe,
+    gate: GateSpec,
+    family: Family,
+    sizes: Sizes,
+    experts: Sequence[MoeExpert],
+    found: Mapping[str, View],
+    findings: Findings,
+) -> None:
+    """Note experts that texts cannot be run through one by one, where the gate asks for that.
+
+    Args:
+        recipe: what is wanted.
+        gate: how the routers are made.
+        family: of the result.
+        sizes: its numbers.
+        experts: the routed experts.
+        found: the base and the experts.
+        findings: where problems are noted.
+    """
+    params = params_of(recipe)
+    asked = {key: params[key] for key in ("through", "labels") if key in params}
+    if asked.get("through") != "expert" and asked.get("labels") != "perplexity":
+        return
+    feed = FeedForward.of(found[BASE].tensors)
+    widths = {width_of(name, found, feed) for name in (BASE, *(e.expert for e in experts))}
+    why = ""
+    if family.fused:
+        why = f"a `{family.name}` model stores all experts in one tensor"
+    elif sizes.split > 1:
+        why = "they are cut into slices"
+    elif len(widths) > 1:
+        why = "experts and base differ in width"
+    if why:
+        findings.problem(
+            f"texts cannot be run through one expert alone, as this gate does: {why}",
+            recipe.at("moe", "gate"),
+            "take a gate that reads the base alone: `ridge` with `through: base` and"
+            " `labels: expert`",
+        )
+
+
+def params_of(recipe: Recipe) -> Mapping[str, Any]:
+    """Return the parameters that a recipe gives the gate."""
+    return recipe.moe.gate.params if recipe.moe and recipe.moe.gate else {}
+
+
+def check_file(recipe: Recipe, file: str, whose: str, findings: Findings, where: str) -> None:
+    """Note a file of texts that is not there, or of a kind that is not read.
+
+    Args:
+        recipe: it is named in.
+        file: as the recipe names it.
+        whose: the texts are, in words.
+        findings: where problems are noted.
+        where: the recipe names it.
+    """
+    hint = "give a .txt file, or .jsonl with a `text` or `messages` in each line"
+    path = recipe.folder / file
+    if not path.is_file():
+        findings.problem(f"there is no file `{file}` with texts {whose}", where, hint)
+    elif path.suffix not in (".txt", ".jsonl"):
+        findings.problem(f"`{file}`, the texts {whose}, is of no known kind", where, hint)
+
+
+def _check_pool(recipe: Recipe, experts: Sequence[MoeExpert], findings: Findings) -> None:
+    """Note texts of all experts together that nobody can be given."""
+    where = recipe.at("moe", "gate", "labels")
+    if not any(expert.prompts or expert.data for expert in experts):
+        findings.problem(
+            "no expert has texts, of which each would go to the expert that predicts it best",
+            where,
+            "give at least one of them `prompts` or `data`",
+        )
+    if params_of(recipe).get("earlier") is not None:
+        findings.problem(
+            "`earlier` keeps the texts of its experts to them, and `labels: perplexity` asks all"
+            " experts whose a text is",
+            where,
+            "leave one of them out",
+        )
+
+
+def _check_own(
+    recipe: Recipe, gate: GateSpec, experts: Sequence[MoeExpert], findings: Findings
+) -> None:
+    """Note experts without texts of their own, or with each other's."""
+    where = recipe.at("moe", "gate")
+    seen: dict[tuple[object, ...], list[MoeExpert]] = {}
+    for expert in experts:
+        has_texts = bool(expert.prompts) or (gate.needs == "texts" and expert.data is not None)
+        if not has_texts:
+            wanted = "`prompts`" if gate.needs == "prompts" else "`prompts` or `data`"
+            findings.problem(
+                f"the gate `{gate.name}` is made from texts, and expert `{expert.expert}` has no"
+                f" {wanted}",
+                expert.where or where,
+                f"write `{{expert: {expert.expert}, prompts: [...]}}`",
+            )
+            continue
+        key = (tuple(sorted(expert.prompts)), expert.data, tuple(sorted(expert.negative)))
+        seen.setdefault(key, []).append(expert)
+    for alike in seen.values():
+        names = dict.fromkeys(expert.expert for expert in alike)
+        if len(alike) == len(experts) > 1:
+            findings.problem(
+                "all experts have the same texts, so no gate can tell them apart",
+                where,
+                "give each texts of the kind that it alone is for",
+            )
+        elif len(names) > 1:
+            findings.warn(
+                f"experts {' and '.join(f'`{name}`' for name in names)} have the same texts: their"
+                " gates are alike, and chance decides between them",
+                alike[1].where or where,
+            )
