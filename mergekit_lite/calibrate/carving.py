@@ -19,11 +19,7 @@ from mergekit_lite.moe.families import FAMILIES
 from mergekit_lite.plan.types import Block, Job, Plan
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mergekit_lite.calibrate.run import Prepared
-    from mergekit_lite.calibrate.skeleton import Place
-    from mergekit_lite.calibrate.tokens import Batch
     from mergekit_lite.sources import Model
 
     Floats = NDArray[np.float32]
@@ -101,11 +97,12 @@ class Base:
         return 4 * prepared.samples.tokens * int(hidden) + matrices + working
 
     def _layers(self, prepared: Prepared) -> Iterator[tuple[int, Floats]]:
+        from mergekit_lite.calibrate.collect.inputs import InputCollector
         from mergekit_lite.calibrate.stream import Stream
         from mergekit_lite.calibrate.weights import Weights
 
         weights = Weights(prepared.skeleton, {BASE: self._base})
-        inputs = _Inputs()
+        inputs = InputCollector(prepared.samples.tokens)
         try:
             stream = Stream(prepared.skeleton, weights)
             hidden = stream.embed(prepared.batches)
@@ -113,41 +110,12 @@ class Base:
                 prepared.batches, hidden, watch=inputs.watch, before=inputs.before
             )
             for place in running:
-                yield place.index, inputs.take()
+                found = inputs.take()
+                if not found:
+                    raise DataError(f"`{place.name}` has no feed-forward layer that is known here")
+                yield place.index, found["inputs"].numpy()
         finally:
             weights.close()
-
-
-class _Inputs:
-    """Takes down what enters each feed-forward layer, token by token."""
-
-    def __init__(self) -> None:
-        self._batch: Batch | None = None
-        self._handle: Any = None
-        self._found: list[Tensor] = []
-
-    def watch(self, place: Place) -> None:
-        network = place.feed_forward()
-        if network is None:
-            raise DataError(f"`{place.name}` has no feed-forward layer that is known here")
-        self._handle = network[1].register_forward_pre_hook(self._add)
-
-    def before(self, batch: Batch, hidden: Tensor) -> None:
-        self._batch = batch
-
-    def take(self) -> Floats:
-        import torch
-
-        self._handle.remove()
-        whole: Floats = torch.cat(self._found).numpy()
-        self._found = []
-        return whole
-
-    def _add(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
-        from mergekit_lite.calibrate.collect._types import tokens_of
-
-        if self._batch is not None:
-            self._found.append(tokens_of(inputs[0], self._batch.mask).float().cpu())
 
 
 def _blocks(plan: Plan) -> Iterator[tuple[tuple[int, str], Block]]:

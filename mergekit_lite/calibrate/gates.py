@@ -9,9 +9,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.collect import Collector
+from mergekit_lite.calibrate.collect.inputs import InputCollector
 from mergekit_lite.calibrate.estimate import require_memory
 from mergekit_lite.calibrate.experts import BASE, DenseView
-from mergekit_lite.calibrate.losses import sample_losses
+from mergekit_lite.calibrate.losses import sample_losses, text_vectors
 from mergekit_lite.calibrate.run import Prepared, Settings, measure, model_digest, prepare, sentence
 from mergekit_lite.calibrate.skeleton import Skeleton, build
 from mergekit_lite.calibrate.stream import Stream
@@ -80,7 +82,7 @@ class Measurer:
                 (_with(prepared, prepared.samples.only(index), settings), topic.expert)
                 for index, topic in enumerate(topics)
             ]
-        return Sums(self._together(ways), facts)
+        return Sums(self._together(ways, reading.sample), facts)
 
     def last_states(self, topics: Sequence[Topic], *, average: bool = False) -> list[Tensor]:
         """Return what enters the base's decoder layers at the last token of each topic's prompts.
@@ -129,6 +131,30 @@ class Measurer:
             rows.append(table[ids].sum(0).numpy())
         return np.stack(rows)
 
+    def text_embeddings(self, topics: Sequence[Topic], reading: Reading) -> Array:
+        """Return the mean of each topic's texts as the base sees them; see `Measure`."""
+        import numpy as np
+
+        settings = Settings(length=reading.length, max_tokens=reading.tokens, device=self._device)
+        prepared = prepare(self._base, _texts(topics), [], settings)
+        self._say(f"running texts for the gates: {sentence(prepared)}")
+        require_memory(prepared.estimate, self._max_memory)
+        weights = Weights(prepared.skeleton, {BASE: self._base})
+        total, count = np.zeros((len(topics), prepared.skeleton.width)), np.zeros(len(topics))
+        try:
+            stream = Stream(prepared.skeleton, weights)
+            hidden = stream.embed(prepared.batches)
+            for _ in stream.layers(prepared.batches, hidden):
+                pass
+            weights.load(None)
+            for row, vector in text_vectors(stream, prepared.batches, hidden):
+                domain = prepared.samples.samples[row].domain
+                total[domain] += vector
+                count[domain] += 1
+        finally:
+            weights.close()
+        return total / count[:, None]
+
     def change(self, expert: int, layer: int) -> Array:
         """Return what an expert's gate and up projections add to the base's, (2 width, d)."""
         import numpy as np
@@ -151,14 +177,18 @@ class Measurer:
         return build(self._base.root)
 
     def _together(
-        self, ways: Sequence[tuple[Prepared, int | None]]
+        self, ways: Sequence[tuple[Prepared, int | None]], sample: int
     ) -> Iterator[tuple[int, LayerSums]]:
         """Run several passes side by side, and add up what each finds of a layer."""
+        total = sum(one.samples.tokens for one, _ in ways)
         with ExitStack() as stack:
-            running = [self._pass(stack, one, expert, "router") for one, expert in ways]
+            running = [
+                self._pass(stack, one, expert, "router", _sampler(one, sample, total))
+                for one, expert in ways
+            ]
             for parts in zip(*running, strict=True):
-                found = [statistics["router"] for _, statistics, _ in parts]
-                if found[0]:
+                found = [statistics for _, statistics, _ in parts]
+                if found[0]["router"]:
                     yield parts[0][0], _added(found)
 
     def _weights(self, stack: ExitStack, prepared: Prepared, expert: int | None) -> Weights:
@@ -166,8 +196,15 @@ class Measurer:
         stack.callback(found.close)
         return found
 
-    def _pass(self, stack: ExitStack, prepared: Prepared, expert: int | None, kind: str) -> Pass:
-        return measure(prepared, self._weights(stack, prepared, expert), [kind])
+    def _pass(
+        self,
+        stack: ExitStack,
+        prepared: Prepared,
+        expert: int | None,
+        kind: str,
+        more: Sequence[Collector] = (),
+    ) -> Pass:
+        return measure(prepared, self._weights(stack, prepared, expert), [kind], more=more)
 
     def _relabelled(
         self, prepared: Prepared, topics: Sequence[Topic], settings: Settings
@@ -239,13 +276,27 @@ def _named(statistics: Mapping[str, Tensor], key: str) -> Tensor:
     return next(value for name, value in statistics.items() if name.endswith(f".{key}"))
 
 
-def _added(passes: Sequence[Mapping[str, Tensor]]) -> LayerSums:
+def _sampler(prepared: Prepared, sample: int, total: int) -> list[Collector]:
+    """Return what keeps a pass's part of a sample of the inputs of all passes."""
+    if not sample:
+        return []
+    tokens = prepared.samples.tokens
+    return [InputCollector(tokens, max(1, sample * tokens // total))]
+
+
+def _added(passes: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> LayerSums:
     """Return the sums of all passes together; each knows all topics."""
+    import numpy as np
+
+    sums = [statistics["router"] for statistics in passes]
     parts = [
-        sum(_named(statistics, key).double() for statistics in passes[1:]) + _named(passes[0], key)
+        sum(_named(each, key).double() for each in sums[1:]) + _named(sums[0], key)
         for key in ("gram", "sum", "unit", "count")
     ]
-    return LayerSums(*(part.double().numpy() for part in parts))
+    kept = [each["inputs"]["inputs"].double().numpy() for each in passes if "inputs" in each]
+    sample = np.concatenate(kept) if kept else None
+    gram, total, unit, count = (part.double().numpy() for part in parts)
+    return LayerSums(gram, total, unit, count, sample)
 
 
 def _facts(base: Model, prepared: Prepared, reading: Reading) -> dict[str, Any]:

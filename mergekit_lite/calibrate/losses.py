@@ -1,4 +1,4 @@
-"""How well a model predicts each text, after the layers have been run."""
+"""What a model makes of each text after its layers: how well it predicts it, where it puts it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from mergekit_lite.calibrate.stream import Stream
 from mergekit_lite.calibrate.tokens import Batch
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -40,12 +42,42 @@ def sample_losses(
     """
     import torch
 
+    for row, one, states in _one_by_one(batches, hidden):
+        logits = stream.logits(one, states)[0, :-1].float()
+        target = one.ids[0, 1:].to(logits.device)
+        loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        yield SampleLoss(row, float(loss), len(target))
+
+
+def text_vectors(
+    stream: Stream, batches: Sequence[Batch], hidden: Sequence[Tensor]
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield for every text the mean over its tokens of what enters the head, at norm 1.
+
+    Args:
+        stream: of the model, with all that is outside its layers in memory.
+        batches: what was run.
+        hidden: that left the last layer.
+    """
+    entered: list[Tensor] = []
+    head = stream.skeleton.model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    try:
+        for row, one, states in _one_by_one(batches, hidden):
+            stream.logits(one, states)
+            mean = entered.pop()[0].double().mean(0)
+            yield row, (mean / mean.norm().clamp(min=1e-30)).cpu().numpy()
+    finally:
+        hook.remove()
+
+
+def _one_by_one(
+    batches: Sequence[Batch], hidden: Sequence[Tensor]
+) -> Iterator[tuple[int, Batch, Tensor]]:
+    """Yield every text alone, without padding, and its hidden states."""
     for batch, states in zip(batches, hidden, strict=True):
         for number, row in enumerate(batch.rows):
             mask = batch.mask[number]
             domain = batch.domains[number : number + 1]
             one = Batch(batch.ids[number, mask][None], mask[mask][None], domain, (row,))
-            logits = stream.logits(one, states[number, mask][None])[0, :-1].float()
-            target = one.ids[0, 1:].to(logits.device)
-            loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-            yield SampleLoss(row, float(loss), len(target))
+            yield row, one, states[number, mask][None]

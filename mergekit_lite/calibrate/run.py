@@ -109,6 +109,7 @@ def measure(
     *,
     hidden: list[Tensor] | None = None,
     first: int = 0,
+    more: Sequence[Collector] = (),
 ) -> Iterator[tuple[int, Mapping[str, Mapping[str, Tensor]], list[Tensor]]]:
     """Run the texts and yield, layer by layer, the statistics of each kind and the hidden states.
 
@@ -118,9 +119,10 @@ def measure(
         kinds: what to collect.
         hidden: that enter layer `first`; None begins with the texts.
         first: layer to begin with.
+        more: collectors of what `calibrate` does not write.
     """
     stream = Stream(prepared.skeleton, weights)
-    found: list[Collector] = collectors(kinds, prepared.samples, weights)
+    found: list[Collector] = [*collectors(kinds, prepared.samples, weights), *more]
 
     def watch(place: Place) -> None:
         for each in found:

@@ -22,9 +22,9 @@ class MadeRow:
 
     Attributes:
         name, shape: of the tensor; fp32 in the file of gates.
-        kind: `router`, `zeros`, `normal` (random entries of spread 0.02), `tiny` (random entries
-            around 2^-30, whose sigmoid is a half), or `order`: of a carved layer, which neuron
-            stands where; it is not in the output.
+        kind: `router`, `bias` (of the choice of experts), `normal` (random entries of spread 0.02),
+            `tiny` (random entries around 2^-30, whose sigmoid is a half), or `order`: of a carved
+            layer, which neuron stands where; it is not in the output.
         layer: it belongs to.
     """
 
@@ -75,7 +75,7 @@ class Assembly:
                 yield MadeRow(f"{root}.{NULLS}", (nulls, hidden), "normal", layer)
             if family.correction:
                 shape = (1, count) if family.correction_rows else (count,)
-                yield MadeRow(f"{root}.{family.correction}", shape, "zeros", layer)
+                yield MadeRow(f"{root}.{family.correction}", shape, "bias", layer)
             if self.shared is not None and family.shared is not None and family.shared.sigmoid:
                 yield MadeRow(f"{root}.{family.shared.sigmoid}", (1, hidden), "tiny", layer)
             if self.carve is not None:

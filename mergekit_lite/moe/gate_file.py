@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,8 @@ def _digest(plan: Plan) -> str:
     for part in (*plan.moe["experts"], plan.moe.get("carve", {})):
         if part.get("data"):
             digest.update(file_sha256(Path(plan.folder) / part["data"]).encode())
+    if file := plan.moe["gate"]["params"].get("embeddings"):
+        digest.update(file_sha256(Path(plan.folder) / file).encode())
     if earlier := plan.moe["gate"]["params"].get("earlier"):
         for file in sorted((Path(plan.folder) / earlier / "gate_sums").glob("*")):
             digest.update(file_sha256(file).encode())
@@ -120,8 +122,8 @@ def _tensors(plan: Plan, gates: Gates) -> dict[str, Array]:
     found = {}
     method = plan.moe["gate"]["method"]
     for name, shape, kind, layer in plan.moe["rows"]:
-        if kind == "zeros":
-            found[name] = np.zeros(shape, np.float32)
+        if kind == "bias":
+            found[name] = _bias(gates, layer, shape, plan.moe.get("split", 1))
         elif kind in SPREADS:
             key = random_key(plan.seed, f"gate.{kind}", "", name)
             found[name] = (normals(0, int(np.prod(shape)), key) * SPREADS[kind]).astype(np.float32)
@@ -145,6 +147,13 @@ def _tensors(plan: Plan, gates: Gates) -> dict[str, Array]:
                 hint="look at the texts that it was made from, or take another method",
             )
     return found
+
+
+def _bias(gates: Gates, layer: int, shape: Sequence[int], split: int) -> Array:
+    own = gates.biases.get(layer)
+    if own is None:
+        return np.zeros(shape, np.float32)
+    return np.repeat(own, split).astype(np.float32)
 
 
 def _is_of(path: Path, digest: str) -> bool:

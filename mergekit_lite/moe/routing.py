@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mergekit_lite.errors import MergekitLiteError
-from mergekit_lite.moe.families import Family, Sizes
+from mergekit_lite.moe.families import FAMILIES, Family, Sizes
 from mergekit_lite.moe.gates import GateSpec
 from mergekit_lite.moe.gates._sidecar import known_experts
-from mergekit_lite.moe.texts import check_alone, check_texts
+from mergekit_lite.moe.texts import check_alone, check_texts, params_of
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import MoeExpert, Recipe
@@ -28,8 +28,17 @@ def check_gate(
     where = recipe.at("moe", "gate")
     training = recipe.moe is not None and recipe.moe.for_training
     known = _known(recipe, sizes, hidden, findings)
-    check_texts(recipe, gate, experts, known, findings)
+    check_texts(recipe, gate, experts, known, hidden, findings)
     check_alone(recipe, gate, family, sizes, experts, found, findings)
+    _check_scale(recipe, family, experts, findings)
+    if gate.biased and not family.correction:
+        known_for = [name for name, own in FAMILIES.items() if own.correction]
+        findings.problem(
+            f"routers of a `{family.name}` model have no bias, without which `{gate.name}` sends"
+            " tokens to the wrong experts",
+            where,
+            f"take `ridge`, which needs none, or a `target` that has them: {', '.join(known_for)}",
+        )
     if training:
         return
     redrawn = [expert for expert in experts if expert.redraw is not None]
@@ -117,4 +126,35 @@ def check_routing(recipe: Recipe, family: Family, layers: int, findings: Finding
             "`top_p` and `experts_per_token` both say how many experts a token passes",
             recipe.at("moe", "routing", "top_p"),
             "give one of them",
+        )
+
+
+def _check_scale(
+    recipe: Recipe, family: Family, experts: Sequence[MoeExpert], findings: Findings
+) -> None:
+    """Note a scale of the routers that is said twice, or that cannot be reached."""
+    params = params_of(recipe)
+    confidence = params.get("confidence")
+    if not isinstance(confidence, float | int):
+        return
+    where, hint = recipe.at("moe", "gate", "confidence"), "write `spread` in its place"
+    if params.get("spread") is not None:
+        findings.problem("`spread` and `confidence` both say how large the rows are", where)
+    if family.sigmoid:
+        findings.problem(
+            f"a `{family.name}` model weighs experts by sigmoids, of which no part goes to the"
+            " likeliest",
+            where,
+            hint,
+        )
+    if params.get("earlier") is not None:
+        findings.problem(
+            "`confidence` is measured on texts of all experts, and `earlier` has none", where, hint
+        )
+    if confidence <= 1 / max(len(experts), 1):
+        findings.problem(
+            f"the likeliest of {len(experts)} experts has more than {confidence:g} of the weight"
+            " in any case",
+            where,
+            "write a larger number",
         )

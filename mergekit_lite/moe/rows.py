@@ -319,7 +319,7 @@ class RoutedRows:
         """Return the row of a tensor that is made before the rows run."""
         base = self.found[BASE].tensors[self.feed.names[row.layer]["gate"]]
         dtype = output_dtype(base.dtype, self.recipe.output.dtype)
-        if row.kind == "zeros" or (row.kind == "tiny" and dtype == "F16"):
+        if row.kind == "bias" or (row.kind == "tiny" and dtype == "F16"):
             dtype = "F32"  # choices hang on small differences; 2^-30 is zero in half precision
         info = TensorInfo(row.name, dtype, row.shape, "", 0)
         read = Read(GATE, row.name, nbytes=4 * info.size)

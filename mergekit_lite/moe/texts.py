@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mergekit_lite.errors import MergekitLiteError
 from mergekit_lite.moe.assembly import FeedForward
 from mergekit_lite.moe.experts import width_of
 from mergekit_lite.moe.families import Family, Sizes
 from mergekit_lite.moe.gates import GateSpec
+from mergekit_lite.moe.gates.domain_embed import require_embeddings
 from mergekit_lite.plan.findings import Findings
-from mergekit_lite.plan.inputs import View
+from mergekit_lite.plan.inputs import View, placed
 from mergekit_lite.recipe.schema import BASE, MoeExpert, Recipe
 
 
@@ -19,6 +21,7 @@ def check_texts(
     gate: GateSpec,
     experts: Sequence[MoeExpert],
     known: int,
+    hidden: int,
     findings: Findings,
 ) -> None:
     """Note experts without the texts that the gate is made from, or with each other's.
@@ -28,6 +31,7 @@ def check_texts(
         gate: how the routers are made.
         experts: the routed experts.
         known: so many of them, the first, need no texts.
+        hidden: entries of a router's row.
         findings: where problems are noted.
     """
     if gate.needs == "nothing":
@@ -36,6 +40,9 @@ def check_texts(
         if expert.data is not None:
             whose, where = f"for expert `{expert.expert}`", recipe.at("moe", "gate")
             check_file(recipe, expert.data, whose, findings, expert.where or where)
+    if isinstance(file := params_of(recipe).get("embeddings"), str):
+        _check_embeddings(recipe, file, experts, hidden, findings)
+        return
     if params_of(recipe).get("labels") == "perplexity":
         _check_pool(recipe, experts, findings)
         return
@@ -105,6 +112,16 @@ def check_file(recipe: Recipe, file: str, whose: str, findings: Findings, where:
         findings.problem(f"there is no file `{file}` with texts {whose}", where, hint)
     elif path.suffix not in (".txt", ".jsonl"):
         findings.problem(f"`{file}`, the texts {whose}, is of no known kind", where, hint)
+
+
+def _check_embeddings(
+    recipe: Recipe, file: str, experts: Sequence[MoeExpert], hidden: int, findings: Findings
+) -> None:
+    """Note embeddings that are not there, or not for all experts."""
+    try:
+        require_embeddings(recipe.folder / file, [one.expert for one in experts], hidden)
+    except MergekitLiteError as error:
+        findings.problems += placed(error.problems, recipe.at("moe", "gate", "embeddings"))
 
 
 def _check_pool(recipe: Recipe, experts: Sequence[MoeExpert], findings: Findings) -> None:

@@ -14,6 +14,11 @@ Spread = Annotated[
         " or 4 where a token passes one expert"
     ),
 ]
+Confidence = Annotated[
+    float | None,
+    Range(above=0, below=1),
+    Doc("in place of `spread`: the mean weight of each token's likeliest expert, on the texts"),
+]
 Through = Annotated[
     Literal["base", "expert"],
     Doc("feed-forward layers that texts pass: the base's, or those of the expert they are for"),

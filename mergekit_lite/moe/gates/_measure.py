@@ -44,12 +44,14 @@ class LayerSums:
         total: (D, d) sums of x.
         unit: (D, d) sums of x / |x|.
         count: (D,) inputs.
+        sample: (t, d) some of the inputs, spread evenly over the texts; None where none are asked.
     """
 
     gram: Array
     total: Array
     unit: Array
     count: Array
+    sample: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ class Reading:
             topic's those of its own expert.
         labels: whose a text is: the expert's that it was given for, or the one's that predicts it
             best.
+        sample: how many inputs of a layer to keep.
     """
 
     length: int = 512
     tokens: int = 16384
     through: Through = "base"
     labels: Labels = "expert"
+    sample: int = 0
 
 
 class Measure(Protocol):
@@ -103,6 +107,12 @@ class Measure(Protocol):
 
     def embeddings(self, topics: Sequence[Topic]) -> Array:
         """Return the sum of the base's embeddings over each topic's prompts, (D, d)."""
+
+    def text_embeddings(self, topics: Sequence[Topic], reading: Reading) -> Array:
+        """Return the mean of each topic's texts as the base sees them, (D, d), in fp64.
+
+        A text is the mean over its tokens of the base's last hidden state, at norm 1.
+        """
 
     def change(self, expert: int, layer: int) -> Array:
         """Return what an expert's gate and up projections add to the base's, (2 width, d)."""

@@ -80,11 +80,13 @@ class Gates:
         rows: layer -> fp32 matrix (experts x hidden).
         facts: what the manifest says of how they were made; plain data without paths.
         orders: of a carved model, layer -> the neuron that stands at each place.
+        biases: layer -> what counts in the choice of each expert alone; none are zeros.
     """
 
     rows: Mapping[int, NDArray[np.float32]]
     facts: Mapping[str, Any] = field(default_factory=dict)
     orders: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    biases: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 Make = Callable[..., Gates]
@@ -101,6 +103,7 @@ class GateSpec:
     make: Make
     parameters: Mapping[str, Parameter]
     routes: bool = True  # tokens go to experts for a reason
+    biased: bool = False  # makes biases of the choice too
 
     def problems(self, params: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return (parameter, what is wrong with it) for everything that is."""
@@ -122,13 +125,17 @@ class GateSpec:
 GATES: dict[str, GateSpec] = {}
 
 
-def gate(title: str, needs: Needs = "nothing", *, routes: bool = True) -> Callable[[Make], Make]:
+def gate(
+    title: str, needs: Needs = "nothing", *, routes: bool = True, biased: bool = False
+) -> Callable[[Make], Make]:
     """Register `f(request, *, ...) -> Gates` under its own name.
 
     Args:
         title: a few words.
         needs: what every expert must have.
         routes: whether tokens are sent to experts for a reason.
+        biased: whether it makes biases of the choice too, so that only routers that have one can
+            take it.
     """
 
     def decorate(function: Make) -> Make:
@@ -142,6 +149,7 @@ def gate(title: str, needs: Needs = "nothing", *, routes: bool = True) -> Callab
             function,
             parameters_of(function)[0],
             routes,
+            biased,
         )
         return function
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from mergekit_lite.moe.gates._annotations import Length, Spread, Tokens
+from mergekit_lite.moe.gates._annotations import Confidence, Length, Spread, Tokens
 from mergekit_lite.moe.gates._measure import Reading, topics_of
-from mergekit_lite.moe.gates._scale import pooled_gram, scaled, usual_spread
+from mergekit_lite.moe.gates._scale import Scale, pooled_gram
 from mergekit_lite.moe.gates._spec import GateRequest, Gates, gate
 from mergekit_lite.ops._parameters import Doc, Range
 
@@ -40,6 +40,7 @@ def arrow(
     *,
     rounds: Annotated[int, Range(at_least=1), Doc("rounds of power iteration")] = 15,
     spread: Spread = None,
+    confidence: Confidence = None,
     tokens: Tokens = 16384,
     length: Length = 512,
 ) -> Gates:
@@ -53,14 +54,14 @@ def arrow(
 
     measure = request.measured()
     topics = topics_of(request.experts, request.texts)
-    wanted = usual_spread(request.per_token) if spread is None else spread
+    scale = Scale.wanted(spread, confidence, request.per_token)
     rows: dict[int, NDArray[np.float32]] = {}
-    passed = measure.sums(topics, Reading(length, tokens))
+    passed = measure.sums(topics, Reading(length, tokens, sample=scale.sample))
     for layer, sums in passed.layers:
         if layer not in request.routers:
             continue
         found = np.stack([prototype(measure.change(t.expert, layer), rounds) for t in topics])
         signs = np.where((found * sums.total).sum(1) < 0, -1.0, 1.0)
-        found = scaled(found * signs[:, None], pooled_gram(sums.gram, sums.count), wanted)
+        found = scale.of(found * signs[:, None], pooled_gram(sums.gram, sums.count), sums)
         rows[layer] = found.astype(np.float32)
-    return Gates(rows, {**passed.facts, "spread": wanted})
+    return Gates(rows, {**passed.facts, **scale.facts()})

@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mergekit_lite.errors import DataError
-from mergekit_lite.moe.gates._annotations import Labels, Length, Spread, Through, Tokens
+from mergekit_lite.moe.gates._annotations import (
+    Confidence,
+    Labels,
+    Length,
+    Spread,
+    Through,
+    Tokens,
+)
 from mergekit_lite.moe.gates._equations import Equations
 from mergekit_lite.moe.gates._measure import Reading, topics_of
-from mergekit_lite.moe.gates._scale import scaled, usual_spread
+from mergekit_lite.moe.gates._scale import Scale
 from mergekit_lite.moe.gates._sidecar import known_experts, read_equations, write_equations
 from mergekit_lite.moe.gates._spec import GateRequest, Gates, gate
 from mergekit_lite.ops._parameters import Doc, Range
@@ -33,6 +40,7 @@ def ridge(
     ] = True,
     normalize: Annotated[bool, Doc("give each row the norm 1 before it is scaled")] = False,
     spread: Spread = None,
+    confidence: Confidence = None,
     temperature: Annotated[
         float, Range(above=0), Doc("divides the rows, which is dividing the logits")
     ] = 1.0,
@@ -63,8 +71,8 @@ def ridge(
         before = request.texts / earlier
         known = known_experts(before, request.routers, request.hidden)
     topics = [t for t in topics_of(request.experts, request.texts) if t.expert >= known]
-    reading = Reading(length, tokens, through, labels)
-    wanted = usual_spread(request.per_token) if spread is None else spread
+    scale = Scale.wanted(spread, confidence, request.per_token)
+    reading = Reading(length, tokens, through, labels, scale.sample)
     rows: dict[int, NDArray[np.float32]] = {}
     passed = request.measured().sums(topics, reading)
     if before is not None:
@@ -77,11 +85,11 @@ def ridge(
         if before is not None:
             equations = read_equations(before, layer).extended(equations)
         found = equations.rows(penalty, normalize=normalize)
-        found = scaled(found, equations.pooled, wanted) / temperature
+        found = scale.of(found, equations.pooled, sums) / temperature
         rows[layer] = found.astype("float32")
         if keep:
             write_equations(request.folder, layer, equations)
-    return Gates(rows, {**passed.facts, "spread": wanted / temperature})
+    return Gates(rows, {**passed.facts, **scale.facts(), "temperature": temperature})
 
 
 def _require_alike(earlier: Path, facts: Mapping[str, Any], *, balanced: bool) -> None:

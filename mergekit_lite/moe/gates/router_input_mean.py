@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergekit_lite.moe.gates._annotations import Labels, Length, Spread, Through, Tokens
+from mergekit_lite.moe.gates._annotations import (
+    Confidence,
+    Labels,
+    Length,
+    Spread,
+    Through,
+    Tokens,
+)
 from mergekit_lite.moe.gates._measure import Reading, topics_of
-from mergekit_lite.moe.gates._scale import pooled_gram, scaled, usual_spread
+from mergekit_lite.moe.gates._scale import Scale, pooled_gram
 from mergekit_lite.moe.gates._spec import GateRequest, Gates, gate
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ def router_input_mean(
     request: GateRequest,
     *,
     spread: Spread = None,
+    confidence: Confidence = None,
     through: Through = "base",
     labels: Labels = "expert",
     tokens: Tokens = 16384,
@@ -41,11 +49,12 @@ def router_input_mean(
     where that outweighs the rest, `ridge` does better. Without a bias it cannot be subtracted.
     """
     topics = topics_of(request.experts, request.texts)
-    wanted = usual_spread(request.per_token) if spread is None else spread
+    scale = Scale.wanted(spread, confidence, request.per_token)
     rows: dict[int, NDArray[np.float32]] = {}
-    passed = request.measured().sums(topics, Reading(length, tokens, through, labels))
+    reading = Reading(length, tokens, through, labels, scale.sample)
+    passed = request.measured().sums(topics, reading)
     for layer, sums in passed.layers:
         if layer in request.routers:
-            found = scaled(mean_rows(sums.unit), pooled_gram(sums.gram, sums.count), wanted)
+            found = scale.of(mean_rows(sums.unit), pooled_gram(sums.gram, sums.count), sums)
             rows[layer] = found.astype("float32")
-    return Gates(rows, {**passed.facts, "spread": wanted})
+    return Gates(rows, {**passed.facts, **scale.facts()})
