@@ -123,9 +123,9 @@ def _blocks(plan: Plan) -> Iterator[tuple[tuple[int, str], Block]]:
     family = FAMILIES[plan.moe["target"]]
     jobs = {job.name: job for job in plan.jobs}
     roots = {
-        layer: name.removesuffix(f".{family.router}")
+        layer: name.removesuffix(".neurons")
         for name, _, kind, layer in plan.moe["rows"]
-        if kind == "router"
+        if kind == "order"
     }
     for layer, root in roots.items():
         for part, name in family.experts.items():

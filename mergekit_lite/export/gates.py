@@ -104,9 +104,11 @@ def _measure(
 
 def size_text(moe: Mapping[str, Any]) -> str:
     """Return how large a routed model is, in words."""
-    sizes = moe["parameters"]
+    sizes, mapped = moe["parameters"], moe.get("expert_map")
+    rows = f"{len(mapped)} rows of routers for " if mapped else ""
+    count = max(mapped) + 1 if mapped else len(moe["experts"]) * moe.get("split", 1)
     return (
-        f"{moe['target']}: {len(moe['experts']) * moe.get('split', 1)} experts,"
+        f"{moe['target']}: {rows}{count} experts,"
         f" {moe['experts_per_token']} for each"
         f" token; {sizes['total']:,} parameters, {sizes['active']:,} of them for each token"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from mergekit_lite.checkpoint import TensorInfo
 from mergekit_lite.moe.donors import Donor
 from mergekit_lite.moe.families import PARTS, Family, Sizes
-from mergekit_lite.moe.families.routed import NULLS
+from mergekit_lite.moe.families.routed import EXACT, NULLS
 from mergekit_lite.recipe.schema import Carve, MoeExpert, Routing, SharedExpert
 
 _MLP = re.compile(r"(?P<root>.+\.layers\.(?P<layer>\d+))\.mlp\.(?P<part>gate|up|down)_proj\.weight")
@@ -23,8 +23,9 @@ class MadeRow:
     Attributes:
         name, shape: of the tensor; fp32 in the file of gates.
         kind: `router`, `bias` (of the choice of experts), `normal` (random entries of spread 0.02),
-            `tiny` (random entries around 2^-30, whose sigmoid is a half), or `order`: of a carved
-            layer, which neuron stands where; it is not in the output.
+            `tiny` (random entries around 2^-30, whose sigmoid is a half), `named` (made under its
+            own name), or `order`: of a carved layer, which neuron stands where; it is not in the
+            output.
         layer: it belongs to.
     """
 
@@ -64,12 +65,34 @@ class Assembly:
     carve: Carve | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def expert_map(self) -> tuple[int, ...] | None:
+        """For each row of the routers the stored expert that it stands for; None: its own."""
+        if self.routing is None or not self.routing.share:
+            return None
+        stored: dict[tuple[object, ...], int] = {}
+        found = []
+        for number, expert in enumerate(self.experts):
+            # Noise and new neurons are drawn for each by itself.
+            alone = number if expert.noise is not None or expert.redraw is not None else -1
+            key = (expert.expert, expert.residual_scale, alone)
+            found.append(stored.setdefault(key, len(stored)))
+        return tuple(found)
+
+    @property
+    def stored(self) -> int:
+        """Routed experts of a layer that are stored."""
+        return self.sizes.experts if self.expert_map is None else max(self.expert_map) + 1
+
     def made_rows(self) -> Iterator[MadeRow]:
         """Yield every tensor that no input has: routers, biases, the gate of a shared expert."""
         family, hidden = self.family, self.donor.hidden
         for layer, root in self.roots.items():
             count = self.sizes.experts
-            yield MadeRow(f"{root}.{family.router}", (count, hidden), "router", layer)
+            if self.carve is not None and self.carve.router == "exact":
+                yield from self._exact_rows(root, layer)
+            else:
+                yield MadeRow(f"{root}.{family.router}", (count, hidden), "router", layer)
             if self.routing is not None and self.routing.null_experts:
                 nulls = self.routing.null_experts
                 yield MadeRow(f"{root}.{NULLS}", (nulls, hidden), "normal", layer)
@@ -82,6 +105,13 @@ class Assembly:
                 slots = self.carve.experts * self.sizes.width
                 yield MadeRow(f"{root}.neurons", (slots,), "order", layer)
 
+    def _exact_rows(self, root: str, layer: int) -> Iterator[MadeRow]:
+        count, hidden = self.sizes.experts, self.donor.hidden
+        for part, name in EXACT.items():
+            shape = (count, hidden) if part.endswith("weight") else (count,)
+            kind = "router" if part == "gate_weight" else "named"
+            yield MadeRow(f"{root}.{name}", shape, kind, layer)
+
     def plain(self) -> dict[str, Any]:
         """Return what a run needs to make the gates, and what the manifest says, as plain data."""
         sizes = self.sizes
@@ -91,6 +121,7 @@ class Assembly:
                 expert.model_dump(mode="json", exclude_defaults=True) for expert in self.experts
             ],
             "experts_per_token": sizes.per_token,
+            **({"expert_map": list(self.expert_map)} if self.expert_map else {}),
             **({"split": sizes.split} if sizes.split > 1 else {}),
             "hidden": self.donor.hidden,
             "expert_width": sizes.width,

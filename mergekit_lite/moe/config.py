@@ -34,9 +34,10 @@ def config_of(assembly: Assembly) -> dict[str, Any]:
         **_rope(donor),
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
-        **_counts(family.name, sizes.experts, sizes.per_token),
+        **_counts(family.name, assembly.stored, sizes.per_token),
         **family.settings(donor, sizes),
         **(routing_of(assembly.routing, donor.layers) if assembly.routing else {}),
+        **({"expert_map": list(assembly.expert_map)} if assembly.expert_map else {}),
         **assembly.settings,
     }
 

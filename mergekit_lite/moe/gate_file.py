@@ -129,6 +129,8 @@ def _tensors(plan: Plan, gates: Gates) -> dict[str, Array]:
             found[name] = (normals(0, int(np.prod(shape)), key) * SPREADS[kind]).astype(np.float32)
         elif kind == "order":
             found[name] = gates.orders[layer]
+        elif kind == "named":
+            found[name] = gates.named[name]
         else:
             rows = gates.rows.get(layer)
             if rows is not None:

@@ -100,5 +100,5 @@ def _assembled(assembly: Assembly, jobs: Iterable[Job]) -> dict[str, Any]:
         total += prod(job.shape)
         if job.name.startswith(starts):
             routed += prod(job.shape)
-    active = total - routed + routed * sizes.per_token // sizes.experts
+    active = total - routed + routed * min(sizes.per_token, assembly.stored) // assembly.stored
     return {**assembly.plain(), "parameters": {"total": total, "active": active}}

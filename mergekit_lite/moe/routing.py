@@ -11,7 +11,7 @@ from mergekit_lite.moe.gates._sidecar import known_experts
 from mergekit_lite.moe.texts import check_alone, check_texts, params_of
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
-from mergekit_lite.recipe.schema import MoeExpert, Recipe
+from mergekit_lite.recipe.schema import Moe, MoeExpert, Recipe
 
 
 def check_gate(
@@ -121,11 +121,29 @@ def check_routing(recipe: Recipe, family: Family, layers: int, findings: Finding
             recipe.at("moe", "routing", "skip"),
             "give one number, or one for each layer",
         )
+    if routing.share:
+        _check_share(recipe, recipe.moe, findings)
     if routing.top_p is not None and recipe.moe.experts_per_token is not None:
         findings.problem(
             "`top_p` and `experts_per_token` both say how many experts a token passes",
             recipe.at("moe", "routing", "top_p"),
             "give one of them",
+        )
+
+
+def _check_share(recipe: Recipe, moe: Moe, findings: Findings) -> None:
+    """Note rows of routers that are to share experts where none can."""
+    where = recipe.at("moe", "routing", "share")
+    names = [expert.expert for expert in moe.experts]
+    if len(set(names)) == len(names):
+        findings.problem(
+            "no two entries of `moe.experts` name the same model, so there is nothing to share",
+            where,
+            "list a model once for each kind of texts: `{expert: NAME, prompts: [...]}`",
+        )
+    if moe.split > 1:
+        findings.problem(
+            "`share` and `split` do not go together", where, "a slice has a row of its own"
         )
 
 

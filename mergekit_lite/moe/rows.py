@@ -112,8 +112,10 @@ class RoutedRows:
 
     def experts_of(self, layer: int) -> Iterator[tuple[MoeExpert, Mapping[str, Part]]]:
         """Yield the matrices of every routed expert of a layer."""
-        for expert in self.assembly.experts:
-            yield from self._slices(layer, expert)
+        mapped = self.assembly.expert_map
+        for number, expert in enumerate(self.assembly.experts):
+            if mapped is None or mapped[number] not in mapped[:number]:
+                yield from self._slices(layer, expert)
 
     def _slices(
         self, layer: int, expert: MoeExpert

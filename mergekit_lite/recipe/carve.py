@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _BESIDE = ("carve", "target", "layers", "for_training")
 _EXAMPLE = "write `moe: {carve: {experts: 16, shared: 2, experts_per_token: 4, data: FILE}}`"
+_READ = ("cmoe", "ridge", "exact")
+"""Methods and routers that look at texts."""
 _NEEDED = {"experts": 2, "experts_per_token": 1}
 """Keys without a default, and what stands for them where they are missing."""
 
@@ -45,7 +47,7 @@ class CarveReader:
                 data[key] = standing
         self._word(entries, data, "method", get_args(CarveMethod), "cmoe")
         self._word(entries, data, "router", get_args(CarveRouter), "ridge")
-        needs = [word for word in (data["method"], data["router"]) if word in ("cmoe", "ridge")]
+        needs = [word for word in (data["method"], data["router"]) if word in _READ]
         if needs and "data" not in data:
             listed = " and ".join(f"`{word}`" for word in needs)
             what = f"{listed} need texts to look at, and there is no `data`"
@@ -69,7 +71,7 @@ class CarveReader:
             what = f"`moe.carve.{key}: {show(found)}` is not known"
             hint = nearest(found, known) or f"known here: {', '.join(known)}"
             self.problems.add(what, entries[key].mark, hint)
-            data[key] = known[-1]
+            data[key] = "zeros" if key == "router" else known[-1]
 
     def _check_beside(self) -> None:
         """Refuse what has no part in cutting one model into slices."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +22,13 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[family, seed]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def modules_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the copies that transformers makes of code out of the user's cache."""
+    import transformers.dynamic_module_utils as remote
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield

@@ -14,19 +14,15 @@ from transformers import AutoModelForCausalLM
 
 from mergekit_lite import api
 from mergekit_lite.errors import RecipeError
+from mergekit_lite.moe.compat import check_model
+from mergekit_lite.sources import resolve
 from tests.moe.dense import tokens
+from tests.moe.own_code import load, logits
 
 Dense = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def modules_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the copies that transformers makes of code out of the user's cache."""
-    import transformers.dynamic_module_utils as remote
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
+pytestmark = pytest.mark.usefixtures("modules_of_their_own")
 
 
 def recipe(dense: Dense, family: str = "llama", **moe: object) -> dict[str, Any]:
@@ -41,20 +37,6 @@ def recipe(dense: Dense, family: str = "llama", **moe: object) -> dict[str, Any]
             **moe,
         },
     }
-
-
-def load(folder: Path) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, output_loading_info=True
-    )
-    assert not {key: value for key, value in info.items() if value}
-    return model.eval()
-
-
-@torch.no_grad()
-def logits(model: Any) -> torch.Tensor:
-    found: torch.Tensor = model(tokens()).logits
-    return found
 
 
 def made(tmp_path: Path, name: str, described: dict[str, Any]) -> Any:
@@ -197,6 +179,32 @@ def test_rows_that_stand_for_one_expert_add_up(dense: Dense, tmp_path: Path) -> 
     assert torch.allclose(logits(mapped), logits(plain), atol=5e-6)
 
 
+def test_entries_of_one_model_share_its_expert(dense: Dense, tmp_path: Path) -> None:
+    described = recipe(dense, experts=["e1", "e2", "e1"], experts_per_token=3)
+    apart = made(tmp_path, "apart", described)
+    described["moe"]["routing"] = {"share": True}
+    shared = made(tmp_path, "shared", described)
+    assert shared.config.expert_map == [0, 1, 0]
+    assert (shared.config.num_experts, apart.config.num_experts) == (2, 3)
+    assert all(len(mlp.experts) == 2 and mlp.gate.weight.shape[0] == 3 for mlp in layers(shared))
+    assert torch.allclose(logits(shared), logits(apart), atol=5e-6)
+    parameters = json.loads((tmp_path / "shared" / "moe_manifest.json").read_text())["parameters"]
+    assert (
+        parameters["total"] == parameters["active"] == sum(p.numel() for p in shared.parameters())
+    )
+    report = check_model(resolve(str(tmp_path / "shared"), relative_to=tmp_path))
+    assert report.verdict("transformers") == "same"
+
+
+def test_each_layer_may_have_a_map_of_its_own(dense: Dense, tmp_path: Path) -> None:
+    one = made(tmp_path, "own", recipe(dense))
+    turned = load(changed(tmp_path / "own", expert_map=[[0, 1, 2], [1, 2, 0], [0, 1, 2]]))
+    with torch.no_grad():
+        gate = list(layers(one))[1].gate.weight
+        gate.copy_(gate[[2, 0, 1]].clone())
+    assert torch.allclose(logits(turned), logits(one), atol=5e-6)
+
+
 def test_carved_experts_that_all_fire_are_the_dense_layer(dense: Dense, tmp_path: Path) -> None:
     model = made(tmp_path, "own", recipe(dense))
     kind = type(next(layers(model)))
@@ -228,6 +236,11 @@ def test_what_stock_classes_cannot_do_is_refused(dense: Dense) -> None:
         ({"target": "mixtral", "routing": {"top_p": 0.4}}, "write `target: routed`"),
         ({"routing": {"skip": [0.1, 0.2]}}, "`skip` has 2 numbers, and the model 3 layers"),
         ({"routing": {"top_p": 0.4}, "experts_per_token": 2}, "give one of them"),
+        ({"routing": {"share": True}}, "no two entries of `moe.experts` name the same model"),
+        (
+            {"routing": {"share": True}, "experts": ["e1", "e1", "e2"], "split": 2},
+            "`share` and `split` do not go together",
+        ),
         ({"experts_per_token": 4}, "tokens cannot pass 4 of 3 experts"),
         ({"routing": {"topp": 0.4}}, "did you mean `top_p`?"),
         ({"routing": 3}, "`moe.routing` must be a mapping"),

@@ -21,6 +21,7 @@ class RoutedConfig(LlamaConfig):
         skip_betas: for each layer: leave out each choice whose weight is below beta times that of
             the first.
         expert_map: for each row of the router, the expert that it stands for; None: its own.
+            A list of such lists has one for each layer of the model.
     """
 
     model_type = "routed_llama"

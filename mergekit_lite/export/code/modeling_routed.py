@@ -83,6 +83,8 @@ class RoutedMLP(nn.Module):
         super().__init__()
         width = config.moe_intermediate_size or config.intermediate_size
         self.expert_map = config.expert_map
+        if self.expert_map is not None and not isinstance(self.expert_map[0], int):
+            self.expert_map = self.expert_map[layer]
         rows = config.num_experts if self.expert_map is None else len(self.expert_map)
         carved = config.router == "cmoe"
         self.gate = CarvedRouter(config, rows) if carved else LinearRouter(config, rows, layer)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergekit_lite.moe.carve._layer import Layer, Shares, Split, chunks, normalised, silu
+from mergekit_lite.moe.carve._firing import firing_neurons
+from mergekit_lite.moe.carve._layer import Layer, Shares, Split
 from mergekit_lite.moe.carve.balanced import assign
 
 if TYPE_CHECKING:
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mergekit_lite.moe.carve._layer import Neurons
-
-FIRING = 10
-"""Neurons of a token that count as firing: those whose activation is largest."""
 
 
 def cmoe(layer: Layer, shares: Shares) -> Split:
@@ -26,7 +24,7 @@ def cmoe(layer: Layer, shares: Shares) -> Split:
     """
     import numpy as np
 
-    firing = _firing(layer)
+    firing = firing_neurons(layer)
     rates = np.bincount(firing.ravel(), minlength=layer.neurons)
     order = np.argsort(-rates, kind="stable")
     shared, others = np.sort(order[: shares.shared]), np.sort(order[shares.shared :])
@@ -36,20 +34,6 @@ def cmoe(layer: Layer, shares: Shares) -> Split:
     costs = rates[:, None] + rates[centres][None] - 2.0 * together
     labels = assign(costs[others], shares.routed)
     return Split(shared, tuple(others[labels == i] for i in range(len(shares.routed))))
-
-
-def _firing(layer: Layer) -> Neurons:
-    """Return the neurons that fire for each token, (tokens, at most 10)."""
-    import numpy as np
-
-    gate, up = normalised(layer.gate).T, normalised(layer.up).T
-    count = min(FIRING, layer.neurons)
-    found = []
-    for tokens in chunks(layer.seen()):
-        rows = normalised(tokens)
-        strength = np.abs(silu(rows @ gate) * (rows @ up))
-        found.append(np.argpartition(-strength, count - 1, axis=1)[:, :count])
-    return np.concatenate(found)
 
 
 def _together(firing: Neurons, centres: Neurons, neurons: int) -> NDArray[np.float64]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mergekit_lite.moe.carve._layer import Layer, Material, Passed, Shares, Split, width_of
 from mergekit_lite.moe.carve.cmoe import cmoe
 from mergekit_lite.moe.carve.contiguous import contiguous
+from mergekit_lite.moe.carve.exact import exact_router
 from mergekit_lite.moe.carve.kmeans import kmeans
 from mergekit_lite.moe.carve.random import random
 from mergekit_lite.moe.carve.routers import router
+from mergekit_lite.moe.families.routed import EXACT
 from mergekit_lite.moe.gates import GateRequest, Gates
 from mergekit_lite.ops._place import random_key
 
@@ -38,7 +40,8 @@ def make_carve(request: GateRequest, material: Material) -> Gates:
     passed = _passed(request, material, carve)
     rows: dict[int, NDArray[np.float32]] = {}
     orders: dict[int, NDArray[np.float32]] = {}
-    told: dict[str, dict[str, float]] = {}
+    named: dict[str, NDArray[np.float32]] = {}
+    told: dict[str, dict[str, Any]] = {}
     for index, inputs in passed.layers:
         if index not in request.routers:
             continue
@@ -47,24 +50,48 @@ def make_carve(request: GateRequest, material: Material) -> Gates:
         layer = Layer(parts[0], parts[1], parts[2], inputs, key)
         shares = Shares.of(layer.neurons, carve["experts"], carve["shared"])
         split = METHODS[carve["method"]](layer, shares)
-        found = router(
-            carve["router"],
-            layer,
-            split,
-            per_token=request.per_token,
-            penalty=carve["penalty"],
-        )
-        epsilon = found.epsilon() if carve["epsilon"] == "auto" else carve["epsilon"]
-        rows[index] = (found.rows * epsilon).astype("float32")
         orders[index] = order_of(split, layer.neurons, carve["experts"])
-        told[str(index)] = {"epsilon": epsilon}
-        if found.agreement is not None:
-            told[str(index)]["agreement"] = found.agreement
-        request.say(f"layer {index}: {_sentence(found.agreement, request, carve)}")
+        facts: dict[str, Any]
+        if carve["router"] == "exact":
+            exact = exact_router(layer, split, per_token=request.per_token)
+            rows[index] = exact.gate
+            named |= _beside(request.routers[index], exact.up)
+            facts = {"typical": exact.neurons.tolist(), "agreement": exact.agreement}
+        else:
+            rows[index], facts = _linear(request, carve, layer, split)
+        told[str(index)] = facts
+        request.say(f"layer {index}: {_sentence(facts.get('agreement'), request, carve)}")
     listed = {str(index): order.astype(int).tolist() for index, order in orders.items()}
     lines = ",\n".join(f'"{index}": {json.dumps(order)}' for index, order in listed.items())
     (request.folder / NEURONS_FILE).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    return Gates(rows, {**passed.facts, "neurons": NEURONS_FILE, "layers": told}, orders)
+    facts = {**passed.facts, "neurons": NEURONS_FILE, "layers": told}
+    return Gates(rows, facts, orders, named=named)
+
+
+def _linear(
+    request: GateRequest, carve: Mapping[str, Any], layer: Layer, split: Split
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Return the rows of a router that a stock family has, and what is told of them."""
+    found = router(
+        carve["router"], layer, split, per_token=request.per_token, penalty=carve["penalty"]
+    )
+    epsilon = found.epsilon() if carve["epsilon"] == "auto" else carve["epsilon"]
+    facts = {"epsilon": epsilon}
+    if found.agreement is not None:
+        facts["agreement"] = found.agreement
+    return (found.rows * epsilon).astype("float32"), facts
+
+
+def _beside(gate: str, up: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Return what an exact router is made of beside its first matrix, which is called `gate`.
+
+    Bias and scale are there for further training.
+    """
+    import numpy as np
+
+    root = gate.removesuffix(EXACT["gate_weight"])
+    found = {part: np.zeros(len(up), np.float32) for part in ("bias", "scale")}
+    return {root + EXACT[part]: value for part, value in {**found, "up_weight": up}.items()}
 
 
 def order_of(split: Split, neurons: int, slices: int) -> NDArray[np.float32]:

@@ -57,11 +57,18 @@ class _CarveSettler(Settler):
 
     def _check(self, carve: Carve, width: int, family: Family) -> None:
         routed = carve.experts - carve.shared
-        if family.name == "routed":
+        exact = carve.router == "exact"
+        if exact and family.name != "routed":
+            self._problem(
+                "router",
+                f"the exact router is not linear, and a `{family.name}` model has no place for it",
+                "write `target: routed` for a model with code of its own, or `router: ridge`",
+            )
+        if family.name == "routed" and not exact:
             self.findings.problem(
-                "slices are carved for families of stock loaders, which need no code",
+                f"`{carve.router}` routers fit families of stock loaders, which need no code",
                 self.recipe.at("moe", "target"),
-                "leave `target` out",
+                "leave `target` out, or write `router: exact`",
             )
         if carve.experts > width:
             self._problem(

@@ -13,9 +13,12 @@ def unit_weights(family: Family, donor: Donor, sizes: Sizes) -> tuple[float, Map
     """Return the factor of the down projections, and the entries of the config, for weights of 1.
 
     Routers are so small that their scores are nearly alike. Then each of the k chosen slices has
-    the weight 1/k where weights are made to add up to 1, and 1/N of all N where they are not.
+    the weight 1/k where weights are made to add up to 1, and 1/N of all N where they are not. The
+    exact router has a class of its own, which gives 1.
     """
     count, chosen = sizes.experts, sizes.per_token
+    if family.name == "routed":
+        return 1.0, {"router": "cmoe"}
     if "routed_scaling_factor" in family.settings(donor, sizes):
         return 1.0, {"routed_scaling_factor": float(count if family.norm == "never" else chosen)}
     if family.name == "qwen2_moe":

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergekit_lite.moe.compat.loaders import LLAMA_CPP_EXPERTS, LOADERS
-from mergekit_lite.plan.configs import model_type, value
+from mergekit_lite.plan.configs import Config, model_type, value
 
 Told = tuple[str, Any, str, str]
 """Loader, verdict, what, hint."""
@@ -15,9 +15,11 @@ Told = tuple[str, Any, str, str]
 def entry_findings(config: Mapping[str, Any], experts: int, per_token: int) -> Iterator[Told]:
     """Yield what entries make loaders do."""
     family = model_type(config)
-    if per_token > experts:
+    nulls = value(config, "num_null_experts")
+    choices = rows_of(config, experts) + (nulls if isinstance(nulls, int) else 0)
+    if per_token > choices:
         for loader in LOADERS:
-            yield loader, "fails", f"tokens cannot pass {per_token} of {experts} experts", ""
+            yield loader, "fails", f"tokens cannot pass {per_token} of {choices} experts", ""
     yield from _counts(config, family, experts)
     yield from _groups(config, experts, per_token)
     if family == "deepseek_v3":
@@ -40,6 +42,14 @@ def entry_findings(config: Mapping[str, Any], experts: int, per_token: int) -> I
         )
     if experts > LLAMA_CPP_EXPERTS:
         yield "llama.cpp", "fails", f"takes at most {LLAMA_CPP_EXPERTS} experts", ""
+
+
+def rows_of(config: Config, experts: int) -> int:
+    """Return how many rows routers have: as many as experts, but where rows share some."""
+    mapped = value(config, "expert_map")
+    if not isinstance(mapped, list) or not mapped:
+        return experts
+    return len(mapped[0]) if isinstance(mapped[0], list) else len(mapped)
 
 
 def _counts(config: Mapping[str, Any], family: str, experts: int) -> Iterator[Told]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mergekit_lite.checkpoint import TensorInfo, layer_count
-from mergekit_lite.moe.compat.entries import Told
+from mergekit_lite.moe.compat.entries import Told, rows_of
 from mergekit_lite.moe.compat.loaders import FUSED_IN_MEMORY_ONLY, LOADERS, READS_FUSED
 from mergekit_lite.plan.configs import model_type, value
 from mergekit_lite.plan.names import few
@@ -26,10 +26,11 @@ def stored_findings(model: Model, experts: int) -> Iterator[Told]:
     tensors = model.header.tensors
     yield from _fused(model)
     yield from _missing(tensors, experts)
+    rows = rows_of(model.config, experts)
     for name, info in tensors.items():
-        if _ROUTER.fullmatch(name) and info.shape and info.shape[0] != experts:
+        if _ROUTER.fullmatch(name) and info.shape and info.shape[0] != rows:
             for loader in LOADERS:
-                what = f"`{name}` has {info.shape[0]} rows, the config says {experts} experts"
+                what = f"`{name}` has {info.shape[0]} rows, the config says {rows} experts"
                 yield loader, "fails", what, "one of the two is of another model"
             break
     yield from _draft(model)

@@ -12,6 +12,8 @@ from mergekit_lite.moe.donors import Donor
 from mergekit_lite.moe.families._types import Family, Shared, Sizes, named
 from mergekit_lite.recipe.schema import Routing
 
+EXACT = {part: f"mlp.gate.{part}" for part in ("gate_weight", "up_weight", "bias", "scale")}
+"""Names of what the router of a carved layer is made of."""
 NULLS = "mlp.gate.null_weight"
 """Name of the rows of choices that do nothing."""
 _OWN = (

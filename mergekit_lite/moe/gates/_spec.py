@@ -81,12 +81,14 @@ class Gates:
         facts: what the manifest says of how they were made; plain data without paths.
         orders: of a carved model, layer -> the neuron that stands at each place.
         biases: layer -> what counts in the choice of each expert alone; none are zeros.
+        named: tensors of the output by name, where a router is more than one matrix.
     """
 
     rows: Mapping[int, NDArray[np.float32]]
     facts: Mapping[str, Any] = field(default_factory=dict)
     orders: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     biases: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    named: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 Make = Callable[..., Gates]

@@ -11,7 +11,7 @@ from mergekit_lite.recipe.schema.fields import Part, whole
 from mergekit_lite.recipe.text import number
 
 CarveMethod = Literal["cmoe", "kmeans", "random", "contiguous"]
-CarveRouter = Literal["ridge", "param", "random", "zeros"]
+CarveRouter = Literal["ridge", "param", "random", "zeros", "exact"]
 
 
 def _epsilon(value: Any) -> Any:
@@ -41,7 +41,8 @@ class Carve(Part):
     gates (`kmeans`, as MoEfication), any (`random`), or neighbours (`contiguous`)."""
     router: CarveRouter = "ridge"
     """What chooses: a regression on what each slice would say (`ridge`), the mean of a slice's
-    gates (`param`), chance (`random`), or nothing, where all slices are active (`zeros`)."""
+    gates (`param`), chance (`random`), nothing, where all slices are active (`zeros`), or the
+    rule of CMoE itself (`exact`), which only `target: routed` has."""
     data: str | None = None
     """A file of texts of the kind that the model is for, `.txt` or `.jsonl`."""
     tokens: Annotated[int, Field(ge=1), BeforeValidator(whole)] = 16384

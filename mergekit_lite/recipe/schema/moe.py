@@ -91,6 +91,9 @@ class Routing(Part):
     null_experts: Annotated[int, Field(ge=0), BeforeValidator(whole)] = 0
     """Choices more that do nothing, with random rows of the router (AdaMoE); they count among
     `experts_per_token`, and the weights of the others add up to 1."""
+    share: bool = False
+    """Entries of `experts` that name the same model share one stored expert: each is a row of the
+    router, with texts of its own, and the weights of rows that are chosen together add up."""
     skip: Annotated[float, Field(ge=0, lt=1)] | tuple[float, ...] | None = None
     """Leave out each choice whose weight is below this part of the first one's (NAEE): a number, or
     one for each layer of the model."""
