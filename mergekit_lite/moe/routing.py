@@ -40,6 +40,7 @@ def check_gate(
             f"take `ridge`, which needs none, or a `target` that has them: {', '.join(known_for)}",
         )
     if training:
+        _warn_of_one(family, sizes, findings, recipe.at("moe", "experts_per_token"))
         return
     redrawn = [expert for expert in experts if expert.redraw is not None]
     if redrawn:
@@ -78,6 +79,16 @@ def check_gate(
             f" `{family.name}` model, so the layers would say less than those they are made of",
             recipe.at("moe", "target"),
             f"write `experts_per_token: {sizes.experts}`, or `for_training: true`",
+        )
+
+
+def _warn_of_one(family: Family, sizes: Sizes, findings: Findings, where: str) -> None:
+    """Warn of routers that training cannot reach: the weight of a single choice is always 1."""
+    if sizes.per_token == 1 and sizes.experts > 1 and family.norm != "never":
+        findings.warn(
+            f"a token passes one expert, whose weight a `{family.name}` model makes 1 whatever the"
+            " router says: training gives the routers no gradient; `experts_per_token: 2` does",
+            where,
         )
 
 

@@ -31,6 +31,13 @@ def check_base(recipe: Recipe, base: View, findings: Findings) -> None:
         findings.problem("the base holds no tensors", where, "check that the download is whole")
     for warning in base.model.header.warnings:
         findings.warn(warning, where)
+    dense = recipe.moe is not None and recipe.moe.dense is not None
+    if configs.value(base.model.config, "output_router_logits") is True and not dense:
+        findings.warn(
+            "the config of the base says `output_router_logits: true`, and so will the result's: it"
+            " slows inference and changes what loaders return; set it to false after training",
+            where,
+        )
     for index, pattern in enumerate(recipe.allow_missing):
         if not any(fnmatchcase(name, pattern) for name in base.tensors):
             findings.warn(

@@ -52,6 +52,7 @@ def inputs_of(folder: Path, samples: Samples, ends: str) -> dict[str, list[Tenso
 def test_grams_are_sums_over_tokens_and_padding_is_never_counted(
     saved: dict[str, Path], how: dict[str, Any]
 ) -> None:
+    """Shows F6, of padding."""
     samples = some_samples()
 
     found = collect(saved["qwen2"], samples, "gram", **how)
@@ -70,6 +71,7 @@ def test_grams_are_sums_over_tokens_and_padding_is_never_counted(
 def test_router_inputs_are_those_of_the_feed_forward_network_by_domain(
     saved: dict[str, Path], family: str
 ) -> None:
+    """Shows F6, of the space that routers see."""
     samples = some_samples()
 
     found = collect(saved[family], samples, "router", size=40)

@@ -100,6 +100,7 @@ def test_routers_with_rows_exchanged_are_wrong_everywhere(planted: Path, tmp_pat
 
 
 def test_routers_of_zeros_tie_for_every_token(planted: Path, tmp_path: Path) -> None:
+    """Shows F7 and F9: entropy and ties are told."""
     found = probed(with_routers(planted, rows_for(-1, -1, -1), tmp_path / "zeros"))
 
     assert [layer.ties for layer in found.layers] == [1.0] * 3

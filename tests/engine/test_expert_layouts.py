@@ -79,6 +79,7 @@ def merged(folder: Path, base: Weights, expert: Weights, **recipe: object) -> We
 
 @pytest.mark.parametrize("names", [QWEN, MIXTRAL])
 def test_each_layout_reads_as_the_other(tmp_path: Path, names: tuple[str, str, str, str]) -> None:
+    """Shows V3, as test_expert_forms.py does of other families."""
     base, expert = per_expert(1, names), per_expert(2, names)
     want = merged(tmp_path / "same", base, expert)
     split = merged(tmp_path / "split", base, fused(expert, names))
@@ -133,6 +134,7 @@ def test_tiles_that_cross_pieces() -> None:
 
 
 def test_routers_are_the_bases_unless_asked_for(tmp_path: Path) -> None:
+    """Shows F24e."""
     base, expert = per_expert(1, QWEN), per_expert(2, QWEN)
     gate = "model.layers.1.mlp.gate.weight"
     linear = [{"linear": {"weights": {"base": 1, "e": 1}}}]

@@ -33,6 +33,7 @@ def test_fused_by_hand() -> None:
 
 @given(st.integers(0, 1000), st.floats(0, 3))
 def test_identities(seed: int, alpha: float) -> None:
+    """Shows V16."""
     large, tuned, base = scores(seed), scores(seed + 1), scores(seed + 2)
     own = large.log_softmax(-1)
     close = {"atol": 1e-5, "rtol": 0.0}

@@ -48,6 +48,7 @@ def carved(base: Path | str, target: str = "auto", **carve: Any) -> dict[str, An
 def test_with_all_slices_active_it_is_the_dense_model(
     dense: Dense, tmp_path: Path, donor: str, target: str, shared: int
 ) -> None:
+    """Shows 4.5 and V7."""
     base, out = dense(donor), tmp_path / "carved"
     api.run(carved(base, target, shared=shared, method="kmeans"), out)
     assert apart(base, out) < 5e-6
@@ -125,6 +126,7 @@ def masked(base: Path, out: Path, router: str, slices: int, shared: int, chosen:
 def test_chosen_slices_count_in_full_as_epsilon_goes_to_zero(
     tmp_path: Path, donor: str, target: str, shared: int
 ) -> None:
+    """Shows 4.4 and V7."""
     # One layer: in a second one, small errors of the first may turn a choice.
     base, errors = make(donor, tmp_path / "base", num_hidden_layers=1), list[float]()
     for power in (7, 9, 11):

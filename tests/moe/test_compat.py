@@ -73,6 +73,7 @@ def verdicts(report: Report) -> tuple[str, ...]:
 def test_what_is_assembled(
     routed: Callable[[str, str], Path], donor: str, target: str, expected: tuple[str, ...]
 ) -> None:
+    """Shows V19 and F2."""
     assert verdicts(checked(routed(donor, target))) == expected
 
 

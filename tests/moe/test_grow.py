@@ -151,6 +151,7 @@ def test_an_expert_of_another_shape_is_refused(parts: Callable[..., Path]) -> No
 def test_newcomers_without_a_chance_change_nothing(
     parts: Callable[..., Path], dense: Dense
 ) -> None:  # 4.13
+    """Shows 4.13."""
     root = parts("glm4_moe")
     recipe = {
         "base": str(root / "whole"),

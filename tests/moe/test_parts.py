@@ -163,6 +163,7 @@ def test_layers_that_stay_dense_are_merged_like_the_rest(dense: Dense, tmp_path:
 
 
 def test_half_precision_keeps_what_choices_hang_on(dense: Dense, tmp_path: Path) -> None:
+    """Shows F24."""
     recipe = copies(dense("qwen2"), "qwen2_moe")
     recipe["output"] = {"dtype": "float16"}
     api.run(recipe, tmp_path / "routed")

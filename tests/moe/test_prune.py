@@ -53,6 +53,7 @@ def problems(recipe: dict[str, Any]) -> str:
 def test_pruned_is_the_model_that_cannot_choose_what_is_gone(
     routed: Routed, tmp_path: Path, family: str
 ) -> None:
+    """Shows V10."""
     base, out = routed(family), tmp_path / "pruned"
     layers = 2 if family == "glm4_moe" else 3
     api.run(listed(base, layers), out)
@@ -94,6 +95,7 @@ def test_keeping_all_is_the_model(routed: Routed, tmp_path: Path) -> None:
 def test_a_bias_that_disables_experts_does_what_leaving_them_out_does(
     routed: Routed, tmp_path: Path
 ) -> None:
+    """Shows 4.7."""
     base = routed("glm4_moe")
     api.run(listed(base, 2), tmp_path / "pruned")
     model = load(base)

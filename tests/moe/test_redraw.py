@@ -51,6 +51,7 @@ def test_without_fresh_neurons_it_is_the_dense_model(dense: Dense, tmp_path: Pat
 def test_half_of_the_neurons_are_fresh(
     dense: Dense, tmp_path: Path, index_set: str, same: bool
 ) -> None:
+    """Shows V5, with the tests beside it."""
     redraw = {"ratio": 0.5, "index_set": index_set}
     experts: list[Any] = [{"expert": "base", "redraw": redraw}] * 2
     api.run(copies(dense("llama"), "mixtral", experts=experts), tmp_path / "routed")

@@ -52,6 +52,7 @@ def accuracy(rows: Array, domains: list[Array]) -> float:
 
 
 def test_ridge_sees_past_a_large_common_mean_where_mean_rows_do_not() -> None:
+    """Shows V8 and F8."""
     fitted, fresh = inputs(4, 400), inputs(4, 400)
     fresh = [x[200:] for x in fresh]
     sums = sums_of([x[:200] for x in fitted])
@@ -93,6 +94,7 @@ def test_balanced_topics_count_alike_however_many_tokens_they_have() -> None:
 def test_an_expert_that_is_added_later_gives_the_rows_of_all_at_once(
     tmp_path: Path, balanced: bool
 ) -> None:
+    """Shows V8."""
     domains = inputs(4, 300)
     batch = Equations.of(sums_of(domains), range(4), balanced=balanced)
 
@@ -121,6 +123,7 @@ def test_topics_of_one_expert_make_one_row() -> None:
 def test_rows_are_scaled_to_the_spread_that_is_wanted_and_temperature_divides_it(
     wanted: float, temperature: float
 ) -> None:
+    """Shows 4.8."""
     domains = inputs(3, 40)
     sums = sums_of(domains)
     pooled = pooled_gram(sums.gram, sums.count)

@@ -69,6 +69,7 @@ def test_it_computes_what_the_stock_class_does(
 def test_it_generates_and_is_saved_and_loaded_again(
     dense: Dense, tmp_path: Path, family: str
 ) -> None:
+    """Shows V15."""
     routing = {"null_experts": 2, "skip": 0.1}
     described = recipe(dense, family, layers="1-", routing=routing, experts_per_token=3)
     model = made(tmp_path, "own", described)
