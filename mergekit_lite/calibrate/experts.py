@@ -59,6 +59,11 @@ class DenseView:
 
         return where
 
+    @property
+    def layers(self) -> frozenset[int]:
+        """Indices of the routed layers."""
+        return self._routed
+
     def name(self, expert: int, layer: int, part: str) -> str:
         """Return the name of an expert's matrix in the result."""
         return f"{self._feed.roots[layer]}.{self._family.experts[part].format(e=expert)}"

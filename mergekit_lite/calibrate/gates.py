@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.changes import changes_of
 from mergekit_lite.calibrate.collect import Collector
 from mergekit_lite.calibrate.collect.inputs import InputCollector
 from mergekit_lite.calibrate.estimate import require_memory
@@ -84,6 +85,23 @@ class Measurer:
             ]
         return Sums(self._together(ways, reading.sample), facts)
 
+    def changes(self, topic: Topic, reading: Reading) -> Iterator[tuple[int, Array, Array]]:
+        """Run a topic's texts through its own expert; see `Measure`."""
+        prepared = self._prepared([topic], reading)
+        # Inputs in two precisions, and what they are multiplied with.
+        held = prepared.samples.tokens * prepared.skeleton.width * (4 + 8 + 8)
+        require_memory(replace(prepared.estimate, sums=held), self._max_memory)
+        self._say(f"training a gate for `{topic.name}`: {sentence(prepared)}")
+        return changes_of(prepared, self._view, topic.expert)
+
+    def facts(self, topics: Sequence[Topic], reading: Reading) -> Mapping[str, Any]:
+        """Return what the manifest says of texts that are run in this way."""
+        return _facts(self._base, self._prepared(topics, reading), reading)
+
+    def _prepared(self, topics: Sequence[Topic], reading: Reading) -> Prepared:
+        settings = Settings(length=reading.length, max_tokens=reading.tokens, device=self._device)
+        return prepare(self._base, _texts(topics), [], settings)
+
     def last_states(self, topics: Sequence[Topic], *, average: bool = False) -> list[Tensor]:
         """Return what enters the base's decoder layers at the last token of each topic's prompts.
 
@@ -135,8 +153,7 @@ class Measurer:
         """Return the mean of each topic's texts as the base sees them; see `Measure`."""
         import numpy as np
 
-        settings = Settings(length=reading.length, max_tokens=reading.tokens, device=self._device)
-        prepared = prepare(self._base, _texts(topics), [], settings)
+        prepared = self._prepared(topics, reading)
         self._say(f"running texts for the gates: {sentence(prepared)}")
         require_memory(prepared.estimate, self._max_memory)
         weights = Weights(prepared.skeleton, {BASE: self._base})

@@ -70,14 +70,24 @@ def check_alone(
         findings: where problems are noted.
     """
     params = params_of(recipe)
-    asked = {key: params[key] for key in ("through", "labels") if key in params}
-    if asked.get("through") != "expert" and asked.get("labels") != "perplexity":
+    chosen = params.get("through") == "expert" or params.get("labels") == "perplexity"
+    if not (chosen or gate.alone):
         return
+    for expert in experts if gate.alone else ():
+        if found[expert.expert].is_base and expert.noise is None and expert.redraw is None:
+            findings.problem(
+                f"expert `{expert.expert}` is the base, so there is nothing in its layers that"
+                f" `{gate.name}` could learn to let through",
+                expert.where or recipe.at("moe", "gate"),
+                "take `ridge`",
+            )
     feed = FeedForward.of(found[BASE].tensors)
     widths = {width_of(name, found, feed) for name in (BASE, *(e.expert for e in experts))}
     why = ""
     if family.fused:
         why = f"a `{family.name}` model stores all experts in one tensor"
+    elif found[BASE].pieced:
+        why = "the base stores its gate and up projections in one tensor"
     elif sizes.split > 1:
         why = "they are cut into slices"
     elif len(widths) > 1:

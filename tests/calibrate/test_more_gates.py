@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from mergekit_lite import api
-from mergekit_lite.errors import RecipeError
+from mergekit_lite.errors import DataError, RecipeError
+from mergekit_lite.moe.gates.phatgoose import standardised, trained
 from tests.calibrate.conftest import save_model
 from tests.calibrate.test_gates import PROMPTS, direction, ids_of, recipe, router_inputs, routers
 from tests.calibrate.test_stream import loaded
-from tests.checkpoints import perturbed
+from tests.checkpoints import perturbed, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,38 @@ def test_embeddings_of_another_model_come_from_a_file(zoo: Path, tmp_path: Path)
     asked["moe"]["gate"]["embeddings"] = str(tmp_path / "none.safetensors")
     with pytest.raises(RecipeError):
         api.plan(asked)
+
+
+def test_a_trained_gate_sees_its_own_expert_s_inputs_and_changes(zoo: Path, tmp_path: Path) -> None:
+    api.run(recipe(zoo, {"method": "phatgoose", "steps": 12}), tmp_path / "out")
+    api.run(recipe(zoo, {"method": "phatgoose", "steps": 12}), tmp_path / "again")
+
+    base, found, spreads = loaded(zoo / "base"), [], []
+    for number, name in enumerate(PROMPTS):
+        model, own = loaded(zoo / "base"), read_weights(zoo / name)
+        model.load_state_dict({k: v for k, v in own.items() if ".mlp." in k}, strict=False)
+        x = router_inputs(model)[number][1]
+        with torch.inference_mode():
+            says, would = (m.model.layers[1].mlp(x.float()).double() for m in (model, base))
+        found.append(trained(x.numpy(), (says - would).square().sum(1).numpy(), 12, 5e-3))
+        spreads.append(float(x.std(1, correction=0).mean()))
+    wanted = standardised(np.stack(found)) / np.mean(spreads)
+    rows = routers(tmp_path / "out")[1]
+    torch.testing.assert_close(rows, torch.from_numpy(wanted), rtol=1e-3, atol=1e-4)
+    files = [tmp_path / name / "model.safetensors" for name in ("out", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    made = json.loads((tmp_path / "out" / "moe_manifest.json").read_text())["gate"]["made"]
+    assert (made["steps"], made["tokens"], made["through"]) == (12, 17, "expert")
+
+
+def test_nothing_is_trained_on_an_expert_that_changes_nothing(zoo: Path, tmp_path: Path) -> None:
+    asked = recipe(zoo, "phatgoose")
+    asked["moe"]["experts"][0]["expert"] = "base"
+    with pytest.raises(RecipeError, match="expert `base` is the base, so there is nothing"):
+        api.plan(asked)
+    asked = recipe(zoo, "phatgoose")
+    asked["experts"]["math"]["model"] = str(zoo / "base")
+    with pytest.raises((RecipeError, DataError), match="there is nothing"):
+        api.run(asked, tmp_path / "out")
+    with pytest.raises(RecipeError, match="texts cannot be run through one expert alone"):
+        api.plan(recipe(zoo, "phatgoose", target="granitemoe"))

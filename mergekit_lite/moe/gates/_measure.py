@@ -94,6 +94,16 @@ class Measure(Protocol):
     def sums(self, topics: Sequence[Topic], reading: Reading) -> Sums:
         """Run texts and take down what routers are shown of them."""
 
+    def changes(self, topic: Topic, reading: Reading) -> Iterator[tuple[int, Array, Array]]:
+        """Run a topic's texts through its own expert, and yield what that changes layer by layer.
+
+        The layer, what it is shown (tokens, d), and for each token the squared norm of what the
+        expert says less what the base would say.
+        """
+
+    def facts(self, topics: Sequence[Topic], reading: Reading) -> Mapping[str, Any]:
+        """Return what the manifest says of texts that are run in this way."""
+
     def last_states(self, topics: Sequence[Topic], *, average: bool = False) -> list[Tensor]:
         """Return what enters the base's decoder layers at the last token of each topic's prompts.
 

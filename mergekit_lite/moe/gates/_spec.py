@@ -106,6 +106,7 @@ class GateSpec:
     parameters: Mapping[str, Parameter]
     routes: bool = True  # tokens go to experts for a reason
     biased: bool = False  # makes biases of the choice too
+    alone: bool = False  # runs texts through each expert alone
 
     def problems(self, params: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return (parameter, what is wrong with it) for everything that is."""
@@ -128,7 +129,12 @@ GATES: dict[str, GateSpec] = {}
 
 
 def gate(
-    title: str, needs: Needs = "nothing", *, routes: bool = True, biased: bool = False
+    title: str,
+    needs: Needs = "nothing",
+    *,
+    routes: bool = True,
+    biased: bool = False,
+    alone: bool = False,
 ) -> Callable[[Make], Make]:
     """Register `f(request, *, ...) -> Gates` under its own name.
 
@@ -138,6 +144,7 @@ def gate(
         routes: whether tokens are sent to experts for a reason.
         biased: whether it makes biases of the choice too, so that only routers that have one can
             take it.
+        alone: whether it runs texts through each expert alone, whatever its parameters are.
     """
 
     def decorate(function: Make) -> Make:
@@ -152,6 +159,7 @@ def gate(
             parameters_of(function)[0],
             routes,
             biased,
+            alone,
         )
         return function
 
