@@ -12,7 +12,10 @@ MERGEKIT_PEER_PYTHON := $(abspath $(PEER))/bin/python
 PEER_READY := $(PEER)/.ready
 endif
 
-.PHONY: help setup demo test test-slow test-browser test-peer check docs bench clean
+# llama.cpp is compiled once (some 25 minutes of one core) and kept here.
+WHEELS ?= $(HOME)/.cache/mergekit-lite/wheels
+
+.PHONY: help setup demo test test-slow test-browser test-peer test-runtime check docs bench clean
 
 help:
 	@echo "make demo       merge the small real models of the zoo and score the result"
@@ -20,6 +23,7 @@ help:
 	@echo "make test-slow  run the slow tests (kills, full disks, very large headers)"
 	@echo "make test-browser  lay the report's page out in a headless Chromium"
 	@echo "make test-peer  compare with mergekit 0.1.5, installed in an environment of its own"
+	@echo "make test-runtime  load what is written in llama.cpp (compiles it once, 25 minutes)"
 	@echo "make check      lint, types, import rules, size budget, generated files, docs"
 	@echo "make docs       regenerate the generated reference pages"
 	@echo "make bench      compare with the peer (downloads it; about 9 GB of disk)"
@@ -59,6 +63,17 @@ $(PEER)/.ready:
 
 test-peer: $(READY) $(PEER_READY)
 	MERGEKIT_PEER_PYTHON=$(MERGEKIT_PEER_PYTHON) $(PYTEST) -q -m peer tests/peer
+
+$(VENV)/.llama-cpp: $(READY)
+	@mkdir -p $(WHEELS)
+	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(BIN)/python -m pip wheel --quiet --disable-pip-version-check \
+		-c constraints.txt --no-deps --find-links $(WHEELS) --wheel-dir $(WHEELS) llama-cpp-python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--find-links $(WHEELS) --only-binary llama-cpp-python llama-cpp-python
+	@touch $@
+
+test-runtime: $(VENV)/.llama-cpp
+	$(PYTEST) -q -m runtime tests/runtime
 
 check: $(READY)
 	$(BIN)/ruff check .

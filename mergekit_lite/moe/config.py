@@ -34,7 +34,7 @@ def config_of(assembly: Assembly) -> dict[str, Any]:
         **_rope(donor),
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
-        **_counts(family.name, assembly.stored, sizes.per_token),
+        **_counts(family.name, assembly.stored, sizes.per_token, sizes.layers),
         **family.settings(donor, sizes),
         **(routing_of(assembly.routing, donor.layers) if assembly.routing else {}),
         **({"expert_map": list(assembly.expert_map)} if assembly.expert_map else {}),
@@ -56,7 +56,7 @@ def _rope(donor: Donor) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_parameters": rope, "rope_scaling": scaling}
 
 
-def _counts(family: str, experts: int, per_token: int) -> dict[str, Any]:
+def _counts(family: str, experts: int, per_token: int, layers: int) -> dict[str, Any]:
     """Return the numbers of experts under every name that some loader looks for."""
     found: dict[str, Any] = {
         "num_experts": experts,
@@ -68,5 +68,6 @@ def _counts(family: str, experts: int, per_token: int) -> dict[str, Any]:
     if family == "ernie4_5_moe":
         found |= {"moe_num_experts": experts, "moe_k": per_token}
     if family == "hunyuan_v1_moe":
-        found["moe_topk"] = per_token
+        # The converter of llama.cpp takes the first entry of a list.
+        found["moe_topk"] = [per_token] * layers
     return found

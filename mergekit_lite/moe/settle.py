@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mergekit_lite.errors import nearest
 from mergekit_lite.moe.assembly import Assembly, FeedForward
 from mergekit_lite.moe.choose import choose
-from mergekit_lite.moe.compat import norm_findings
+from mergekit_lite.moe.compat import config_warnings
 from mergekit_lite.moe.config import config_of
 from mergekit_lite.moe.donors import DENSE, Donor, donor_of
 from mergekit_lite.moe.experts import check_experts, width_of
@@ -79,12 +79,9 @@ class Settler:
     def warn_of_loaders(self, assembly: Assembly) -> None:
         """Warn of loaders that will compute something else from what is assembled."""
         sizes = assembly.sizes
-        for finding in norm_findings(config_of(assembly), sizes.experts, sizes.per_token):
-            if finding.verdict == "differs":
-                self.findings.warn(
-                    f"{finding.loader} {finding.what}; {finding.hint}",
-                    self.recipe.at("moe", "target"),
-                )
+        for finding in config_warnings(config_of(assembly), sizes.experts, sizes.per_token):
+            told = f"{finding.loader} {finding.what}; {finding.hint}".removesuffix("; ")
+            self.findings.warn(told, self.recipe.at("moe", "target"))
 
     def donor(self) -> Donor | None:
         """Return what the base is; None with the reason noted."""

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from mergekit_lite import api
 from mergekit_lite.cli.moe import command
 from mergekit_lite.errors import RecipeError
-from mergekit_lite.moe.compat import Report, check_model
+from mergekit_lite.moe.compat import Report, check_model, norm_findings
 from mergekit_lite.moe.families import FAMILIES
 from mergekit_lite.sources import resolve
 from tests.moe.dense import config
 from tests.moe.test_identity import copies
 
 Dense = Callable[..., Path]
+Routed = Callable[[str, str], Path]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,11 @@ def verdicts(report: Report) -> tuple[str, ...]:
         ("qwen2", "qwen2_moe", ("same", "same", "differs")),
         ("qwen2", "glm4_moe", ("same", "same", "same")),
         ("qwen3", "qwen3_moe", ("same", "same", "same")),
-        ("qwen3", "dots1", ("same", "fails", "same")),
+        ("qwen3", "dots1", ("same", "fails", "fails")),
         ("olmo2", "flex_olmo", ("same", "same", "fails")),
         ("deepseek_v3", "deepseek_v3", ("same", "same", "same")),
-        ("ernie4_5", "ernie4_5_moe", ("same", "unknown", "unknown")),
-        ("hunyuan_v1_dense", "hunyuan_v1_moe", ("same", "unknown", "unknown")),
+        ("ernie4_5", "ernie4_5_moe", ("same", "same", "same")),
+        ("hunyuan_v1_dense", "hunyuan_v1_moe", ("same", "same", "same")),
     ],
 )
 def test_what_is_assembled(
@@ -75,6 +76,52 @@ def test_what_is_assembled(
 ) -> None:
     """Shows V19 and F2."""
     assert verdicts(checked(routed(donor, target))) == expected
+
+
+S, D, F, U = "same", "differs", "fails", "unknown"
+NORMS = [
+    # Verdicts of transformers, vLLM and llama.cpp where the config asks for weights that add up
+    # to 1, and where it asks for others: two of four experts.
+    ("mixtral", (S, S, S), (S, S, S)),
+    ("qwen2_moe", (S, S, D), (S, S, S)),
+    ("qwen3_moe", (S, S, S), (S, S, D)),
+    ("olmoe", (S, D, D), (S, S, S)),
+    ("deepseek", (S, S, D), (S, S, S)),
+    ("deepseek_v2", (S, D, D), (S, S, S)),
+    ("deepseek_v3", (S, S, S), (S, S, S)),
+    ("glm4_moe", (S, S, S), (S, S, S)),
+    ("dots1", (S, F, S), (S, F, S)),
+    ("granitemoe", (S, S, S), (S, S, S)),
+    ("granitemoeshared", (S, S, S), (S, S, S)),
+    ("phimoe", (S, S, D), (S, S, D)),
+    ("flex_olmo", (S, S, F), (S, S, F)),
+    ("ernie4_5_moe", (S, S, S), (S, S, S)),
+    ("hunyuan_v1_moe", (S, S, S), (S, S, S)),
+    ("routed_llama", (S, U, F), (S, U, F)),
+    ("no_such_family", (U, U, U), (U, U, U)),
+]
+
+
+@pytest.mark.parametrize(("family", "added_up", "as_they_are"), NORMS)
+def test_who_weighs_experts_as_the_config_says(  # V19
+    family: str, added_up: tuple[str, ...], as_they_are: tuple[str, ...]
+) -> None:
+    for asked, expected in ((True, added_up), (False, as_they_are)):
+        plain = {"model_type": family, "norm_topk_prob": asked}
+        found = {each.loader: each.verdict for each in norm_findings(plain, 4, 2)}
+        assert tuple(found.values()) == expected, asked
+        everyone = [each.verdict for each in norm_findings(plain, 4, 4)]
+        if family == "phimoe":
+            assert everyone == [S, F, D]
+        else:
+            assert everyone == [S if each == D else each for each in expected]
+
+
+def test_the_table_is_whole() -> None:
+    from mergekit_lite.moe.compat.loaders import FAMILIES as KNOWN
+
+    tested = {family for family, _, _ in NORMS if not family.startswith("routed")}
+    assert {name for name in KNOWN if not name.startswith("routed")} == tested - {"no_such_family"}
 
 
 def test_every_family_is_in_the_table() -> None:
@@ -114,6 +161,12 @@ def test_a_loader_that_overrides_the_config(
             "deepseek_v3", "deepseek_v3", {"num_nextn_predict_layers": 1},
             "llama.cpp", "no weights of such layers",
         ),  # F24d
+        ("hunyuan_v1_dense", "hunyuan_v1_moe", {"moe_topk": 2}, "llama.cpp", "is no list"),
+        (
+            "hunyuan_v1_dense", "hunyuan_v1_moe",
+            {"moe_topk": [1] * 3, "num_experts_per_tok": 1}, "vllm", "weight of a single expert",
+        ),
+        ("qwen3", "dots1", {}, "llama.cpp", "there are 2 and 4"),
         ("llama", "mixtral", {"output_router_logits": True}, "transformers", "slows it"),  # F21
         (
             "llama", "mixtral", {"num_experts": 5, "num_local_experts": 5},
@@ -174,3 +227,13 @@ def test_the_command(routed: Callable[[str, str], Path]) -> None:
 def test_planning_warns_of_it(dense: Dense) -> None:
     warnings = " ".join(api.plan(copies(dense("qwen2"), "qwen2_moe")).warnings)
     assert "llama.cpp does not make the weights" in warnings
+    warnings = " ".join(api.plan(copies(dense("qwen3"), "dots1")).warnings)
+    assert "llama.cpp takes `dots1` only with as many heads" in warnings
+    assert not any("vllm" in text for text in api.plan(copies(dense("llama"), "mixtral")).warnings)
+
+
+def test_a_number_of_experts_may_be_said_layer_by_layer(routed: Routed, tmp_path: Path) -> None:
+    whole = routed("hunyuan_v1_dense", "hunyuan_v1_moe")
+    assert config(whole)["moe_topk"] == [2, 2, 2]
+    listed = changed(whole, tmp_path / "listed", num_experts_per_tok=None)
+    assert checked(listed).per_token == 2

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from mergekit_lite.moe.compat.check import Finding, Report, check_model, norm_findings
+from mergekit_lite.moe.compat.check import (
+    Finding,
+    Report,
+    check_model,
+    config_warnings,
+    norm_findings,
+)
 
-__all__ = ["Finding", "Report", "check_model", "norm_findings"]
+__all__ = ["Finding", "Report", "check_model", "config_warnings", "norm_findings"]

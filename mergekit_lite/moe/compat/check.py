@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.moe.compat.entries import entry_findings
-from mergekit_lite.moe.compat.loaders import FAMILIES, LOADERS, VERSIONS, Norm
+from mergekit_lite.moe.compat.loaders import FAMILIES, LOADERS, SIGMOID, VERSIONS, Norm
 from mergekit_lite.moe.compat.stored import stored_findings
 from mergekit_lite.plan.configs import Config, model_type, value
 from mergekit_lite.sources import Model
@@ -92,9 +92,30 @@ PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k")
 
 
 def count(config: Config, keys: tuple[str, ...]) -> int | None:
-    """Return the first of these entries that is a whole number."""
-    found = (value(config, key) for key in keys)
-    return next((each for each in found if isinstance(each, int)), None)
+    """Return the first of these entries that is a whole number, or the same one for all layers."""
+    for key in keys:
+        found = value(config, key)
+        if isinstance(found, list) and len({str(each) for each in found}) == 1:
+            found = found[0]
+        if isinstance(found, int):
+            return found
+    return None
+
+
+def config_warnings(config: Config, experts: int, per_token: int) -> Iterator[Finding]:
+    """Yield what loaders that know the family make of a config otherwise than it says.
+
+    Args:
+        config: that will be written.
+        experts: in a layer.
+        per_token: of these.
+    """
+    for finding in norm_findings(config or {}, experts, per_token):
+        if finding.verdict == "differs":
+            yield finding
+    for told in entry_findings(config or {}, experts, per_token):
+        if told[1] != "same":
+            yield Finding(*told)
 
 
 def _is_normalised(config: Mapping[str, Any]) -> bool:
@@ -118,12 +139,8 @@ def norm_findings(config: Mapping[str, Any], experts: int, per_token: int) -> It
         for loader in LOADERS:
             yield Finding(loader, "unknown", f"`{family}` is not in the table")
         return
-    wanted = _is_normalised(config)
-    everyone = experts == per_token and family not in ("deepseek_v3", "glm4_moe", "dots1")
     for loader in LOADERS:
         norm = known.norm(loader)
-        how = "was run" if loader in known.run else "was read in its source"
-        does = bool(value(config, "norm_topk_prob")) if norm == "flag" else norm == "always"
         if norm == "none":
             yield Finding(loader, "fails", f"has no support for `{family}`. {known.note}".strip())
         elif norm == "unknown":
@@ -133,21 +150,41 @@ def norm_findings(config: Mapping[str, Any], experts: int, per_token: int) -> It
                 "whether it makes the weights of a token's experts add up to 1 was not seen",
                 "compare a few logits there with those of transformers",
             )
-        elif norm == "other":
-            yield Finding(loader, "differs", "weighs two experts by a rule of its own", known.note)
-        elif does == wanted or everyone:
-            text = "weighs a token's experts as the config says"
-            if everyone and does != wanted:
-                text = "weighs all experts, whose weights add up to 1 either way"
-            yield Finding(loader, "same", f"{text} ({how})", known.note)
+        elif known.norm("transformers") == "other":
+            yield _own_rule(loader, norm, per_token)
         else:
-            yield Finding(
-                loader,
-                "differs",
-                f"{'makes' if does else 'does not make'} the weights of a token's experts add up to"
-                f" 1, whatever `norm_topk_prob` says ({how})",
-                _way_out(family, loader, wanted),
-            )
+            does = bool(value(config, "norm_topk_prob")) if norm == "flag" else norm == "always"
+            yield _weighed(config, loader, does, experts == per_token)
+
+
+def _own_rule(loader: str, norm: Norm, per_token: int) -> Finding:
+    """Return whether a loader has the rule of PhiMoE, which weighs two experts one by one."""
+    if norm != "other":
+        what = "makes the weights of a token's experts add up to 1, where the model has a rule of"
+        return Finding(loader, "differs", f"{what} its own", f"do not serve it with {loader}")
+    if loader == "vllm" and per_token != 2:
+        return Finding(loader, "fails", "takes the model's rule for two experts a token only")
+    return Finding(loader, "same", "weighs a token's experts by the model's own rule")
+
+
+def _weighed(config: Mapping[str, Any], loader: str, does: bool, every_expert: bool) -> Finding:
+    """Return whether a loader that normalises, or does not, does what the config says."""
+    family = model_type(config)
+    known, wanted = FAMILIES[family], _is_normalised(config)
+    how = "was run" if loader in known.run else "was read in its source"
+    if does == wanted:
+        what = f"weighs a token's experts as the config says ({how})"
+        return Finding(loader, "same", what, known.note)
+    if every_expert and family not in SIGMOID:
+        what = f"weighs all experts, whose weights add up to 1 either way ({how})"
+        return Finding(loader, "same", what, known.note)
+    return Finding(
+        loader,
+        "differs",
+        f"{'makes' if does else 'does not make'} the weights of a token's experts add up to 1,"
+        f" whatever `norm_topk_prob` says ({how})",
+        _way_out(family, loader, wanted),
+    )
 
 
 def _way_out(family: str, loader: str, wanted: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mergekit_lite.moe.compat.loaders import LLAMA_CPP_EXPERTS, LOADERS
+from mergekit_lite.moe.compat.loaders import LLAMA_CPP_EXPERTS, LOADERS, UNGROUPED
 from mergekit_lite.plan.configs import Config, model_type, value
 
 Told = tuple[str, Any, str, str]
@@ -33,6 +33,9 @@ def entry_findings(config: Mapping[str, Any], experts: int, per_token: int) -> I
                 " no bias in the choice of experts",
                 "add " + ", ".join(f'"{key}": "{wanted[key]}"' for key in lacking),
             )
+    yield from _heads(config, family)
+    if family == "hunyuan_v1_moe":
+        yield from _hunyuan(config, per_token)
     if value(config, "output_router_logits") is True:
         yield (
             "transformers",
@@ -69,6 +72,37 @@ def _counts(config: Mapping[str, Any], family: str, experts: int) -> Iterator[To
             else "its converter looks for it"
         )
         yield loader, "fails", what, f'add "{needed}": {experts}'
+
+
+def _heads(config: Mapping[str, Any], family: str) -> Iterator[Told]:
+    """Yield what becomes of heads that share keys and values."""
+    heads, keys = value(config, "num_attention_heads"), value(config, "num_key_value_heads")
+    if family in UNGROUPED and keys not in (None, heads):
+        yield (
+            "llama.cpp",
+            "fails",
+            f"takes `{family}` only with as many heads of keys as of queries, and there are {keys}"
+            f" and {heads} (was run)",
+            "use another target" if family == "dots1" else "",
+        )
+
+
+def _hunyuan(config: Mapping[str, Any], per_token: int) -> Iterator[Told]:
+    if not isinstance(value(config, "moe_topk"), list):
+        yield (
+            "llama.cpp",
+            "fails",
+            "`moe_topk` is no list, and its converter takes the first entry of one",
+            f'write "moe_topk" as a list with {per_token} for each layer',
+        )
+    if per_token == 1:
+        yield (
+            "vllm",
+            "differs",
+            "does not make the weight of a single expert 1, as the others do (was read in its"
+            " source)",
+            "let tokens pass two experts or more",
+        )
 
 
 def _groups(config: Mapping[str, Any], experts: int, per_token: int) -> Iterator[Told]:

@@ -48,24 +48,28 @@ FAMILIES: Mapping[str, Known] = {
     "mixtral": Known(("always", "always", "always"), _BOTH),
     "qwen2_moe": Known(("flag", "flag", "never"), _BOTH),
     "qwen3_moe": Known(("flag", "flag", "always"), _BOTH),
-    "olmoe": Known(("flag", "never", "never")),
+    "olmoe": Known(("flag", "never", "never"), _BOTH),
     "flex_olmo": Known(
         ("flag", "flag", "none"), note="vLLM loads it through its Transformers backend"
     ),
     "deepseek": Known(("flag", "flag", "never"), (), "needs the model's own code in transformers"),
-    "deepseek_v2": Known(("never", "flag", "flag")),
-    "deepseek_v3": Known(("flag", "flag", "flag")),
+    "deepseek_v2": Known(("never", "flag", "flag"), _BOTH),
+    "deepseek_v3": Known(("flag", "flag", "flag"), _BOTH),
     "glm4_moe": Known(("flag", "flag", "flag"), _BOTH),
-    "dots1": Known(("flag", "none", "flag"), note="vLLM dropped it after 0.23"),
+    "dots1": Known(("flag", "none", "flag"), _BOTH, "vLLM dropped it after 0.23"),
     "granitemoe": Known(("always", "always", "always"), _BOTH),
     "granitemoeshared": Known(("always", "always", "always"), _BOTH),
-    "phimoe": Known(("other", "other", "always"), (), "vLLM takes two experts a token only"),
-    "ernie4_5_moe": Known(("always", "unknown", "unknown")),
-    "hunyuan_v1_moe": Known(("always", "unknown", "unknown")),
+    "phimoe": Known(("other", "other", "always"), ()),
+    "ernie4_5_moe": Known(("always", "always", "always"), _BOTH),
+    "hunyuan_v1_moe": Known(("always", "always", "always"), _BOTH),
     **{f"routed_{donor}": _OWN_CODE for donor in ("llama", "mistral", "qwen2", "qwen3")},
 }
 """By `model_type`."""
 
+SIGMOID = ("deepseek_v3", "glm4_moe", "dots1")
+"""Families whose weights do not add up to 1 of themselves, not even those of all experts."""
+UNGROUPED = ("dots1", "olmoe")
+"""Families that llama.cpp loads only if there are as many heads of keys as of queries."""
 LLAMA_CPP_EXPERTS = 1024
 """Most experts of a layer that llama.cpp takes."""
 FUSED_IN_MEMORY_ONLY = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mergekit_lite.moe.prune.config import like, numbers
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.recipe.schema import Recipe
@@ -24,8 +25,8 @@ def settings(
         added: to each layer.
         findings: where problems are noted.
     """
-    counts = {key: configs.value(config, key) for key in _COUNTS if configs.has(config, key)}
-    chosen = {key: configs.value(config, key) for key in _CHOSEN if configs.has(config, key)}
+    counts = numbers(config, _COUNTS, findings, recipe.at("base"))
+    chosen = numbers(config, _CHOSEN, findings, recipe.at("base"))
     if set(counts.values()) != {experts} or len(set(chosen.values())) != 1:
         findings.problem(
             f"the config does not say that each layer has {experts} experts, and how many a token"
@@ -43,7 +44,8 @@ def settings(
             "take a base without groups",
         )
     total = experts + added
-    entries: dict[str, Any] = dict.fromkeys(("num_experts", "num_local_experts", *counts), total)
+    entries: dict[str, Any] = dict.fromkeys(("num_experts", "num_local_experts"), total)
+    entries |= {key: like(configs.value(config, key), total) for key in counts}
     asked = recipe.moe.experts_per_token if recipe.moe else None
     if asked is not None and asked > total:
         findings.problem(
@@ -52,5 +54,5 @@ def settings(
             f"write at most {total}",
         )
     if asked is not None:
-        entries |= dict.fromkeys(chosen, asked)
+        entries |= {key: like(configs.value(config, key), asked) for key in chosen}
     return entries

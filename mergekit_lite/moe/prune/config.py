@@ -57,8 +57,8 @@ def settings(
     if moe is None or moe.prune is None:
         return None
     before = len(findings.problems)
-    counts = _entries(config, _COUNTS, findings, recipe.at("base"))
-    chosen = _entries(config, _CHOSEN, findings, recipe.at("base"))
+    counts = numbers(config, _COUNTS, findings, recipe.at("base"))
+    chosen = numbers(config, _CHOSEN, findings, recipe.at("base"))
     if not counts or not chosen or set(counts.values()) != {experts}:
         findings.problem(
             f"the config does not say that each layer has {experts} experts, and how many a token"
@@ -86,12 +86,12 @@ def settings(
         return None
     entries: dict[str, Any] = {}
     for key in counts:
-        entries[key] = _like(configs.value(config, key), keep)
+        entries[key] = like(configs.value(config, key), keep)
     nested = any(key in configs.NESTED for key in config or {})
     if not nested:
         entries |= dict.fromkeys(_SPELLINGS, keep)
     for key in chosen:
-        entries[key] = _like(configs.value(config, key), per_token)
+        entries[key] = like(configs.value(config, key), per_token)
     drafts = {key: 0 for key in _DRAFTS if configs.has(config, key)}
     return Settings(keep, groups, max(chosen.values()), entries, drafts)
 
@@ -107,10 +107,17 @@ def number_kept(prune: Prune, experts: int) -> int:
     return ceil(keep * experts - 1e-9) if keep < 1 else int(keep)
 
 
-def _entries(
+def numbers(
     config: configs.Config, keys: tuple[str, ...], findings: Findings, where: str
 ) -> dict[str, int]:
-    """Return the entries that are there; one that lists layers must say the same of all."""
+    """Return the entries that are there; one that lists layers must say the same of all.
+
+    Args:
+        config: of a routed model.
+        keys: to look for.
+        findings: where entries that differ by layer are noted.
+        where: the place of the model in the recipe.
+    """
     found = {}
     for key in keys:
         value = configs.value(config, key)
@@ -120,14 +127,15 @@ def _entries(
             findings.problem(
                 f"`{key}` of the config differs by layer: {value}",
                 where,
-                "only models whose layers are alike can be pruned",
+                "only models whose layers are alike can have other numbers of experts",
             )
         elif type(value) is int and value > 0:
             found[key] = value
     return found
 
 
-def _like(value: Any, number: int) -> Any:
+def like(value: Any, number: int) -> Any:
+    """Return a number in the form of an entry, which may list layers."""
     return [number] * len(value) if isinstance(value, list) else number
 
 
