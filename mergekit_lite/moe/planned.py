@@ -13,10 +13,10 @@ from mergekit_lite.moe.config import config_of, config_without
 from mergekit_lite.moe.dense import rows as dense_rows
 from mergekit_lite.moe.dense.settle import Densified
 from mergekit_lite.moe.dense.settle import settle as settle_dense
+from mergekit_lite.moe.fewer import rows as fewer_rows
 from mergekit_lite.moe.grow.rows import GrownRows
 from mergekit_lite.moe.grow.settle import Growth, set_aside
 from mergekit_lite.moe.grow.settle import settle as settle_growth
-from mergekit_lite.moe.prune import rows as pruned_rows
 from mergekit_lite.moe.prune.settle import Pruning
 from mergekit_lite.moe.prune.settle import settle as settle_pruning
 from mergekit_lite.moe.rows import RoutedRows
@@ -67,7 +67,7 @@ def rows_of(
 ) -> list[Job]:
     """Return every row of a routed model."""
     if isinstance(routed, Pruning):
-        return list(pruned_rows.jobs(routed, rows, recipe, frame))
+        return [job for _, job in fewer_rows.jobs(routed, rows, recipe, frame, "prune")]
     if isinstance(routed, Growth):
         return list(GrownRows(routed, rows, recipe, found).jobs(frame))
     if isinstance(routed, Densified):

@@ -14,8 +14,8 @@ from mergekit_lite import api
 from mergekit_lite.calibrate.run import Settings, calibrate
 from mergekit_lite.calibrate.texts import prompts
 from mergekit_lite.calibrate.tokens import load_tokenizer
+from mergekit_lite.moe.fewer.statistics import layer_statistics
 from mergekit_lite.moe.prune.naee import Layer, search
-from mergekit_lite.moe.prune.statistics import layer_statistics
 from mergekit_lite.sources import resolve
 from tests.checkpoints import write_tokenizer
 from tests.moe.dense import load, logits

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mergekit_lite.moe.dense.settle import Densified
 from mergekit_lite.moe.families import PARTS
-from mergekit_lite.moe.prune.stored import RoutedModule
+from mergekit_lite.moe.fewer.stored import RoutedModule
 from mergekit_lite.plan.frame import Frame, Target
 from mergekit_lite.plan.runs import is_moved
 from mergekit_lite.plan.types import Block, Job, Read, Step

@@ -9,7 +9,7 @@ from typing import Any
 
 from mergekit_lite.errors import MergekitLiteError
 from mergekit_lite.moe.dense.families import TWINS, DenseTwin, settings
-from mergekit_lite.moe.prune.stored import RoutedModule, modules_of
+from mergekit_lite.moe.fewer.stored import RoutedModule, modules_of
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, placed
@@ -105,8 +105,8 @@ def _weights(
     if dense.method == "mean":
         return {root: (1.0,) * own.experts for root, own in modules.items()}
     # Here, because means need no numpy.
+    from mergekit_lite.moe.fewer.statistics import layer_statistics
     from mergekit_lite.moe.prune.scores import tokens
-    from mergekit_lite.moe.prune.statistics import layer_statistics
 
     folder = recipe.folder / Path(dense.stats or "").expanduser()
     result = {}

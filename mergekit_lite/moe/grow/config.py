@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergekit_lite.moe.prune.config import like, numbers
+from mergekit_lite.moe.fewer.config import like, numbers
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.recipe.schema import Recipe

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mergekit_lite.moe.prune.statistics import Numbers
+from mergekit_lite.moe.fewer.statistics import Numbers
 
 DEPTH = 0.75
 """Part of the layers, from the first on, in which super experts are looked for."""

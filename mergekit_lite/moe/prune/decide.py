@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from mergekit_lite.errors import DataError, MergekitLiteError
+from mergekit_lite.moe.fewer.statistics import Numbers, has_all, layer_statistics
+from mergekit_lite.moe.fewer.stored import RoutedModule
 from mergekit_lite.moe.prune.choose import best, super_experts
 from mergekit_lite.moe.prune.naee import Layer, search
 from mergekit_lite.moe.prune.routers import change_scores
 from mergekit_lite.moe.prune.scores import SCORES
-from mergekit_lite.moe.prune.statistics import Numbers, has_all, layer_statistics
-from mergekit_lite.moe.prune.stored import RoutedModule
 from mergekit_lite.ops._place import random_key
 from mergekit_lite.ops._random import uniforms
 from mergekit_lite.plan.findings import Findings

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.errors import DataError
-from mergekit_lite.moe.prune.statistics import Numbers
+from mergekit_lite.moe.fewer.statistics import Numbers
 
 EXHAUSTIVE = 16
 """Most experts of which all subsets are looked at."""

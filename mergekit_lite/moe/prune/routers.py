@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from mergekit_lite.errors import DataError
-from mergekit_lite.moe.prune.statistics import Numbers, weight
-from mergekit_lite.moe.prune.stored import RoutedModule
+from mergekit_lite.moe.fewer.statistics import Numbers, weight
+from mergekit_lite.moe.fewer.stored import RoutedModule
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import BASE, Prune
 

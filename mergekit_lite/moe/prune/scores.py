@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mergekit_lite.moe.prune.statistics import Numbers
+from mergekit_lite.moe.fewer.statistics import Numbers
 
 Found = Mapping[str, Numbers]
 

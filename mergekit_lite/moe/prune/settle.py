@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit_lite.moe.prune.config import settings
-from mergekit_lite.moe.prune.stored import RoutedModule, modules_of
+from mergekit_lite.moe.fewer.config import number_of
+from mergekit_lite.moe.fewer.settle import Asked, settle_base
+from mergekit_lite.moe.fewer.stored import RoutedModule
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
-from mergekit_lite.plan.names import few
 from mergekit_lite.recipe.schema import BASE, Prune, Recipe
 
 
@@ -62,38 +62,42 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Pru
     moe, base = recipe.moe, found[BASE]
     if moe is None or moe.prune is None or base.settled:
         return None
-    where = recipe.at("moe", "prune")
-    before = len(findings.problems)
-    modules = modules_of(base.tensors, base.model.config)
-    experts = _check(modules, recipe, base, findings)
-    main = {root: own for root, own in modules.items() if not own.drafts}
-    drafts = {root: own for root, own in modules.items() if own.drafts}
-    if len(findings.problems) > before:
-        return None
-    if drafts and moe.prune.mtp is None and not _covers_drafts(moe.prune):
-        findings.problem(
-            f"the model has layers that draft tokens ahead, with {experts} experts each, of which"
-            f" nothing is measured: {few(list(drafts))}",
-            where,
-            "write `mtp: drop` to leave these layers out, or `mtp: last` to keep the experts that"
-            " the last layer keeps",
-        )
-    changed = settings(recipe, base.model.config, experts, findings)
-    if len(findings.problems) > before or changed is None:
+    prune = moe.prune
+    asked = Asked(
+        "prune",
+        lambda experts: number_kept(prune, experts),
+        prune.mtp,
+        _covers_drafts(prune),
+    )
+    fewer = settle_base(recipe, asked, base, findings)
+    if fewer is None:
         return None
     # Here, because assembling a model needs no numpy.
     from mergekit_lite.moe.prune.decide import decide
 
-    dropped = moe.prune.mtp == "drop"
-    inside = {**main, **({} if dropped else drafts)}
-    decision = decide(recipe, found, inside, changed.keep, changed.groups, changed.before, findings)
+    before, numbers = len(findings.problems), fewer.settings
+    decision = decide(
+        recipe, found, fewer.modules, numbers.keep, numbers.groups, numbers.before, findings
+    )
     if decision is None or len(findings.problems) > before:
         return None
-    starts = tuple(f"{root.rpartition('.')[0]}." for root in drafts) if dropped else ()
-    config = {**changed.entries, **(changed.without_drafts if dropped else {})}
     return Pruning(
-        moe.prune, inside, decision.kept, decision.scores, starts, config, decision.facts
+        prune,
+        fewer.modules,
+        decision.kept,
+        decision.scores,
+        fewer.without,
+        fewer.config,
+        decision.facts,
     )
+
+
+def number_kept(prune: Prune, experts: int) -> int:
+    """Return how many experts of a layer stay; a share is rounded up."""
+    if prune.experts is None:
+        return number_of(prune.keep, experts)
+    listed = list(prune.experts.values()) if isinstance(prune.experts, Mapping) else [prune.experts]
+    return max((len(set(own)) for own in listed), default=0)
 
 
 def _covers_drafts(prune: Prune) -> bool:
@@ -101,39 +105,3 @@ def _covers_drafts(prune: Prune) -> bool:
     return prune.method in ("router_norm", "router_change", "random") or (
         prune.method == "listed" and not isinstance(prune.experts, Mapping)
     )
-
-
-def _check(
-    modules: Mapping[str, RoutedModule], recipe: Recipe, base: View, findings: Findings
-) -> int:
-    """Return how many experts every layer has; note what keeps them from being left out."""
-    where = recipe.at("base")
-    if not modules:
-        findings.problem(
-            "the base has no routed experts, so there is nothing to leave out",
-            where,
-            "name a routed model as `base`; `moe` without `prune` makes one of dense models",
-        )
-        return 0
-    for own in modules.values():
-        for name in own.odd:
-            findings.problem_with(
-                f"`{name}`",
-                "experts cannot be told apart in these tensors",
-                where,
-                "take the checkpoint that the model's authors publish",
-            )
-        if not own.routers:
-            findings.problem_with(
-                f"`{own.root}`", "no router is known in these modules", where, "check the download"
-            )
-    counts = {own.experts for own in modules.values()}
-    if len(counts) > 1:
-        findings.problem(
-            f"layers have different numbers of experts: {', '.join(map(str, sorted(counts)))}",
-            where,
-            "no loader has a config for such a model after pruning",
-        )
-    if base.model.config is None:
-        findings.problem("the base has no config.json", where, "give the model's folder")
-    return max(counts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from mergekit_lite.moe.prune.settle import Pruning
+from mergekit_lite.moe.fewer.stored import RoutedModule
 from mergekit_lite.plan.frame import Frame, Target
 from mergekit_lite.plan.runs import is_moved
 from mergekit_lite.plan.types import Block, Job, Read, Step
@@ -20,21 +20,41 @@ if TYPE_CHECKING:
 _COPIED = Step("passthrough", {"source": None, "scale": 1.0, "weights": [1.0]})
 
 
-def jobs(pruning: Pruning, rows: Rows, recipe: Recipe, frame: Frame) -> Iterator[Job]:
-    """Yield every row of the result, in the base's order.
+class Kept(Protocol):
+    """Which experts a result has.
+
+    Attributes:
+        modules: the routed modules by name.
+        kept: the experts of each that stay, in order.
+        without: beginnings of the names of all tensors that are left out.
+    """
+
+    @property
+    def modules(self) -> Mapping[str, RoutedModule]: ...
+    @property
+    def kept(self) -> Mapping[str, tuple[int, ...]]: ...
+    @property
+    def without(self) -> tuple[str, ...]: ...
+
+
+def jobs(
+    result: Kept, rows: Rows, recipe: Recipe, frame: Frame, part: str
+) -> Iterator[tuple[str, Job]]:
+    """Yield every row of the result, in the base's order, with the name that the base has for it.
 
     Args:
-        pruning: which experts stay.
+        result: which experts stay.
         rows: makes rows that take a tensor of the base.
         recipe: what is wanted.
         frame: the base's tensors.
+        part: key of `moe` that says so, such as `prune`.
     """
-    where = recipe.at("moe", "prune")
+    where = recipe.at("moe", part)
     alone: dict[str, str] = {}
     gone: set[str] = set()
     sliced: dict[str, Sequence[int]] = {}
-    for root, own in pruning.modules.items():
-        kept = pruning.kept[root]
+    for root, own in result.modules.items():
+        kept = result.kept[root]
         sliced |= dict.fromkeys((*own.stacked, *own.routers), kept)
         for expert, names in own.single.items():
             if expert not in kept:
@@ -45,17 +65,17 @@ def jobs(pruning: Pruning, rows: Rows, recipe: Recipe, frame: Frame) -> Iterator
             alone |= {name: f"{root}.experts.{number}{name[start:]}" for name in names}
     for target in frame.targets:
         name = target.name
-        if name in gone or name.startswith(pruning.without):
+        if name in gone or name.startswith(result.without):
             continue
-        job = rows.taken(target, BASE, where, "`moe.prune`")
+        job = rows.taken(target, BASE, where, f"`moe.{part}`")
         if job is None:
             continue
         if name in alone:
-            yield replace(job, name=alone[name])
+            yield name, replace(job, name=alone[name])
         elif name in sliced and len(sliced[name]) < _experts(target):
-            yield _sliced(job, target, sliced[name])
+            yield name, _sliced(job, target, sliced[name])
         else:
-            yield job
+            yield name, job
 
 
 def _experts(target: Target) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
-from mergekit_lite.recipe.schema import Prune, Recipe
+from mergekit_lite.recipe.schema import Recipe
 
 _COUNTS = (
     "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts",
@@ -43,19 +43,23 @@ class Settings:
 
 
 def settings(
-    recipe: Recipe, config: configs.Config, experts: int, findings: Findings
+    recipe: Recipe,
+    part: str,
+    config: configs.Config,
+    experts: int,
+    keep: int,
+    findings: Findings,
 ) -> Settings | None:
     """Return the numbers of a model with fewer experts; None with problems noted.
 
     Args:
-        recipe: with `moe.prune`.
+        recipe: what is wanted.
+        part: key of `moe` that says so, such as `prune`.
         config: of the base.
         experts: that each layer stores.
+        keep: how many of them the result has.
         findings: where problems are noted.
     """
-    moe = recipe.moe
-    if moe is None or moe.prune is None:
-        return None
     before = len(findings.problems)
     counts = numbers(config, _COUNTS, findings, recipe.at("base"))
     chosen = numbers(config, _CHOSEN, findings, recipe.at("base"))
@@ -69,8 +73,8 @@ def settings(
         return None
     groups = configs.value(config, "n_group")
     groups = groups if type(groups) is int and groups > 1 else 1
-    keep = number_kept(moe.prune, experts)
-    _check_keep(keep, experts, groups, recipe, findings)
+    where = recipe.at("moe", part, "keep")
+    _check_keep(keep, experts, groups, where, findings)
     # Groups are ranked by their two best experts; also where there is one group alone.
     by_two = configs.has(config, "n_group") and "greedy" not in str(
         configs.value(config, "topk_method")
@@ -78,10 +82,11 @@ def settings(
     if by_two and keep // groups < 2:
         findings.problem(
             f"routers of this model rank groups by two experts, and {keep // groups} would stay",
-            recipe.at("moe", "prune", "keep"),
+            where,
             f"keep at least {2 * groups}",
         )
-    per_token = _per_token(recipe, config, keep, groups, max(chosen.values()), findings)
+    reachable = _reachable(config, keep, groups)
+    per_token = _per_token(recipe, part, reachable, max(chosen.values()), findings)
     if len(findings.problems) > before:
         return None
     entries: dict[str, Any] = {}
@@ -96,14 +101,9 @@ def settings(
     return Settings(keep, groups, max(chosen.values()), entries, drafts)
 
 
-def number_kept(prune: Prune, experts: int) -> int:
-    """Return how many experts of a layer stay; a share is rounded up."""
-    if prune.experts is not None:
-        listed = (
-            list(prune.experts.values()) if isinstance(prune.experts, Mapping) else [prune.experts]
-        )
-        return max((len(set(own)) for own in listed), default=0)
-    keep = prune.keep or 0
+def number_of(keep: float | None, experts: int) -> int:
+    """Return how many experts of a layer a number, or a share below 1, stands for; rounded up."""
+    keep = keep or 0
     return ceil(keep * experts - 1e-9) if keep < 1 else int(keep)
 
 
@@ -139,8 +139,7 @@ def like(value: Any, number: int) -> Any:
     return [number] * len(value) if isinstance(value, list) else number
 
 
-def _check_keep(keep: int, experts: int, groups: int, recipe: Recipe, findings: Findings) -> None:
-    where = recipe.at("moe", "prune", "keep")
+def _check_keep(keep: int, experts: int, groups: int, where: str, findings: Findings) -> None:
     if not 0 < keep <= experts:
         findings.problem(
             f"{keep} experts cannot stay of {experts}", where, f"keep 1 to {experts} of them"
@@ -155,19 +154,16 @@ def _check_keep(keep: int, experts: int, groups: int, recipe: Recipe, findings: 
         )
 
 
-def _per_token(
-    recipe: Recipe,
-    config: configs.Config,
-    keep: int,
-    groups: int,
-    before: int,
-    findings: Findings,
-) -> int:
-    """Return how many experts a token passes: as many as before where there are enough."""
+def _reachable(config: configs.Config, keep: int, groups: int) -> int:
+    """Return how many experts a token can reach: those of the groups that it chooses first."""
     chosen = configs.value(config, "topk_group")
-    reachable = keep
     if groups > 1 and type(chosen) is int:
-        reachable = min(keep, chosen * keep // groups)
+        return min(keep, chosen * keep // groups)
+    return keep
+
+
+def _per_token(recipe: Recipe, part: str, reachable: int, before: int, findings: Findings) -> int:
+    """Return how many experts a token passes: as many as before where there are enough."""
     asked = recipe.moe.experts_per_token if recipe.moe else None
     if asked is not None and asked > reachable:
         findings.problem(
@@ -178,6 +174,6 @@ def _per_token(
     if asked is None and before > reachable > 0:
         findings.warn(
             f"tokens passed {before} experts and now reach {reachable}, which all are chosen",
-            recipe.at("moe", "prune"),
+            recipe.at("moe", part),
         )
     return min(before, reachable) if asked is None else asked

@@ -1,0 +1,1 @@
+"""What leaving experts out and merging them share: a routed model with fewer experts a layer."""
