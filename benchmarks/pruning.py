@@ -1,4 +1,4 @@
-"""Leave half of the experts of a small routed model out, by every method, and score what is left.
+"""Halve the experts of a small routed model, by every method, and score what is left.
 
     python benchmarks/pruning.py                    # trains the model first, some minutes
     python benchmarks/pruning.py --steps 100 --keep 2 --json pruning.json
@@ -6,7 +6,7 @@
 The model is a Mixtral of a few million weights that is trained here, from nothing, on the
 validation text of the zoo's three domains: 8 experts a layer, 2 for each token. Experts are
 measured on that text, and bits per byte are those of the test text. `random` is the mean of
-several seeds. Needs the extra `zoo`.
+several seeds. Experts are left out, and then merged. Needs the extra `zoo`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,25 @@ METHODS = (
     "random", "frequency", "gate", "ean", "man", "msan", "max_activation", "reap", "easy_ep",
     "naee",
 )  # fmt: skip
+FIT = {"router": "lse", "refit_down": "ridge"}
+MERGES: dict[str, dict[str, Any]] = {
+    "merged: ream": {"method": "ream"},
+    "merged: m_smoe": {"method": "m_smoe"},
+    "merged: hc_smoe": {"method": "hc_smoe"},
+    "merged: sub_moe": {"method": "sub_moe"},
+    "merged: uncurl": {"method": "uncurl"},
+    "merged: hc_smoe, not aligned": {"method": "hc_smoe", "align": "none"},
+    "merged: hc_smoe, aligned by both": {"method": "hc_smoe", "align": "both"},
+    "merged: hc_smoe, router by frequency": {"method": "hc_smoe", "router": "frequency"},
+    "merged: hc_smoe, router lse": {"method": "hc_smoe", "router": "lse"},
+    "merged: hc_smoe, down refitted": {"method": "hc_smoe", "refit_down": "ridge"},
+    "merged: ream, lse and refitted": {"method": "ream", **FIT},
+    "merged: m_smoe, lse and refitted": {"method": "m_smoe", **FIT},
+    "merged: hc_smoe, lse and refitted": {"method": "hc_smoe", **FIT},
+    "merged: sub_moe, lse and refitted": {"method": "sub_moe", **FIT},
+    "merged: uncurl, lse and refitted": {"method": "uncurl", **FIT},
+}
+"""What a row is called -> what its recipe says beside `keep` and `stats`."""
 WINDOW = 128
 
 
@@ -107,7 +126,7 @@ def measure(base: Path, folder: Path, domains: Sequence[str]) -> Path:
     """Measure the experts on the validation text of some domains."""
     texts = [t for d in domains for t in prompts(d, pieces(d, "validation"))]
     calibrate(resolve(str(base), relative_to=folder), texts, folder,
-              kinds=("rates", "outputs"), settings=Settings(length=256))  # fmt: skip
+              kinds=("rates", "outputs", "merging"), settings=Settings(length=256))  # fmt: skip
     return folder
 
 
@@ -119,6 +138,13 @@ def pruned(
     said = {"keep": keep, "method": method}
     said |= {} if method == "random" else {"stats": str(stats)}
     mergekit_lite.run({"base": str(base), "seed": seed, "moe": {"prune": said}}, out)
+    return bits(out)
+
+
+def merged(base: Path, stats: Path, said: Mapping[str, Any], keep: int, out: Path) -> Any:
+    """Return the bits per byte of what merging leaves."""
+    merge = {"keep": keep, "stats": str(stats), **said}
+    mergekit_lite.run({"base": str(base), "moe": {"merge": merge}}, out)
     return bits(out)
 
 
@@ -149,6 +175,8 @@ def main() -> None:
         for method in ("reap", "naee"):
             by_domain = {d: pruned(base, own[d], method, given.keep, 0, folder)[d] for d in DOMAINS}
             rows[f"{method}, measured on that domain"] = by_domain
+        for number, (title, said) in enumerate(MERGES.items()):
+            rows[title] = merged(base, stats, said, given.keep, folder / f"merged-{number}")
     print(f"| experts kept: {given.keep} of 8 | " + " | ".join(DOMAINS) + " | mean |")
     print("|---|" + "---|" * (len(DOMAINS) + 1))
     for name, row in rows.items():

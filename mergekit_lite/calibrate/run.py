@@ -160,7 +160,8 @@ def calibrate(
         model: a checkpoint.
         texts: what to run.
         out: folder to make.
-        kinds: what to collect: `gram`, `router`, `hidden`, `rates`, `outputs`.
+        kinds: what to collect: `gram`, `router`, `hidden`, `rates`, `outputs`,
+            `merging`.
         settings: how texts are run.
         max_memory: most bytes that it may take.
         overwrite: replace a folder of statistics.

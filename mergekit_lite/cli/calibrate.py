@@ -25,7 +25,7 @@ from mergekit_lite.cli._output import note, print_json
     default="gram",
     show_default=True,
     metavar="KIND,...",
-    help="What to collect: gram, router, hidden, rates, outputs.",
+    help="What to collect: gram, router, hidden, rates, outputs, merging.",
 )
 @click.option(
     "--length",
@@ -81,6 +81,7 @@ def command(
     hidden  hidden states between layers at each sample's last token, and their mean
     rates   which experts of a routed model are chosen, with what weight, how loud they are
     outputs what all experts would say of a sample of tokens, for the search of `prune: naee`
+    merging what experts say on average, and how alike, for `moe: {merge: ...}`
 
     A .txt file is one running text; a line of a .jsonl file has "text" or "messages" and may have
     "domain". The domain of a file is its name up to the first dot, unless DOMAIN= is given. An

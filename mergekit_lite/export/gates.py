@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.grown import grown_text, with_grown, write_grown
 from mergekit_lite.export.labels import short_name
+from mergekit_lite.export.merged import merged_text, with_merged, write_merged
 from mergekit_lite.export.pruned import pruned_text, write_pruned
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.plan.digests import file_sha256
@@ -51,6 +52,8 @@ def with_gates(
     """
     if "grown" in plan.moe:
         return with_grown(plan, models, gate_folder(out), emit)
+    if "merged" in plan.moe:
+        return with_merged(plan, models, gate_folder(out), options, emit)
     if "gate" not in plan.moe:
         return dict(models)
     from mergekit_lite.moe.gate_file import make_gates
@@ -118,6 +121,8 @@ def routed_text(moe: Mapping[str, Any]) -> str:
     """Return what a card says of a routed model."""
     if "pruned" in moe:
         return pruned_text(moe["pruned"])
+    if "merged" in moe:
+        return merged_text(moe["merged"])
     if "grown" in moe:
         return f"{grown_text(moe)} `{MANIFEST_FILE}` has the details."
     if "dense" in moe:
@@ -147,6 +152,8 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
     """
     if "pruned" in plan.moe:
         return [write_pruned(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
+    if "merged" in plan.moe:
+        return [write_merged(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
     if "grown" in plan.moe:
         return write_grown(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)
     if "gate" not in plan.moe:
@@ -185,5 +192,5 @@ def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def remove_gates(plan: Plan, out: Path) -> None:
     """Remove the folder in which the gates were made."""
-    if plan.moe.keys() & {"gate", "grown"}:
+    if plan.moe.keys() & {"gate", "grown", "merged"}:
         shutil.rmtree(gate_folder(out), ignore_errors=True)

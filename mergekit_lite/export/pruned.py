@@ -29,13 +29,22 @@ def write_pruned(plan: Plan, folder: Path, name: str, version: int) -> str:
     }
     if stats := pruned["prune"].get("stats"):
         kind = "outputs" if pruned["method"] == "naee" else "rates"
-        folder_of_stats = Path(plan.folder) / Path(stats).expanduser() / kind
-        manifest["statistics"] = {
-            file.name: file_sha256(file) for file in sorted(folder_of_stats.iterdir())
-        }
+        manifest["statistics"] = statistic_sums(Path(plan.folder), stats, kind)
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (folder / name).write_text(text + "\n", encoding="utf-8")
     return name
+
+
+def statistic_sums(folder: Path, stats: str, kind: str) -> dict[str, str]:
+    """Return the sha256 of every file of a kind of statistics.
+
+    Args:
+        folder: from which they are named.
+        stats: their folder.
+        kind: of them.
+    """
+    files = sorted((folder / Path(stats).expanduser() / kind).glob("*"))
+    return {file.name: file_sha256(file) for file in files}
 
 
 def pruned_text(pruned: Mapping[str, Any]) -> str:

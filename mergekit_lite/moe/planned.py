@@ -17,6 +17,9 @@ from mergekit_lite.moe.fewer import rows as fewer_rows
 from mergekit_lite.moe.grow.rows import GrownRows
 from mergekit_lite.moe.grow.settle import Growth, set_aside
 from mergekit_lite.moe.grow.settle import settle as settle_growth
+from mergekit_lite.moe.merge.rows import MergedRows
+from mergekit_lite.moe.merge.settle import Merging
+from mergekit_lite.moe.merge.settle import settle as settle_merging
 from mergekit_lite.moe.prune.settle import Pruning
 from mergekit_lite.moe.prune.settle import settle as settle_pruning
 from mergekit_lite.moe.rows import RoutedRows
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Routed", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
 
-Routed = Assembly | Pruning | Growth | Densified
+Routed = Assembly | Pruning | Merging | Growth | Densified
 
 
 def unfuse(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
@@ -48,6 +51,8 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Rou
     """Return the routed model that a recipe asks for; None without one, or with problems noted."""
     if recipe.moe is not None and recipe.moe.prune is not None:
         return settle_pruning(recipe, found, findings)
+    if recipe.moe is not None and recipe.moe.merge is not None:
+        return settle_merging(recipe, found, findings)
     if recipe.moe is not None and recipe.moe.grow is not None:
         return settle_growth(recipe, found, findings)
     if recipe.moe is not None and recipe.moe.dense is not None:
@@ -68,6 +73,8 @@ def rows_of(
     """Return every row of a routed model."""
     if isinstance(routed, Pruning):
         return [job for _, job in fewer_rows.jobs(routed, rows, recipe, frame, "prune")]
+    if isinstance(routed, Merging):
+        return list(MergedRows(routed, rows, recipe).jobs(frame))
     if isinstance(routed, Growth):
         return list(GrownRows(routed, rows, recipe, found).jobs(frame))
     if isinstance(routed, Densified):
@@ -78,7 +85,7 @@ def rows_of(
 
 def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the entries of the result's config, and those of the donor's that it has not."""
-    if isinstance(routed, Pruning | Growth):
+    if isinstance(routed, Pruning | Merging | Growth):
         return dict(routed.config), ()
     if isinstance(routed, Densified):
         return dict(routed.config), routed.gone

@@ -8,6 +8,7 @@ from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.carve import CarveReader
 from mergekit_lite.recipe.grow import GrowReader
 from mergekit_lite.recipe.marks import Node, kind_of, show
+from mergekit_lite.recipe.merge_experts import read_merge
 from mergekit_lite.recipe.places import keys_of
 from mergekit_lite.recipe.prune import PruneReader, read_dense
 from mergekit_lite.recipe.schema import (
@@ -47,6 +48,8 @@ class MoeReader:
         data = {key: value.plain() for key, value in entries.items() if value.value is not None}
         if "prune" in data:
             data["prune"] = PruneReader(self.shaper, node).read(entries["prune"])
+        if "merge" in data:
+            data["merge"] = read_merge(self.shaper, node, entries["merge"])
         if "grow" in data:
             data["grow"] = GrowReader(self.shaper, node, self._name).read(entries["grow"])
         if "dense" in data:

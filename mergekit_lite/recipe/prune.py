@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any, get_args
 
 from mergekit_lite.errors import nearest
@@ -84,10 +85,21 @@ class PruneReader:
             what = f"`pretrained: {show(name)}` is no expert of this recipe"
             hint = nearest(name, experts) or "write `experts: {before: MODEL}` and name it here"
             self.problems.add(what, entries["pretrained"].mark, hint)
-        for other in experts.keys() - {name}:
-            what = f"expert `{other}` has no part in leaving experts of the base out"
-            hint = "merge in a stage, and write `base: '@STAGE'` here"
-            self.problems.add(what, experts[other].key, hint)
+        check_alone(self.shaper, "prune", {name})
+
+
+def check_alone(shaper: Shaper, key: str, used: Set[Any] = frozenset()) -> None:
+    """Refuse experts of the recipe that nothing is taken of.
+
+    Args:
+        shaper: of the recipe.
+        key: of `moe`, such as `prune`.
+        used: names of those that have a part.
+    """
+    for other in shaper.experts.keys() - used:
+        what = f"expert `{other}` has no part in what `moe.{key}` does with the base"
+        hint = "merge in a stage, and write `base: '@STAGE'` here"
+        shaper.problems.add(what, shaper.experts[other].key, hint)
 
 
 def read_dense(shaper: Shaper, moe: Node, node: Node) -> dict[str, Any]:
@@ -117,7 +129,7 @@ def check_beside(shaper: Shaper, moe: Node, key: str) -> None:
             what = f"`moe.{key}` and `{other}` do not go together"
             shaper.problems.add(what, found.key, hint)
     for other, value in moe.entries().items():
-        beside = other == "experts_per_token" and key == "prune"
+        beside = other == "experts_per_token" and key in ("prune", "merge")
         if other != key and not beside and value.value is not None:
             what = f"`moe.{key}` and `moe.{other}` do not go together"
             shaper.problems.add(what, value.key, "assemble in a recipe of its own")

@@ -38,7 +38,7 @@ def test_a_routed_model_gets_two_experts_more(tmp_path: Path) -> None:
     assert planned("moe-grow", tmp_path).config["n_routed_experts"] == 10
 
 
-def test_half_of_the_experts_are_left_out(tmp_path: Path) -> None:
+def test_half_of_the_experts_are_left_out_or_merged(tmp_path: Path) -> None:
     base = routed.make("mixtral", tmp_path / "routed")
     write_tokenizer(base, 96)
     words = [" ".join(f"w{3 + (7 * i + j * j) % 90}" for j in range(30)) for i in range(4)]
@@ -46,7 +46,8 @@ def test_half_of_the_experts_are_left_out(tmp_path: Path) -> None:
         resolve(str(base), relative_to=tmp_path),
         prompts("a", words),
         tmp_path / "statistics",
-        kinds=("rates",),
+        kinds=("rates", "merging"),
         settings=Settings(length=64),
     )
-    assert planned("moe-prune", tmp_path).config["num_local_experts"] == 4
+    for name in ("moe-prune", "moe-merge-experts"):
+        assert planned(name, tmp_path).config["num_local_experts"] == 4

@@ -16,7 +16,7 @@ from tests.plan.hollow import Tensors, llama_config, write
 from tests.tokenizer.tokenizers import word_level
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-OF_ROUTED = {"moe-flex-olmo", "moe-grow", "moe-prune"}
+OF_ROUTED = {"moe-flex-olmo", "moe-grow", "moe-merge-experts", "moe-prune"}
 """Their base is a routed model, which `tests/moe/test_recipes.py` makes."""
 LAYERS, HIDDEN, KEYS, INNER, VOCABULARY = 30, 576, 192, 1536, 49152
 

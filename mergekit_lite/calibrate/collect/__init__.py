@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from mergekit_lite.calibrate.collect._types import Collector
 from mergekit_lite.calibrate.collect.gram import GramCollector
 from mergekit_lite.calibrate.collect.hidden import HiddenCollector
+from mergekit_lite.calibrate.collect.merging import MergingCollector
 from mergekit_lite.calibrate.collect.outputs import OutputCollector
 from mergekit_lite.calibrate.collect.rates import RateCollector
 from mergekit_lite.calibrate.collect.router import RouterCollector
@@ -19,6 +20,7 @@ Kind = (
     | type[HiddenCollector]
     | type[RateCollector]
     | type[OutputCollector]
+    | type[MergingCollector]
 )
 KINDS: Mapping[str, Kind] = {
     "gram": GramCollector,
@@ -26,6 +28,7 @@ KINDS: Mapping[str, Kind] = {
     "hidden": HiddenCollector,
     "rates": RateCollector,
     "outputs": OutputCollector,
+    "merging": MergingCollector,
 }
 """Every kind of statistic: name -> what collects it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.collect._sample import Spread, said_by
 from mergekit_lite.calibrate.collect._types import is_alone, run_alone
 from mergekit_lite.calibrate.collect.rates import bias_of
 from mergekit_lite.calibrate.skeleton import Place, Skeleton
@@ -34,7 +35,8 @@ class OutputCollector:
         self._batch: Batch | None = None
         self._handles: list[Any] = []
         self._found: dict[str, list[Tensor]] = {}
-        self._name, self._seen = "", 0
+        self._name = ""
+        self._spread: Spread | None = None
         self._logits: Tensor | None = None
         self._bias: Tensor | None = None
 
@@ -42,7 +44,7 @@ class OutputCollector:
         router, network = place.router(), place.feed_forward()
         if router is None or network is None:
             return
-        self._name, self._seen = router[0], 0
+        self._name, self._spread = router[0], None
         self._bias = bias_of(router[1])
         self._handles = [
             router[1].register_forward_hook(self._routes),
@@ -81,30 +83,16 @@ class OutputCollector:
         keep = self._batch.mask.reshape(-1).to(inputs[0].device)
         logits = self._logits.reshape(len(keep), -1)[keep].float()
         experts = logits.shape[1]
-        at = self._sampled(int(keep.sum()), experts)
+        if self._spread is None:
+            most = min(max(_ENTRIES // experts**2, _FEWEST), _MOST)
+            self._spread = Spread(self._tokens, most)
+        at = self._spread.places(int(keep.sum()))
         hidden, chosen, weights = (value.reshape(len(keep), -1)[keep][at] for value in inputs[:3])
         given = torch.zeros((len(at), experts), device=hidden.device)
         given.scatter_(1, chosen.long(), weights.float())
-        one = torch.ones_like(weights[:, :1])
         with run_alone(module):
-            said = torch.stack(
-                [
-                    module(hidden, torch.full_like(chosen[:, :1], expert), one).float()
-                    for expert in range(experts)
-                ],
-                dim=1,
-            )
+            said = torch.stack([said_by(module, e, hidden, chosen) for e in range(experts)], dim=1)
         products = said @ said.transpose(1, 2)
         parts = {"logits": logits[at], "given": given, "products": products}
         for key, value in parts.items():
             self._found.setdefault(key, []).append(value.cpu())
-
-    def _sampled(self, tokens: int, experts: int) -> Tensor:
-        """Return the places of a batch's tokens that belong to the sample."""
-        import torch
-
-        most = min(max(_ENTRIES // experts**2, _FEWEST), _MOST)
-        stride = -(-self._tokens // most)
-        first = -self._seen % stride
-        self._seen += tokens
-        return torch.arange(first, tokens, stride)

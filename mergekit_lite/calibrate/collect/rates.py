@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.collect._sample import said_by
 from mergekit_lite.calibrate.collect._types import domains_of, is_alone, run_alone
 from mergekit_lite.calibrate.skeleton import Place, Skeleton
 from mergekit_lite.calibrate.tokens import Batch, Samples
@@ -135,8 +136,7 @@ class RateCollector:
                 tokens, at = torch.where(chosen == expert)
                 if not len(tokens):
                     continue
-                alone = torch.full_like(chosen[tokens, :1], expert)
-                said = module(hidden[tokens], alone, torch.ones_like(weights[tokens, :1])).double()
+                said = said_by(module, expert, hidden[tokens], chosen).double()
                 given = weights[tokens, at].double()
                 self._add_norms(expert, said, given)
                 if turned is not None:

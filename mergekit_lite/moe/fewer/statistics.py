@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,16 @@ Numbers = NDArray[np.float64]
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
-def layer_statistics(folder: Path, kind: str, layer: int) -> dict[str, Numbers]:
+def layer_statistics(
+    folder: Path, kind: str, layer: int, names: Collection[str] | None = None
+) -> dict[str, Numbers]:
     """Return what was measured of a layer's experts, by the last part of its name.
+
+    Args:
+        folder: of statistics.
+        kind: of them.
+        layer: index of the layer.
+        names: those that are wanted, of which some may not be there; all if None.
 
     Raises:
         SourceError: nothing of this kind, or of this layer, was measured.
@@ -30,10 +38,13 @@ def layer_statistics(folder: Path, kind: str, layer: int) -> dict[str, Numbers]:
             hint=f"measure the base with `mergekit-lite calibrate --collect {kind}`",
         )
     header = read_checkpoint(file)
+    found = {}
     with FileReader(file) as reader:
-        return {
-            name.rpartition(".")[2]: tensor(reader, info) for name, info in header.tensors.items()
-        }
+        for name, info in header.tensors.items():
+            short = name.rpartition(".")[2]
+            if names is None or short in names:
+                found[short] = tensor(reader, info)
+    return found
 
 
 def tensor(reader: Reader, info: TensorInfo) -> Numbers:

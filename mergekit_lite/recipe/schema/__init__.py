@@ -11,6 +11,7 @@ from mergekit_lite.recipe.schema.dense import ToDense
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
 from mergekit_lite.recipe.schema.grow import Addition, Grow
 from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
+from mergekit_lite.recipe.schema.merge import MergeExperts, MergeMethod
 from mergekit_lite.recipe.schema.moe import (
     Gate,
     Moe,
@@ -41,6 +42,8 @@ __all__ = [
     "Grow",
     "LoraOutput",
     "Match",
+    "MergeExperts",
+    "MergeMethod",
     "Moe",
     "MoeExpert",
     "Noise",

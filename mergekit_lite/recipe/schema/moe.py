@@ -12,6 +12,7 @@ from mergekit_lite.recipe.schema.carve import Carve
 from mergekit_lite.recipe.schema.dense import ToDense
 from mergekit_lite.recipe.schema.fields import LayerRanges, Part, whole, whole_or_none
 from mergekit_lite.recipe.schema.grow import Grow
+from mergekit_lite.recipe.schema.merge import MergeExperts
 from mergekit_lite.recipe.schema.prune import Prune
 
 Target = Literal[
@@ -139,6 +140,8 @@ class Moe(Part):
     """The result is to be trained, so routers that send tokens anywhere are no mistake."""
     prune: Prune | None = None
     """Leaves experts of a routed base out, in place of assembling one."""
+    merge: MergeExperts | None = None
+    """Merges experts of a routed base with each other, in place of assembling one."""
     grow: Grow | None = None
     """Adds experts to a routed base, in place of assembling one."""
     dense: ToDense | None = None

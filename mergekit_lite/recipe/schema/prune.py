@@ -38,15 +38,19 @@ def _keep(value: Any) -> Any:
     raise PydanticCustomError("keep", "{what}", {"what": what, "hint": hint})
 
 
+Keep = Annotated[
+    int | float | None,
+    Field(default=None),
+    BeforeValidator(lambda value: None if value is None else _keep(value)),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
+]
+"""A number of experts, or a share of them below 1."""
+
+
 class Prune(Part):
     """Which experts of each layer of a routed base stay; the others are left out."""
 
-    keep: Annotated[
-        int | float | None,
-        Field(default=None),
-        BeforeValidator(lambda value: None if value is None else _keep(value)),
-        WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
-    ] = None
+    keep: Keep = None
     """How many experts of each layer stay: a number (`4`), or a share below 1 (`0.5`)."""
     method: PruneMethod = "reap"
     """What tells experts apart; those with the highest scores stay."""
