@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite import ops
 from mergekit_lite.checkpoint.index import DIFFUSERS_STEM
+from mergekit_lite.export.code_files import TARGETS
 from mergekit_lite.export.gates import routed_text
 from mergekit_lite.export.labels import HUB_ID, hub_id, short_name, stored_dtypes, without_paths
 from mergekit_lite.plan.names import plural
@@ -237,7 +238,7 @@ def _library(plan: Plan) -> str:
 
 
 def _use(plan: Plan, title: str, *, text_model: bool) -> str:
-    trust = ", trust_remote_code=True" if plan.moe.get("target") == "routed" else ""
+    trust = ", trust_remote_code=True" if plan.moe.get("target") in TARGETS else ""
     pipeline = any("/" in shard.file for shard in plan.shards)
     load = (
         adapter_use(plan, title)

@@ -14,6 +14,7 @@ from mergekit_lite.engine.events import Event
 from mergekit_lite.export.grown import grown_text, with_grown, write_grown
 from mergekit_lite.export.labels import short_name
 from mergekit_lite.export.merged import merged_text, with_merged, write_merged
+from mergekit_lite.export.mixed import mixed_card, with_mixed, write_mixed
 from mergekit_lite.export.pruned import pruned_text, write_pruned
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.plan.digests import file_sha256
@@ -54,6 +55,8 @@ def with_gates(
         return with_grown(plan, models, gate_folder(out), emit)
     if "merged" in plan.moe:
         return with_merged(plan, models, gate_folder(out), options, emit)
+    if "mixture" in plan.moe:
+        return with_mixed(plan, models, gate_folder(out), emit)
     if "gate" not in plan.moe:
         return dict(models)
     from mergekit_lite.moe.gate_file import make_gates
@@ -125,6 +128,8 @@ def routed_text(moe: Mapping[str, Any]) -> str:
         return merged_text(moe["merged"])
     if "grown" in moe:
         return f"{grown_text(moe)} `{MANIFEST_FILE}` has the details."
+    if "mixture" in moe:
+        return mixed_card(moe, MANIFEST_FILE)
     if "dense" in moe:
         return f"Each routed layer is one feed-forward layer now: `{moe['dense']['method']}`."
     rows = ["| expert | made of | besides |", "|---|---|---|"]
@@ -156,6 +161,8 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
         return [write_merged(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
     if "grown" in plan.moe:
         return write_grown(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)
+    if "mixture" in plan.moe:
+        return [write_mixed(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
     if "gate" not in plan.moe:
         return []
     from mergekit_lite.moe.gate_file import BESIDE, GATE_FILE, read_facts
@@ -192,5 +199,5 @@ def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def remove_gates(plan: Plan, out: Path) -> None:
     """Remove the folder in which the gates were made."""
-    if plan.moe.keys() & {"gate", "grown", "merged"}:
+    if plan.moe.keys() & {"gate", "grown", "merged", "mixture"}:
         shutil.rmtree(gate_folder(out), ignore_errors=True)

@@ -28,6 +28,13 @@ def choose(recipe: Recipe, donor: Donor, findings: Findings) -> Family | None:
     wants_shared = moe.shared is not None and moe.shared.expert != "none"
     if moe.carve is not None:
         wants_shared = moe.carve.shared > 0
+    if moe.target == "lora_moe":
+        findings.problem(
+            "`target: lora_moe` puts adapters beside each other; nothing is carved into it",
+            where,
+            "leave `target` out, or write `target: routed`",
+        )
+        return None
     if moe.target != "auto":
         family = FAMILIES[moe.target]
         if reasons := list(misfits(family, donor)):

@@ -59,6 +59,12 @@ def check_experts(
                 )
             _warn_of_ends(view, found[BASE], findings, where)
     for expert in experts:
+        if expert.rows is not None:
+            findings.problem(
+                "`rows` are vectors of adapters, and experts here are feed-forward layers",
+                expert.where,
+                "write `target: lora_moe`, or leave `rows` out",
+            )
         if expert.noise is not None and not expert.noise.relative and expert.noise.scale > 0:
             findings.warn(
                 f"noise of {expert.noise.scale:g} is absolute: matrices whose entries are as small"

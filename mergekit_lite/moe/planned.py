@@ -17,6 +17,9 @@ from mergekit_lite.moe.fewer import rows as fewer_rows
 from mergekit_lite.moe.grow.rows import GrownRows
 from mergekit_lite.moe.grow.settle import Growth, set_aside
 from mergekit_lite.moe.grow.settle import settle as settle_growth
+from mergekit_lite.moe.lora.mixture import Mixture
+from mergekit_lite.moe.lora.rows import MixedRows
+from mergekit_lite.moe.lora.settle import settle_mixture
 from mergekit_lite.moe.merge.rows import MergedRows
 from mergekit_lite.moe.merge.settle import Merging
 from mergekit_lite.moe.merge.settle import settle as settle_merging
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Routed", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
 
-Routed = Assembly | Pruning | Merging | Growth | Densified
+Routed = Assembly | Pruning | Merging | Growth | Densified | Mixture
 
 
 def unfuse(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
@@ -59,6 +62,8 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Rou
         return settle_dense(recipe, found, findings)
     if recipe.moe is not None and recipe.moe.carve is not None:
         return settle_carve(recipe, found, findings)
+    if recipe.moe is not None and recipe.moe.target == "lora_moe":
+        return settle_mixture(recipe, found, findings)
     return settle_assembly(recipe, found, findings)
 
 
@@ -79,6 +84,8 @@ def rows_of(
         return list(GrownRows(routed, rows, recipe, found).jobs(frame))
     if isinstance(routed, Densified):
         return list(dense_rows.jobs(routed, rows, recipe, frame))
+    if isinstance(routed, Mixture):
+        return list(MixedRows(routed, rows, recipe, found, findings).jobs(frame))
     make = RoutedRows if routed.carve is None else CarvedRows
     return list(make(routed, rows, recipe, found, findings).jobs(frame))
 
@@ -89,13 +96,20 @@ def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
         return dict(routed.config), ()
     if isinstance(routed, Densified):
         return dict(routed.config), routed.gone
+    if isinstance(routed, Mixture):
+        return routed.config(), ()
     config = config_of(routed)
     return config, config_without(routed.donor.config, config)
 
 
 def facts_of(routed: Routed, jobs: Iterable[Job]) -> dict[str, Any]:
     """Return `Plan.moe`: what is assembled, with the number of parameters in all and of a token."""
-    return _assembled(routed, jobs) if isinstance(routed, Assembly) else routed.plain()
+    if isinstance(routed, Assembly):
+        return _assembled(routed, jobs)
+    if isinstance(routed, Mixture):
+        total = sum(prod(job.shape) for job in jobs)
+        return {**routed.plain(), "parameters": {"total": total}}
+    return routed.plain()
 
 
 def _assembled(assembly: Assembly, jobs: Iterable[Job]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Norm = Literal["always", "never", "flag", "other", "none", "unknown"]
 `norm_topk_prob`, `other` computes something else, `none` cannot load the family, `unknown` was
 neither run nor read."""
 
+LORA_DONORS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "olmo2", "phi3", "granite")
 LOADERS = ("transformers", "vllm", "llama.cpp")
 VERSIONS: Mapping[str, str] = {
     "transformers": "5.23",
@@ -44,6 +45,12 @@ _OWN_CODE = Known(
     " `trust_remote_code=True`; vLLM may, through its backend for transformers",
 )
 
+_ADAPTERS = Known(
+    ("always", "unknown", "none"),
+    note="Its adapters are routed by code beside the weights, which transformers runs with"
+    " `trust_remote_code=True`; vLLM may, through its backend for transformers",
+)
+
 FAMILIES: Mapping[str, Known] = {
     "mixtral": Known(("always", "always", "always"), _BOTH),
     "qwen2_moe": Known(("flag", "flag", "never"), _BOTH),
@@ -63,6 +70,7 @@ FAMILIES: Mapping[str, Known] = {
     "ernie4_5_moe": Known(("always", "always", "always"), _BOTH),
     "hunyuan_v1_moe": Known(("always", "always", "always"), _BOTH),
     **{f"routed_{donor}": _OWN_CODE for donor in ("llama", "mistral", "qwen2", "qwen3")},
+    **{f"lora_moe_{donor}": _ADAPTERS for donor in LORA_DONORS},
 }
 """By `model_type`."""
 

@@ -31,6 +31,7 @@ Target = Literal[
     "ernie4_5_moe",
     "hunyuan_v1_moe",
     "routed",
+    "lora_moe",
 ]
 
 
@@ -64,6 +65,9 @@ class MoeExpert(Part):
     """Texts of the kind that it is not for; only gates that say so read them."""
     data: str | None = None
     """A file of texts of the kind that it is for, `.txt` or `.jsonl`."""
+    rows: str | None = None
+    """For adapters in a `lora_moe`: a safetensors file with the vector of PHATGOOSE of each module
+    that the adapter changes, under the module's name."""
     noise: Noise | None = None
     """Noise on its matrices: `{scale: 0.01}` adds a hundredth of their standard deviation."""
     redraw: Redraw | None = None

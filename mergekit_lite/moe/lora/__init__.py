@@ -1,0 +1,1 @@
+"""Adapters side by side in one model, with a gate for each module that they change."""
