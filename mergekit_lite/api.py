@@ -124,6 +124,68 @@ def run(
     return merge(ready, found, Path(out), chosen, emit or _ignore)
 
 
+def add_expert(
+    routed: str | os.PathLike[str],
+    expert: str,
+    out: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    lora: bool = False,
+    prompts: Sequence[str] = (),
+    data: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    save_recipe: str | os.PathLike[str] | None = None,
+    emit: Callable[[Event], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Add an expert to a routed model whose gates are `ridge`, without the texts of the others.
+
+    Args:
+        routed: folder of the model, with the sums that its run left beside it.
+        expert: a model that was tuned from the same base.
+        out: folder to make.
+        name: of the expert; by default the last part of its path.
+        lora: the expert is an adapter of the base.
+        prompts: texts of the kind that it is for.
+        data: a file of such texts, `.txt` or `.jsonl`.
+        folder: from which the recipe of `routed` names its models; by default the current one.
+        save_recipe: file into which the recipe goes that is run.
+        emit: called with events, from any thread.
+        options: as `run` takes them.
+
+    Raises:
+        SourceError: the folder lacks what a run leaves beside such a model, or a model is missing.
+        RecipeError: its gates are of another kind, the name is in use, or the expert does not fit.
+        DataError: base or experts are no longer those that it was made of.
+        ResourceError, Interrupted: as `run`.
+    """
+    from mergekit_lite.engine.options import Options
+    from mergekit_lite.export.add_expert import (
+        name_of,
+        recipe_text,
+        recipe_with,
+        require_same_inputs,
+    )
+    from mergekit_lite.export.merge import merge
+    from mergekit_lite.plan.build import prepare
+
+    where = Path(routed).expanduser()
+    content = recipe_with(
+        where,
+        _from_here(expert),
+        name=name or name_of(expert),
+        lora=lora,
+        prompts=prompts,
+        data=None if data is None else str(Path(data).expanduser().resolve()),
+    )
+    recipe = load(content).spelt_from(Path(folder or ".").expanduser().resolve())
+    if save_recipe is not None:
+        Path(save_recipe).expanduser().write_text(recipe_text(content), encoding="utf-8")
+    ready, found = prepare(recipe)
+    require_same_inputs(where, ready, found)
+    return merge(ready, found, Path(out), Options(**options), emit or _ignore)
+
+
 def extract_lora(
     model: str,
     base: str,
@@ -293,6 +355,12 @@ def open_inputs(plan: Plan) -> dict[str, Model]:
         plan.stages,
         lambda source: resolve(source.reference, relative_to=folder, kind=source.kind),
     )
+
+
+def _from_here(reference: str) -> str:
+    """Return a reference as it is, or what is on this disk by its whole path."""
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference
 
 
 def _ignore(event: Event) -> None:

@@ -37,6 +37,9 @@ class DenseView:
             for layer, names in self._feed.names.items()
             for part, name in names.items()
         }
+        self._copied = frozenset(
+            job.name for job in plan.jobs if job.kind == "copy" and job.reads[0].source == BASE
+        )
         self._family = FAMILIES[plan.moe["target"]]
 
     def place(self, expert: int | None) -> Callable[[str], tuple[str, str]]:
@@ -63,6 +66,17 @@ class DenseView:
     def layers(self) -> frozenset[int]:
         """Indices of the routed layers."""
         return self._routed
+
+    @property
+    def merged(self) -> list[str]:
+        """Tensors that are not routed and not copies of the base's, by name."""
+        return [
+            name
+            for name in sorted(self._stored)
+            if self._parts.get(name, (-1, ""))[0] not in self._routed
+            and name in self._made
+            and name not in self._copied
+        ]
 
     def name(self, expert: int, layer: int, part: str) -> str:
         """Return the name of an expert's matrix in the result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -74,7 +75,7 @@ class Measurer:
         prepared = prepare(self._base, texts, ["router"], settings)
         self._say(f"running texts for the gates: {sentence(prepared)}")
         require_memory(prepared.estimate, self._max_memory)
-        facts = _facts(self._base, prepared, reading)
+        facts = {**_facts(self._base, prepared, reading), "rest": self._rest(prepared)}
         if reading.labels == "perplexity":
             prepared = self._relabelled(prepared, topics, settings)
         ways: list[tuple[Prepared, int | None]] = [(prepared, None)]
@@ -97,6 +98,18 @@ class Measurer:
     def facts(self, topics: Sequence[Topic], reading: Reading) -> Mapping[str, Any]:
         """Return what the manifest says of texts that are run in this way."""
         return _facts(self._base, self._prepared(topics, reading), reading)
+
+    def _rest(self, prepared: Prepared) -> str:
+        """Return a digest of what is not routed: `base` where all of it is the base's."""
+        if not self._view.merged:
+            return BASE
+        digest = hashlib.sha256()
+        with ExitStack() as stack:
+            weights = self._weights(stack, prepared, None)
+            for name in self._view.merged:
+                digest.update(f"{name}\n".encode())
+                digest.update(weights.read(name).numpy().data)
+        return digest.hexdigest()
 
     def _prepared(self, topics: Sequence[Topic], reading: Reading) -> Prepared:
         settings = Settings(length=reading.length, max_tokens=reading.tokens, device=self._device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mergekit_lite.cli.moe_add_expert import command as add_expert
 from mergekit_lite.cli.moe_check_compat import command as check_compat
 from mergekit_lite.cli.moe_fit_router import fit, route
 from mergekit_lite.cli.moe_probe import command as probe
@@ -15,6 +16,7 @@ def command() -> None:
     """Look into routed models. A recipe with `moe:` makes one: `mergekit-lite run`."""
 
 
+command.add_command(add_expert)
 command.add_command(check_compat)
 command.add_command(probe)
 command.add_command(fit)

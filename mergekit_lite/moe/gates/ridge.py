@@ -100,7 +100,9 @@ def _require_alike(earlier: Path, facts: Mapping[str, Any], *, balanced: bool) -
     gate = json.loads(manifest.read_text(encoding="utf-8"))["gate"]
     theirs = {**gate["made"], "balanced": gate["params"].get("balanced", True)}
     ours = {**facts, "balanced": balanced}
-    for key in ("base_sha256", "through", "balanced"):
+    for key in ("base_sha256", "rest", "through", "balanced"):
         if key in theirs and theirs[key] != ours[key]:
             what = f"the earlier sums are of another `{key}`: {theirs[key]}, here {ours[key]}"
+            if key == "rest":
+                what = "the earlier sums were measured with other weights beside the experts"
             raise DataError(what, "moe.gate.earlier", "add experts to what they were measured with")

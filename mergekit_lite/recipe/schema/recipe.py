@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
@@ -86,6 +86,11 @@ class Recipe(Part):
         while path and path not in self._places:
             path = path[:-1]
         return self._places.get(path, self.name)
+
+    def spelt_from(self, folder: Path) -> Self:
+        """Return the recipe with its paths taken as from another folder."""
+        stages = {name: stage.spelt_from(folder) for name, stage in self.stages.items()}
+        return self.model_copy(update={"folder": folder, "stages": stages})
 
     def plain(self) -> dict[str, Any]:
         """Return the recipe as JSON-able data that `load` accepts and reads as the same recipe."""
