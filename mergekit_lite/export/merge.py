@@ -17,7 +17,7 @@ from mergekit_lite.export.exclusive import only_run
 from mergekit_lite.export.finish import finish, remove_replaced, take_back
 from mergekit_lite.export.gates import remove_gates, with_gates
 from mergekit_lite.export.manifest import copies, warnings_of
-from mergekit_lite.export.stages import remove_written, write_stages
+from mergekit_lite.export.stages import remove_written, with_written, write_stages
 from mergekit_lite.export.target import check_target, partial_folder
 from mergekit_lite.plan.digests import DigestCache
 from mergekit_lite.plan.estimate import estimate
@@ -93,7 +93,7 @@ def merge(
             emit(Event("note", text=text, seconds=report.seconds))
         digests = hashing.result()
         told = (*report.warnings, *doubts, *copies(plan, digests))
-        report = replace(report, warnings=told)
+        report = replace(report, warnings=told, inputs=with_written(plan, out, report.inputs))
         for warning in warnings_of(plan, report):
             if warning in (*plan.warnings, *doubts):
                 continue  # said before the run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.errors import DataError
+from mergekit_lite.export.manifest import REPORT_FILE
 from mergekit_lite.plan.digests import DigestCache
 from mergekit_lite.plan.lock import LOCK_FILE, changed_inputs, input_digests, lock_inputs, read_lock
 from mergekit_lite.plan.stages import KEPT, leaf_models, with_results
@@ -17,7 +19,7 @@ from mergekit_lite.plan.types import Plan
 from mergekit_lite.sources import Model, resolve
 
 if TYPE_CHECKING:
-    from mergekit_lite.engine.options import Options
+    from mergekit_lite.engine.options import ExpertReport, Options
 
 Merge = Callable[[Plan, Mapping[str, Model], Path, "Options", Callable[[Event], None]], Any]
 
@@ -59,6 +61,38 @@ def write_stages(
             merge(stage, with_results(parts, results), folder, options, emit)
         results[name] = resolve(str(folder), relative_to=folder.parent)
     return with_results(models, results)
+
+
+def with_written(
+    plan: Plan, out: Path, inputs: Mapping[str, ExpertReport]
+) -> dict[str, ExpertReport]:
+    """Return what experts gave, with those inside stages that have been written.
+
+    These are called `STAGE/EXPERT`, as those of stages that stream through. A result that was there
+    already says it too.
+    """
+    from mergekit_lite.engine.options import ExpertReport
+
+    found: dict[str, ExpertReport] = {}
+    for stage in plan.written:
+        told = json.loads((stage_folder(out, stage) / REPORT_FILE).read_text())
+        for name, part in told["inputs"].items():
+            if "tensors_compared" in part:
+                # Those of stages within it are told by these stages' names.
+                key = name if "/" in name else f"{stage}/{name}"
+                found[key] = ExpertReport(
+                    part["tensors_matched"],
+                    part["tensors_compared"],
+                    part["tensors_changed"],
+                    part["delta_norm"],
+                )
+    # A stage that streams into one that was written, and into rows here, was seen whole there.
+    here = {
+        name: part
+        for name, part in inputs.items()
+        if name not in found or part.measured > found[name].measured
+    }
+    return {**found, **here}
 
 
 def remove_written(plan: Plan, out: Path) -> None:

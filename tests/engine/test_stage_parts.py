@@ -52,6 +52,19 @@ def test_experts_of_a_stage_are_measured_as_in_a_run_of_their_own(
     assert all(norm is None or norm > 1 for _, _, norm in alone.values())
 
 
+def test_experts_of_a_stage_that_is_written_first_are_told_too(
+    models: Path, tmp_path: Path
+) -> None:
+    inner = inner_of(CHAINS["fused"])
+    outer = "base: '@inner'\nexperts: {chat: chat}\nsteps: [{ties: {density: 0.3}}]\n"
+    run(models, tmp_path / "streamed", staged(inner, outer))
+    wanted = given(tmp_path / "streamed", "inner")
+    assert set(wanted) == {"math", "code"}
+    for _ in range(2):  # the second run finds the result of the first
+        run(models, tmp_path / "kept", staged(f"{inner}keep: true\n", outer), overwrite=True)
+        assert given(tmp_path / "kept", "inner") == wanted
+
+
 def test_a_stage_that_another_stage_reads_too_is_measured_once(
     models: Path, tmp_path: Path
 ) -> None:
