@@ -43,6 +43,7 @@ NAME = "model.layers.0.mlp.down_proj.weight"
 EXPERTS = ("a", "b", "c")
 CHANGE = np.float32(0.02 * RELATIVE_CHANGE / 2**0.5)
 """Scale of a heavy-tailed change of two per cent of the norm of a base of scale 0.02."""
+OF_EACH = dict(zip(EXPERTS, (0.2, 0.4, 0.6), strict=True))
 Chain = list[dict[str, Any]]
 
 
@@ -81,6 +82,10 @@ METHODS = (
     Method("magmax", [{"magmax": {}}], 1),
     Method("ram", [{"ram": {}}], 1),
     Method("consensus", [{"consensus": {}}], 1),
+    Method("consensus by expert", [{"consensus": {"mask_lambda": OF_EACH}}], 1),
+    Method("consensus_ties", [{"consensus_ties": {}}], 2),
+    Method("ties by deviation", [{"ties": {"trim": "std"}}], 2),
+    Method("ties by share of the norm", [{"ties": {"trim": "norm"}}], 3),
     Method("nearswap", [{"nearswap": {"t": 0.0001}}], 1, 1),
     Method("slerp", [{"slerp": {}}], 2, 2),
     Method("nuslerp", [{"nuslerp": {}}], 2, 2),
@@ -188,12 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [m for m in METHODS if m.name in wanted or m is METHODS[0]]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     found = []
-    print(f"{'method':<22}{'path':<7}{'passes':>6}{'experts':>8}{'ns/entry':>10}{'/ ties':>8}")
+    print(f"{'method':<26}{'path':<7}{'passes':>6}{'experts':>8}{'ns/entry':>10}{'/ ties':>8}")
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder), options.rows)
         for cost in measure(Path(folder), options.rows, chosen, options.rounds):
             found.append(asdict(cost))
-            head = f"{cost.name:<22}{cost.path:<7}{cost.passes:>6}{cost.experts:>8}"
+            head = f"{cost.name:<26}{cost.path:<7}{cost.passes:>6}{cost.experts:>8}"
             print(f"{head}{cost.ns:>10.2f}{cost.ratio:>7.1f}x", flush=True)
     if options.json:
         options.json.write_text(json.dumps({"rows": options.rows, "costs": found}, indent=1) + "\n")

@@ -17,7 +17,8 @@ from mergekit_lite.engine.program import Program, set_gram
 from mergekit_lite.engine.ranks import find_cuts
 from mergekit_lite.engine.row import Row, Write
 from mergekit_lite.engine.selecting import find_selection
-from mergekit_lite.engine.totals import find_factors, gram_of
+from mergekit_lite.engine.sharing import find_shares
+from mergekit_lite.engine.totals import find_sums, gram_of
 from mergekit_lite.engine.vectors import by_row, find_columns
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.combine import BY_ROW, FUSION
@@ -56,11 +57,14 @@ def find_statistics(row: Row, program: Program, stop: threading.Event) -> None:
     """Find all cuts and factors that the program still wants, transform after transform."""
     while positions := program.waiting():
         cuts = {e: at for e, at in positions.items() if (e, at) in program.wanted}
-        factors = {e: at for e, at in positions.items() if (e, at) in program.by_l1}
+        shares = {e: cuts.pop(e) for e, at in positions.items() if (e, at) in program.shares}
+        sums = {e: at for e, at in positions.items() if (e, at) not in program.wanted}
         if cuts:
             find_cuts(row, program, cuts, stop)
-        if factors:
-            find_factors(row, program, factors, stop)
+        if shares:
+            find_shares(row, program, shares, stop)
+        if sums:
+            find_sums(row, program, sums, stop)
 
 
 def merge_tiles(row: Row, program: Program, write: Write, stop: threading.Event) -> None:
@@ -83,7 +87,7 @@ def tile_maker(row: Row, program: Program, out: NDArray[np.uint8]) -> Callable[.
     if loop is not None and loop.is_compiled:
         return loop.on(
             row.pool.raw, row.at, program.floats, program.ints, program.weights,
-            program.divisor, program.posts, out, row.bad, row.norms,
+            program.divisor, program.posts, program.limits, out, row.bad, row.norms,
         )  # fmt: skip
     return _general(row, program, out, program.weights)
 
@@ -97,7 +101,7 @@ def _general(
     return merge_tile.on(
         row.pool.raw, row.at, row.codes, row.is_delta, program.weight_space,
         program.kinds, program.floats, program.ints,
-        program.combine, weights, program.divisor, program.options, program.posts,
+        program.combine, weights, program.divisor, program.options, program.posts, program.limits,
         program.columns or program.width, block, out, CODES[row.job.dtype], row.bad, row.norms,
         row.work, row.scratch,
     )  # fmt: skip

@@ -17,12 +17,13 @@ from mergekit_lite.engine.cpu import find_statistics
 from mergekit_lite.engine.kinds import WORTHWHILE, ranked, stored
 from mergekit_lite.engine.program import Program, compile_job
 from mergekit_lite.engine.row import Row
+from mergekit_lite.engine.sharing import Counts
 from mergekit_lite.engine.tallies import Counting, OrderTally, Tally
 from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.chain_ranks import sample_for
 from mergekit_lite.kernels.changes import changes_tile
-from mergekit_lite.kernels.order import histogram, magnitudes_of_tile, refine
+from mergekit_lite.kernels.order import histogram, magnitudes_of_tile, refine, squares
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.types import Job, Plan, Step
 
@@ -40,7 +41,7 @@ def ranked_here(job: Job, one: Counting) -> bool:
     return (
         isinstance(tally, OrderTally)
         and registry()[job.steps[one.at].op].kind == "transform"
-        and not (tally.needs.signed or tally.needs.each or tally.needs.share)
+        and not (tally.needs.signed or tally.needs.each)
         and tally.needs.inputs is None
         and tally.needs.derived is None
     )
@@ -97,7 +98,7 @@ def kernels_for(plan: Plan, models: Mapping[str, Model], tallies: Sequence[Tally
         kernel if kernel.is_compiled or count >= WORTHWHILE else magnitudes_of_tile
         for kernel, count in entries.items()
     }
-    return [histogram, refine, *wanted, *([changes_tile] if changes else [])]
+    return [histogram, refine, squares, *wanted, *([changes_tile] if changes else [])]
 
 
 def count_row(worker: Worker, job: Job, program: Program, counting: Sequence[Counting]) -> None:
@@ -107,7 +108,8 @@ def count_row(worker: Worker, job: Job, program: Program, counting: Sequence[Cou
         weight_space=False, keep=worker.keep,
     )  # fmt: skip
     for expert, position in sorted(program.of_model):
-        program.set_cuts(expert, position, worker.known.cuts(job, expert, position))
+        answer = worker.known.of_transform(job, expert, position)
+        program.set_answer(expert, position, answer)
     find_statistics(row, program, worker.stop)
     names = [read.source for read in job.reads]
     writers, rankings = [], []
@@ -117,25 +119,18 @@ def count_row(worker: Worker, job: Job, program: Program, counting: Sequence[Cou
         writers.append(magnitude_writer(row, program, want))
         if isinstance(one.tally, OrderTally):
             rankings += one.tally.rankings(1)
-    bins = [ranking.empty() for ranking in rankings]
+    counts = [Counts(ranking) for ranking in rankings]
     memory = np.empty((1, min(row.tile, max(row.size, 1))), np.uint32)
     at_once = np.zeros(1, np.int64)
     for first, count in row.tiles(worker.stop):
         part = memory[:, :count]
-        for write, ranking, mine in zip(writers, rankings, bins, strict=True):
+        for write, each in zip(writers, counts, strict=True):
             write(first, at_once, part)
-            if ranking.stage == 0:
-                histogram(part[0], count, mine[0])
-            else:
-                for digit, counts in mine.items():
-                    refine(part[0], count, digit, counts)
-    if any(
-        ranking.stage == 0 and mine[0][_ODD:].any()
-        for ranking, mine in zip(rankings, bins, strict=True)
-    ):
+            each.add(part[0])
+    for each in counts:
+        each.end()
+    if any(each.ranking.stage == 0 and each.bins[0][_ODD:].any() for each in counts):
         _check_finite(worker, row)
-    for ranking, mine in zip(rankings, bins, strict=True):
-        ranking.add(mine)
 
 
 def _check_finite(worker: Worker, row: Row) -> None:

@@ -28,6 +28,7 @@ from mergekit_lite.kernels.order import (
     nth_equal,
     refine,
     scan_tile,
+    squares,
 )
 from mergekit_lite.kernels.products import column_products_tile, row_products_tile
 from mergekit_lite.kernels.selection_sums import selected_squares_tile, variance_tile
@@ -55,7 +56,7 @@ _ALL = 1 << 32  # what a random drop keeps of 32-bit numbers when it drops none
 
 def merge_kind(job: Job, program: Program, codes: Sequence[int], deltas: Sequence[bool]) -> Kind:
     """Return a row's kind from the storage codes of its base and experts (-1: not read)."""
-    by_count, aggregate, zero_plus, signed = program.options.tolist()
+    by_count, aggregate, zero_plus, signed, mask, least = program.options.tolist()
     return Kind(
         codes=tuple(codes),
         deltas=tuple(map(bool, deltas[1:])),
@@ -69,6 +70,8 @@ def merge_kind(job: Job, program: Program, codes: Sequence[int], deltas: Sequenc
         divided=program.combine == WEIGHTED_SUM and bool(program.divisor != 0),
         posts=len(program.posts),
         out_code=CODES[job.dtype],
+        mask=mask,
+        least=least,
     )
 
 
@@ -108,6 +111,8 @@ def kept_loop(
 
     It begins where a block of the sums does, which whole rows do not.
     """
+    if (expert, position) not in program.by_l1:
+        return None
     kind = None if program.width else ranked(program, expert, position, codes, deltas)
     return kept_for(kind) if kind else None
 
@@ -132,7 +137,10 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
             found.append((merge_loop(job, program, codes, deltas), merge_tile))
         for expert, position in program.wanted:
             kind = ranked(program, expert, position, codes, deltas)
-            found.append((scan_for(kind) if kind else None, scan_tile))
+            if (expert, position) in program.shares:
+                always |= dict.fromkeys((squares, refine))
+            else:
+                found.append((scan_for(kind) if kind else None, scan_tile))
             found.append((sample_for(kind) if kind else None, magnitudes_of_tile))
         for expert, position in program.by_l1:
             found.append((kept_loop(program, expert, position, codes, deltas), kept_tile))
@@ -142,6 +150,8 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
             else:
                 entries[loop] += prod(job.shape)
                 general[loop] = instead
+        if program.by_spread.keys() - program.of_model:
+            always[kept_tile] = None
         if any(read.lora or isinstance(read, JoinedRead) for read in job.reads):
             always[low_rank_tile] = None
         if program.gram is not None:

@@ -34,8 +34,8 @@ class Known:
                 answers[question.index] = self.table[question.key]
         return found
 
-    def cuts(self, job: Job, expert: int, position: int) -> tuple[Cut, ...]:
-        """Return the cuts of an expert's transform at `position` of its own chain."""
+    def of_transform(self, job: Job, expert: int, position: int) -> tuple[Cut, ...] | Sums:
+        """Return cuts or sums of an expert's transform at `position` of its own chain."""
         name, specs = job.reads[expert].source, registry()
         mine = [
             at
@@ -45,8 +45,8 @@ class Known:
         answers = self.of_row(job).get((mine[position], name), {})
         if 0 not in answers:
             raise missing(job.name, job.steps[mine[position]].op)
-        cuts: tuple[Cut, ...] = answers[0]
-        return cuts
+        found: tuple[Cut, ...] | Sums = answers[0]
+        return found
 
     def sums(self, job: Job) -> Sums:
         """Return the sums of a combine that no transform precedes."""

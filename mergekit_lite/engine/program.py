@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mergekit_lite.engine.terms import Post, Transform, post_of, transform_of
 from mergekit_lite.kernels.combine import (
     ACTIVE_MEAN,
     BY_COLUMN,
@@ -31,13 +32,16 @@ from mergekit_lite.kernels.combine import (
     VOTE,
     WEIGHTED_SUM,
 )
-from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND, ROW_DROP
-from mergekit_lite.ops import OpSpec, registry
-from mergekit_lite.ops._arithmetic import total_weight
-from mergekit_lite.ops._place import Cut, Sums, random_key
+from mergekit_lite.kernels.steps import (
+    ROW_KEPT,
+)
+from mergekit_lite.ops import registry
+from mergekit_lite.ops._arithmetic import single, total_weight
+from mergekit_lite.ops._place import Cut, Sums
 from mergekit_lite.ops._statistics import EVERY
-from mergekit_lite.ops.transform.breadcrumbs import band
+from mergekit_lite.ops.combine.consensus import limits
 from mergekit_lite.ops.transform.dare import rescale_factor
+from mergekit_lite.ops.transform.deviation import bounds
 from mergekit_lite.plan.fused import is_known
 from mergekit_lite.plan.types import Job, Step
 
@@ -45,38 +49,10 @@ _AGGREGATES = {"mean": MEAN, "sum": SUM, "max": MAX}
 _LIMITS = {
     "magmax": (FARTHEST, "", ""),
     "ram": (ACTIVE_MEAN, "epsilon", ""),
-    "consensus": (CLAIMED, "mask_lambda", "at_least"),
+    "consensus": (CLAIMED, "", "at_least"),
     "nearswap": (CLIPPED, "t", ""),
 }
 """Op -> its combine, the parameter that is its limit, and the one that is a number of experts."""
-
-_CUTS = {"magnitude": CUT, "graft": CUT, "breadcrumbs": BAND}
-"""Transforms that wait for ranks of the tensor."""
-
-
-@dataclass
-class Transform:
-    """One transform of one expert in the kernels' terms.
-
-    Attributes:
-        kind, factor, numbers: as the kernels take them.
-        ranks: whose cuts it waits for.
-        keep_ties: its cuts keep every tied entry.
-        strict: its cuts keep no tied entry.
-        of_model: its cut comes from the sweep over the whole model.
-        l1_density: density of a drop whose factor waits for sums of magnitudes.
-        width: entries of a row, if it works on rows.
-    """
-
-    kind: int
-    factor: float = 1.0
-    numbers: list[int] = field(default_factory=list)
-    ranks: tuple[int, ...] = ()
-    keep_ties: bool = False
-    strict: bool = False
-    of_model: bool = False
-    l1_density: float | None = None
-    width: int = 0
 
 
 @dataclass
@@ -89,10 +65,16 @@ class Program:
         keep_ties: (expert, position) of cuts that keep every tied entry.
         strict: (expert, position) of cuts that keep no tied entry.
         of_model: (expert, position) of cuts that come from the sweep over the whole model.
+        shares: (expert, position) -> share of the sum of squares, of cuts whose rank follows from
+            it.
         by_l1: (expert, position) -> density of drops whose factor must be found first.
+        by_spread: (expert, position) -> how many standard deviations, of cuts whose bounds must be
+            found first.
         combine, weights, divisor, options: the combine and its parameters; `divisor` is the limit
-            of those that have one.
+            of those that have one for all experts. The last two options are before which post
+            what few experts claim is dropped (-1: none), and how many must.
         posts: factors of the posts, in order.
+        limits: every expert's own limit, of a combine that has them, and of a post.
         weight_space: whether experts enter as whole weights.
         width: entries of a row when a step works on rows, else 0.
         columns: entries of a row where the combine has factors for each column.
@@ -119,7 +101,10 @@ class Program:
     keep_ties: set[tuple[int, int]] = field(default_factory=set)
     strict: set[tuple[int, int]] = field(default_factory=set)
     of_model: set[tuple[int, int]] = field(default_factory=set)
+    shares: dict[tuple[int, int], float] = field(default_factory=dict)
     by_l1: dict[tuple[int, int], float] = field(default_factory=dict)
+    by_spread: dict[tuple[int, int], float] = field(default_factory=dict)
+    limits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((2, 0), np.float32))
     columns: int = 0
     gram: Callable[[Sums], Sequence[float]] | None = None
     blend_each: Callable[[NDArray[np.float64]], NDArray[np.float32]] | None = None
@@ -134,7 +119,7 @@ class Program:
     def is_swept(self) -> bool:
         """Whether statistics of the row must be found before its first tile."""
         found = self.gram is not None or bool(self.finder and not self.asks_model)
-        return found or bool(self.wanted or self.by_l1)
+        return found or bool(self.wanted or self.by_l1 or self.by_spread)
 
     def waiting(self) -> dict[int, int]:
         """Return the first transform of each expert that waits for a statistic.
@@ -142,15 +127,38 @@ class Program:
         Only the first, because the later ones see its result.
         """
         first: dict[int, int] = {}
-        for expert, position in sorted([*self.wanted, *self.by_l1]):
+        for expert, position in sorted([*self.wanted, *self.by_l1, *self.by_spread]):
             first.setdefault(expert, position)
         return first
 
-    def set_factor(self, expert: int, position: int, before: float, after: float) -> None:
-        """Enter the factor of a drop from the sums of magnitudes before and after it."""
+    def set_factor(
+        self, expert: int, position: int, before: float, after: float, marks: int = -1
+    ) -> None:
+        """Enter the factor of a drop from the sums of magnitudes before and after it.
+
+        Where what it keeps is marked, at byte `marks` of the row's memory, it draws no more.
+        """
         density = self.by_l1.pop((expert, position))
-        sums = Sums(absolute=(before, after))
-        self.floats[expert, position] = rescale_factor(density, "l1", sums)
+        factor = rescale_factor(density, "l1", Sums(absolute=(before, after)))
+        self.floats[expert, position] = factor
+        if marks >= 0 and np.isfinite(factor):  # else a zero that is kept is not one
+            self.kinds[expert, position] = ROW_KEPT
+            self.ints[expert, position, 0] = marks
+
+    def set_answer(self, expert: int, position: int, answer: Sequence[Cut] | Sums) -> None:
+        """Enter what a transform asked of the whole model."""
+        if isinstance(answer, Sums):
+            self.set_bounds(expert, position, answer)
+        else:
+            self.set_cuts(expert, position, answer)
+
+    def set_bounds(self, expert: int, position: int, sums: Sums) -> None:
+        """Enter the mean and the distance from it of a cut by deviation."""
+        mean, spread = bounds(sums)
+        limit = self.by_spread.pop((expert, position)) * spread
+        ends = np.array([single(mean), single(limit)], np.float32)
+        self.ints[expert, position, :2] = ends.view(np.uint32)
+        self.of_model.discard((expert, position))
 
     def set_cuts(self, expert: int, position: int, cuts: Sequence[Cut]) -> None:
         """Enter the cuts that transform `position` of an expert asked for."""
@@ -162,6 +170,7 @@ class Program:
             numbers += [threshold_bits(cut), 0 if none else until]
         self.ints[expert, position, : len(numbers)] = numbers
         self.wanted.pop((expert, position), None)
+        self.shares.pop((expert, position), None)
         self.of_model.discard((expert, position))
 
 
@@ -178,79 +187,37 @@ def compile_job(job: Job, seed: int) -> Program | None:
     size = prod(job.shape)
     rows: dict[str, list[Transform]] = {read.source: [] for read in job.reads}
     (combine,) = (step for step in job.steps if specs[step.op].kind == "combine")
-    posts: list[float] = []
+    posts: list[Post] = []
     for step in job.steps:
         spec = specs[step.op]
         params = spec.params_for({**spec.defaults(), **step.params}, job.shape)
         if spec.kind == "transform":
-            rows[step.expert].append(_transform(spec, params, job, step.expert, seed, size))
+            rows[step.expert].append(transform_of(spec, params, job, step.expert, seed, size))
         elif spec.kind == "post":
-            posts.append(float(params["lambda"]))
+            posts.append(post_of(spec, params, list(rows)))
     return _assemble(job, combine, list(rows.values()), posts)
-
-
-def _transform(
-    spec: OpSpec, params: Mapping[str, Any], job: Job, expert: str, seed: int, size: int
-) -> Transform:
-    """Return one transform in the kernels' terms."""
-    density = float(params.get("density") or 0.0)
-    if spec.name == "dare":
-        key = random_key(seed, spec.name, expert, job.name)
-        numbers = [key & 0xFFFFFFFF, key >> 32, round(density * 2**32)]
-        if params["rescale"] == "l1" and density < 1:
-            return Transform(DARE, numbers=numbers, l1_density=density)
-        return Transform(DARE, rescale_factor(density, params["rescale"], None), numbers)
-    if spec.name == "magprune" and density < 1:
-        return _row_drop(params, job, expert, seed)
-    if density >= 1 and params.get("count") is None:
-        return Transform(IDENTITY)
-    if spec.reach_for(params) == "row":
-        width = job.shape[-1] if job.shape else 1
-        top, last = band(density, float(params["gamma"]), width)
-        return Transform(ROW_BAND, numbers=[top, last - top], width=width)
-    ranks = () if spec.needs.of_model(params) else spec.needs.ranks(params, size)
-    return Transform(
-        _CUTS[spec.name],
-        ranks=tuple(ranks),
-        keep_ties=spec.needs.keeps_ties(params),
-        strict=spec.name == "graft",
-        of_model=spec.needs.of_model(params),
-    )
-
-
-def _row_drop(params: Mapping[str, Any], job: Job, expert: str, seed: int) -> Transform:
-    """Return a drop by rank; its chances travel as the bits of fp64 numbers."""
-    density, epsilon = float(params["density"]), float(params["epsilon"])
-    width = job.shape[-1] if job.shape else 1
-    ends = (density - epsilon, 2.0 * epsilon) if width > 1 else (density, 0.0)
-    least, spread = np.array(ends, np.float64).view(np.int64).tolist()
-    key = random_key(seed, "magprune", expert, job.name)
-    rescale = params["rescale"]
-    numbers = [key & 0xFFFFFFFF, key >> 32, least, spread, int(rescale == "inv_prob")]
-    by_l1 = density if rescale == "l1" else None
-    return Transform(ROW_DROP, numbers=numbers, width=width, l1_density=by_l1)
 
 
 def _assemble(
     job: Job,
     combine: Step,
     rows: list[list[Transform]],
-    posts: list[float],
+    posts: list[Post],
 ) -> Program:
     spec = registry()[combine.op]
     params = {**spec.defaults(), **combine.params}
     experts, depth = len(job.reads), max((len(row) for row in rows), default=0)
     weights = np.array(params.get("weights") or [1.0] * experts, np.float32)
-    divisor, options, kind = np.float32(0.0), np.zeros(4, np.int64), WEIGHTED_SUM
+    divisor, options, kind = np.float32(0.0), np.zeros(6, np.int64), WEIGHTED_SUM
     gram, each, finder, columns, own_width = None, None, "", 0, 0
     if combine.op in ("linear", "task_arithmetic"):
         if params["normalize"]:
             divisor = np.float32(total_weight(weights.tolist()))
         if combine.op == "task_arithmetic":
-            posts = [float(params["lambda"]), *posts]
+            posts = [Post(float(params["lambda"])), *posts]
     elif combine.op == "sign_consensus":
         kind = VOTE
-        options[:] = (
+        options[:4] = (
             params["elect"] == "count",
             _AGGREGATES[params["agg"]],
             params["zero_sign"] == "plus",
@@ -260,7 +227,7 @@ def _assemble(
         kind, limit, least = _LIMITS[combine.op]
         divisor = np.float32(params[limit] if limit else 0.0)
         options[1] = params[least] if least else 0
-        posts = [float(params.get("lambda", 1.0)), *posts]
+        posts = [Post(float(params.get("lambda", 1.0))), *posts]
     elif combine.op in ("take", "passthrough"):
         weights = np.array([params.get("scale", 1.0)], np.float32)
     elif spec.blend is not None and all(
@@ -293,7 +260,8 @@ def _assemble(
         weights=weights,
         divisor=divisor,
         options=options,
-        posts=np.array(posts, np.float32),
+        posts=np.array([post.factor for post in posts], np.float32),
+        limits=_limits(job, params, posts, options),
         weight_space=spec.space_for(params) == "weight",
         width=width,
         columns=columns,
@@ -318,7 +286,26 @@ def _assemble(
                 program.of_model.add((e, t))
             if step.l1_density is not None:
                 program.by_l1[e, t] = step.l1_density
+            if step.share is not None and step.ranks:
+                program.shares[e, t] = step.share
+            if step.deviations is not None:
+                program.by_spread[e, t] = step.deviations
     return program
+
+
+def _limits(
+    job: Job, params: Mapping[str, Any], posts: Sequence[Post], options: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return every expert's limits for the combine and for a post, which `options` then name."""
+    names = [read.source for read in job.reads]
+    found = np.zeros((2, len(names)), np.float32)
+    if "mask_lambda" in params:
+        found[0] = limits(params["mask_lambda"], names)
+    options[4] = -1
+    for at, post in enumerate(posts):
+        if post.limits:
+            found[1], options[4:] = post.limits, (at, post.at_least)
+    return found
 
 
 def set_gram(program: Program, sums: Sums) -> None:

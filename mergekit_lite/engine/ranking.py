@@ -98,36 +98,35 @@ class Ranking:
     def _find_shared(self) -> None:
         """Turn the wanted share into a rank, first by the bin that it ends in, then exactly."""
         if self.stage == 0:
-            high, low = self.bins.pop(HIGH).tolist(), self.bins.pop(LOW).tolist()
-            # All numbers of a bin have one exponent.
-            sums = [
-                (h << 24) + lo << 2 * max((digit >> 8) - 1, 0)
-                for digit, (h, lo) in enumerate(zip(high, low, strict=True))
-            ]
+            high, low = self.bins.pop(HIGH), self.bins.pop(LOW)
+            counts, rank = self.bins[0], 0
+            # All numbers of a bin have one exponent; few bins have any.
+            sums = {
+                digit: (int(high[digit]) << 24) + int(low[digit]) << 2 * max((digit >> 8) - 1, 0)
+                for digit in np.flatnonzero(counts).tolist()
+            }
             wanted, parts = (self.share or 0.0).as_integer_ratio()
-            least = wanted * sum(sums)
-            counts, rank = self.bins[0].tolist(), 0
-            for digit in reversed(range(UPPER)):
+            least = wanted * sum(sums.values())
+            for digit in reversed(sums):
                 if least <= 0 or least <= sums[digit] * parts:
                     break
                 least -= sums[digit] * parts
-                rank += counts[digit]
+                rank += int(counts[digit])
             self._missing = least
             self.ranks[0] = self.left[0] = rank + 1 if least > 0 else 0
         elif self.stage == 1 and self.ranks[0]:
             above = self.ranks[0] - 1
             parts = (self.share or 0.0).as_integer_ratio()[1]
-            counts, rank = self.bins[self.found[0]].tolist(), 0
-            for lower in reversed(range(self.lower)):
-                if not counts[lower]:
-                    continue
+            bins, rank = self.bins[self.found[0]], 0
+            for lower in reversed(np.flatnonzero(bins).tolist()):
+                count = int(bins[lower])
                 each = whole_square((self.found[0] << self.shift) | lower) * parts
                 needed = -(-self._missing // each)
-                if needed <= counts[lower]:
+                if needed <= count:
                     rank += needed
                     break
-                self._missing -= each * counts[lower]
-                rank += counts[lower]
+                self._missing -= each * count
+                rank += count
             self.left[0], self.ranks[0] = rank, above + rank
 
     def threshold(self, slot: int) -> float:

@@ -19,6 +19,7 @@ from mergekit_lite.engine.tiles import CACHE_LINE, TilePool
 from mergekit_lite.errors import DataError, Interrupted, Problem
 from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.row_keys import row_scratch
+from mergekit_lite.kernels.row_marks import marked_bytes
 from mergekit_lite.kernels.sums import SUM_BLOCK
 from mergekit_lite.kernels.tile import BLOCK, work_shape
 from mergekit_lite.ops import registry
@@ -44,7 +45,7 @@ class Row:
         width: entries of a tensor row, where a step works on whole rows, else 0.
         weight_space: whether experts enter as whole weights.
         keep: inputs of at most so many bytes together are read once and kept, for a row that is
-            swept more than once.
+            swept more than once; what is left of it may hold marks.
         slots: what supplies the inputs; by default what the job's reads say.
     """
 
@@ -73,6 +74,7 @@ class Row:
         width_of_all = sum(DTYPE_BYTES[slot.dtype] for slot in self.slots if slot.dtype)
         self.kept = 0 < self.size * width_of_all <= keep
         self.is_loaded = False
+        self._spare = keep - self.size * width_of_all * self.kept
         held = self.size if self.kept else min(self.tile, max(self.size, 1))
         self.space = pool.positions(self.slots, held)
         self.at = self.start = self.space.copy()
@@ -85,6 +87,16 @@ class Row:
     def stride(self) -> int:
         """Entries of a tile in a sweep that writes nothing: many where all are in memory."""
         return max(self.tile, STRIDE) if self.kept and not self.width else self.tile
+
+    def room_for_marks(self) -> int:
+        """Return at which byte of `scratch` the marks of one more expert may lie, -1: nowhere."""
+        nbytes = -(-marked_bytes(self.width, self.size // max(self.width, 1)) // 8) * 8
+        if nbytes > self._spare:
+            return -1
+        self._spare -= nbytes
+        begin = self.scratch.nbytes
+        self.scratch = np.zeros(len(self.scratch) + nbytes // 8, np.int64)
+        return begin
 
     def tiles(self, stop: threading.Event, size: int = 0) -> Iterator[tuple[int, int]]:
         """Yield (first, count) of every tile once its inputs are in memory."""

@@ -241,7 +241,8 @@ class Worker:
         if program is None:
             return None
         for expert, position in sorted(program.of_model):
-            program.set_cuts(expert, position, self.known.cuts(job, expert, position))
+            answer = self.known.of_transform(job, expert, position)
+            program.set_answer(expert, position, answer)
         if program.asks_model:
             program.sums = self.known.sums(job)
         row = Row(

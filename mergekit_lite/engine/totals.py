@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mergekit_lite.engine.kinds import kept_loop
 from mergekit_lite.engine.program import Program
 from mergekit_lite.engine.row import Row
+from mergekit_lite.kernels.steps import ROW_DROP
 from mergekit_lite.kernels.sums import SUM_BLOCK, gram_tile, kept_tile
 from mergekit_lite.ops._place import Sums
 from mergekit_lite.ops._statistics import add_blocks
@@ -35,12 +37,16 @@ def gram_of(row: Row, stop: threading.Event) -> Sums:
     return Sums(gram=tuple(map(tuple, full)))
 
 
-def find_factors(
+def find_sums(
     row: Row, program: Program, positions: Mapping[int, int], stop: threading.Event
 ) -> None:
-    """Enter the factors of one random drop of each expert named, from one sweep for them all."""
+    """Enter what follows from sums for one transform of each expert named, from one sweep.
+
+    These are factors of random drops, and bounds of cuts by deviation.
+    """
     experts = len(row.job.reads)
     depth = np.full(experts, -1, np.int64)
+    marks = _marks(row, program, positions)
     calls: dict[int, Callable[..., None]] = {}
     for expert, position in positions.items():
         loop = kept_loop(program, expert, position, row.codes.tolist(), row.is_delta.tolist())
@@ -56,8 +62,8 @@ def find_factors(
     if (depth >= 0).any():
         sums = kept_tile.on(
             row.pool.raw, row.at, row.codes, row.is_delta, program.kinds, program.floats,
-            program.ints, depth, program.width, row.block, row.size, bad, row.work, row.scratch,
-            np.empty((experts, 2, SUM_BLOCK), np.float32),
+            program.ints, depth, marks, program.width, row.block, row.size, bad, row.work,
+            row.scratch, np.empty((experts, 2, SUM_BLOCK), np.float32),
         )  # fmt: skip
     for first, count in row.tiles(stop):
         blocks = -(-(first + count) // SUM_BLOCK) - first // SUM_BLOCK
@@ -71,5 +77,21 @@ def find_factors(
     np.maximum(row.bad, bad, out=row.bad)
     every = np.concatenate(parts)
     for expert, position in positions.items():
-        before, after = (add_blocks(every[:, expert, i].tolist()) for i in (0, 1))
-        program.set_factor(expert, position, before, after)
+        one, other = (add_blocks(every[:, expert, i].tolist()) for i in (0, 1))
+        if (expert, position) in program.by_l1:
+            program.set_factor(expert, position, one, other, int(marks[expert]))
+        else:
+            seen = Sums(plain=(one, float(row.size)), gram=((other,),))
+            program.set_bounds(expert, position, seen)
+
+
+def _marks(row: Row, program: Program, positions: Mapping[int, int]) -> NDArray[np.int64]:
+    """Make room for marks of what drops by rows keep; return at which byte those of each begin.
+
+    That is -1 where there is nothing to mark, or no room for it.
+    """
+    marks = np.full(len(row.job.reads), -1, np.int64)
+    for expert, position in positions.items():
+        if program.kinds[expert, position] == ROW_DROP:
+            marks[expert] = row.room_for_marks()
+    return marks

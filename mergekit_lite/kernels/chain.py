@@ -29,19 +29,22 @@ from mergekit_lite.kernels.combine import (
     VOTE,
     WEIGHTED_SUM,
 )
-from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY
+from mergekit_lite.kernels.steps import BAND, CUT, DARE, FAR, IDENTITY
 
 MOST_INPUTS: Final = 12
 """More would not find room in registers, and take long to compile."""
+_ARGUMENTS: Final = (
+    "raw, at, floats, ints, weights, divisor, posts, limits, out, bad, norms, first, count"
+)
 PIECE: Final = 1 << 13
 """Entries whose squares are added up in fp32 before they go to fp64."""
 
-KNOWN: Final = frozenset((IDENTITY, CUT, BAND, DARE))
+KNOWN: Final = frozenset((IDENTITY, CUT, BAND, DARE, FAR))
 """Transforms of single entries."""
 
 _TYPES: Final = (
     "u1[::1]", "i8[::1]", "f4[:,::1]", "i8[:,:,::1]", "f4[::1]", "f4", "f4[::1]",
-    "u1[::1]", "i8[::1]", "f8[::1]", "i8", "i8",
+    "f4[:,::1]", "u1[::1]", "i8[::1]", "f8[::1]", "i8", "i8",
 )  # fmt: skip
 
 
@@ -60,6 +63,8 @@ class Kind:
         divided: whether a weighted sum is divided.
         posts: how many factors follow.
         out_code: storage code of the output.
+        mask: before which of these factors what few experts claim is dropped; -1: nothing is.
+        least: how many must claim an entry then.
     """
 
     codes: tuple[int, ...]
@@ -74,6 +79,8 @@ class Kind:
     divided: bool
     posts: int
     out_code: int
+    mask: int = -1
+    least: int = 0
 
     @property
     def is_known(self) -> bool:
@@ -90,7 +97,7 @@ def kernel_for(kind: Kind) -> Kernel:
     """Return the kernel for a kind of row.
 
     Its arguments are those of `tile.merge_tile` by the same names: raw, at, floats, ints,
-    weights, divisor, posts, out, bad, norms, first, count.
+    weights, divisor, posts, limits, out, bad, norms, first, count.
     """
     return merge_chain(json.dumps(asdict(kind), sort_keys=True))
 
@@ -151,6 +158,11 @@ def source(kind: Kind) -> str:
     lines.append(f"b = {load(kind.codes[0], 0)}")
     for e in experts:
         lines.append(f"x{e} = {_input(kind, e)}")
+        if kind.mask >= 0:
+            lines.append(f"r{e} = x{e}")
+            before.append(f"mask{e} = limits[1, {e - 1}]")
+        if kind.combine == CLAIMED:
+            before.append(f"limit{e} = limits[0, {e - 1}]")
         if not kind.weight_space:
             before.append(f"q{e} = ZERO")
             lines.append(f"q{e} = plus_square(q{e}, x{e})")
@@ -159,6 +171,9 @@ def source(kind: Kind) -> str:
         before.append(f"w{e} = weights[{e - 1}]")
     lines += _COMBINES[kind.combine](kind, experts)
     for k in range(kind.posts):
+        if k == kind.mask:
+            claims = " + ".join(f"claim(r{e}, y, mask{e})" for e in experts)
+            lines.append(f"y = y if {claims} >= np.float32({kind.least}) else ZERO")
         before.append(f"post{k} = posts[{k}]")
         lines.append(f"y = y * post{k}")
     if not kind.weight_space:
@@ -182,7 +197,7 @@ def source(kind: Kind) -> str:
     begin = f"{width} * done"
     after.append(f"    bad[-1] += non_finite_stored(out, {begin}, {kind.out_code}, n)")
     return "\n".join([
-        "def merge(raw, at, floats, ints, weights, divisor, posts, out, bad, norms, first, count):",
+        f"def merge({_ARGUMENTS}):",
         "    done = 0",
         "    while done < count:",
         "        flat = first + done",
@@ -249,6 +264,10 @@ def transform(e: str, place: str, t: int, step: int, before: list[str], lines: l
         before.append(f"factor{here} = floats[{place}]")
         count = f"np.uint32(counter{here} + np.uint32(i))"
         lines.append(f"x{e} = drop(x{e}, {count}, salt{here}, limit{here}, factor{here})")
+    elif step == FAR:
+        before.append(f"mean{here} = number_of({given}[0])")
+        before.append(f"spread{here} = number_of({given}[1])")
+        lines.append(f"x{e} = far(x{e}, mean{here}, spread{here})")
 
 
 def _weighted(kind: Kind, experts: range) -> list[str]:
@@ -293,7 +312,7 @@ def _scaled_mean(kind: Kind, experts: range) -> list[str]:
 def _claimed(kind: Kind, experts: range) -> list[str]:
     lines = [f"p{e} = w{e} * x{e}" for e in experts]
     lines.append("s = " + " + ".join(f"p{e}" for e in experts))
-    claims = " + ".join(f"claim(p{e}, s, divisor)" for e in experts)
+    claims = " + ".join(f"claim(p{e}, s, limit{e})" for e in experts)
     return [*lines, f"y = s if {claims} >= np.float32({kind.aggregate}) else ZERO"]
 
 

@@ -188,21 +188,53 @@ def claimed(
     experts: int,
     n: int,
     weights: NDArray[np.float32],
-    limit: np.float32,
+    limits: NDArray[np.float32],
     at_least: int,
     out: NDArray[np.float32],
     claims: NDArray[np.float32],
 ) -> None:
-    """Write the weighted sum where at least so many inputs outweigh `limit` times the others."""
+    """Write the weighted sum where at least so many inputs outweigh their limit times the others.
+
+    Input i has the limit `limits[i]`.
+    """
     weighted_sum(x, experts, n, weights, _ZERO, out)
     for j in range(n):
         claims[j] = _ZERO
     for e in range(experts):
-        row, w = x[e], weights[e]
+        row, w, limit = x[e], weights[e], limits[e]
         for j in range(n):
             p = w * row[j]
             mine = abs(p) > abs(np.float32(out[j] - p)) * limit
             claims[j] = claims[j] + (np.float32(1.0) if mine else _ZERO)
+    drop_unclaimed(n, at_least, out, claims)
+
+
+@inlined
+def masked(
+    x: NDArray[np.float32],
+    experts: int,
+    n: int,
+    limits: NDArray[np.float32],
+    at_least: int,
+    out: NDArray[np.float32],
+    claims: NDArray[np.float32],
+) -> None:
+    """Zero what fewer inputs claim: those larger than their limit times the distance to it."""
+    for j in range(n):
+        claims[j] = _ZERO
+    for e in range(experts):
+        row, limit = x[e], limits[e]
+        for j in range(n):
+            mine = abs(row[j]) > abs(np.float32(out[j] - row[j])) * limit
+            claims[j] = claims[j] + (np.float32(1.0) if mine else _ZERO)
+    drop_unclaimed(n, at_least, out, claims)
+
+
+@inlined
+def drop_unclaimed(
+    n: int, at_least: int, out: NDArray[np.float32], claims: NDArray[np.float32]
+) -> None:
+    """Zero the entries with fewer claims than wanted."""
     enough = np.float32(at_least)
     for j in range(n):
         out[j] = out[j] if claims[j] >= enough else _ZERO

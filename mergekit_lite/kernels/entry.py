@@ -115,6 +115,18 @@ def band(x: np.float32, high: np.uint32, low: np.uint32) -> np.float32:
 
 
 @inlined
+def number_of(bits: int) -> np.float32:
+    """Return the fp32 number with these bits."""
+    return np.uint32(bits).view(np.float32)
+
+
+@inlined
+def far(x: np.float32, mean: np.float32, limit: np.float32) -> np.float32:
+    """Zero what is not farther than `limit` from `mean`."""
+    return x if abs(np.float32(x - mean)) > limit else ZERO
+
+
+@inlined
 def drop(
     x: np.float32, counter: np.uint32, salt: np.uint32, limit: np.uint32, factor: np.float32
 ) -> np.float32:

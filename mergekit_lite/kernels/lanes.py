@@ -81,6 +81,9 @@ sum_of_products = Emitted(lambda: _summed(_product))
 sum_of_magnitudes = Emitted(lambda: _summed(_magnitude))
 """(a, a, n): the sum of |a[j]| for j < n; entries up to a multiple of 16 become 0."""
 
+sum_of_entries = Emitted(lambda: _summed(lambda builder, left, right: left))
+"""(a, a, n): the sum of a[j] for j < n; entries up to a multiple of 16 become 0."""
+
 _sum_of_pairs = Emitted(lambda: _summed(lambda builder, left, right: left, wide=True))
 
 

@@ -275,6 +275,21 @@ def histogram(bits: NDArray[np.uint32], n: int, bins: NDArray[np.int64]) -> None
         bins[bits[i] >> np.uint32(15)] += 1
 
 
+@kernel("u4[::1]", "i8", "i8[::1]")
+def squares(bits: NDArray[np.uint32], n: int, bins: NDArray[np.int64]) -> None:
+    """Add to 65536 pairs by bits 30..15 what sums of squares of `bits[:n]` follow from.
+
+    That is, of the lower 15 bits as a number d: 2^40 + d, and d^2. The first number of a pair has
+    room for 2^24 entries.
+    """
+    for i in range(n):
+        each = bits[i]
+        at = np.uint32(np.uint32(each >> np.uint32(15)) << np.uint32(1))
+        lower = np.int64(each & np.uint32(0x7FFF))
+        bins[at] += (1 << 40) + lower
+        bins[at | np.uint32(1)] += lower * lower
+
+
 @kernel("u4[::1]", "i8", "i8", "i8[::1]")
 def refine(bits: NDArray[np.uint32], n: int, digit: int, bins: NDArray[np.int64]) -> None:
     """Add bits 14..0 of those `bits[:n]` whose upper bits equal `digit` to 32768 bins."""

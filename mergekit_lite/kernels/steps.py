@@ -15,6 +15,8 @@ BAND: Final = 2
 DARE: Final = 3
 ROW_BAND: Final = 4
 ROW_DROP: Final = 5
+ROW_KEPT: Final = 6
+FAR: Final = 7
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 
@@ -44,6 +46,13 @@ def drop_top(x: NDArray[np.float32], n: int, first: int, threshold: np.uint32, u
     for i in range(edge, n):
         m = bits[i] & MAGNITUDE
         bits[i] = np.uint32(0) if m > threshold else bits[i]
+
+
+@inlined
+def keep_far(x: NDArray[np.float32], n: int, mean: np.float32, limit: np.float32) -> None:
+    """Zero what is not farther than `limit` from `mean`."""
+    for i in range(n):
+        x[i] = x[i] if abs(np.float32(x[i] - mean)) > limit else np.float32(0.0)
 
 
 @inlined

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from mergekit_lite.kernels._jit import inlined, kernel
 from mergekit_lite.kernels.codec import decode
-from mergekit_lite.kernels.lanes import sum_of_magnitudes, sum_of_products
+from mergekit_lite.kernels.lanes import sum_of_entries, sum_of_magnitudes, sum_of_products
+from mergekit_lite.kernels.row_marks import mark_rows
+from mergekit_lite.kernels.steps import FAR
 from mergekit_lite.kernels.tile import load_input, load_inputs, transform_input
 
 SUM_BLOCK: Final = 4096
@@ -67,12 +69,14 @@ def add_to_blocks(
     size: int,
     begun: NDArray[np.float32],
     number: int,
+    moments: bool,
     sums: NDArray[np.float64],
 ) -> None:
-    """Write the sum of magnitudes of every block that ends among the entries `flat` to `flat + n`.
+    """Write the sums of every block that ends among the entries `flat` to `flat + n`.
 
-    `begun` holds a block's entries until its last one comes, or the tensor's, which has `size`;
-    block `number` goes to `sums[0]`.
+    That of magnitudes, or for `moments` those of entries and of squares. `begun` holds a block's
+    entries until its last one comes, or the tensor's, which has `size`; block `number` goes to
+    `sums[0]`.
     """
     done = 0
     while done < n:
@@ -84,7 +88,11 @@ def add_to_blocks(
         done += part
         if at + part == SUM_BLOCK or flat + done == size:
             block = (flat + done - 1) // SUM_BLOCK
-            sums[block - number] = sum_of_magnitudes(begun, begun, at + part)
+            if moments:
+                sums[block - number, 0] = sum_of_entries(begun, begun, at + part)
+                sums[block - number, 1] = sum_of_products(begun, begun, at + part)
+            else:
+                sums[block - number, 0] = sum_of_magnitudes(begun, begun, at + part)
 
 
 @kernel(
@@ -95,6 +103,7 @@ def add_to_blocks(
     "i8[:,::1]",
     "f4[:,::1]",
     "i8[:,:,::1]",
+    "i8[::1]",
     "i8[::1]",
     "i8",
     "i8",
@@ -116,6 +125,7 @@ def kept_tile(
     floats: NDArray[np.float32],
     ints: NDArray[np.int64],
     depth: NDArray[np.int64],
+    marks: NDArray[np.int64],
     width: int,
     block: int,
     size: int,
@@ -125,12 +135,14 @@ def kept_tile(
     begun: NDArray[np.float32],
     first: int,
     count: int,
-    absolute: NDArray[np.float64],
+    sums: NDArray[np.float64],
 ) -> None:
     """Write sums of the magnitudes that random drops see and of those that they keep.
 
-    `depth[e]` is how many transforms of expert e precede its drop, -1 where none is asked about;
-    `absolute` has the shape (blocks, experts, 2), for the blocks that the tile has entries of. A
+    Of what a cut by deviation sees, write the sums of entries and of their squares. `depth[e]` is
+    how many transforms of expert e precede it, -1 where none is asked about; `marks[e]` at which
+    byte of `scratch` what a drop by rows keeps is marked, -1: nowhere. `sums` has the shape
+    (blocks, experts, 2), for the blocks that the tile has entries of. A
     block that begins in one tile and ends in another is told with the latter: tiles hold whole
     rows where a step works on rows. `begun` (experts x 2 x 4096) carries it over.
     """
@@ -149,7 +161,12 @@ def kept_tile(
                 continue
             bad[e + 1] += load_input(e + 1, raw, at, code, is_delta, False, base, start, n, x)
             transform_input(kinds[e], floats[e], ints[e], t, x, n, flat, width, scratch)
-            add_to_blocks(x, n, flat, size, begun[e, 0], number, absolute[:, e, 0])
+            if kinds[e, t] == FAR:
+                add_to_blocks(x, n, flat, size, begun[e, 0], number, True, sums[:, e])
+                continue
+            add_to_blocks(x, n, flat, size, begun[e, 0], number, False, sums[:, e, :1])
             # Its factor is 1 as long as the one that these sums are for is not known.
             transform_input(kinds[e, t:], floats[e, t:], ints[e, t:], 1, x, n, flat, width, scratch)
-            add_to_blocks(x, n, flat, size, begun[e, 1], number, absolute[:, e, 1])
+            if marks[e] >= 0:
+                mark_rows(x, n, flat, width, scratch.view(np.uint8)[marks[e] :])
+            add_to_blocks(x, n, flat, size, begun[e, 1], number, False, sums[:, e, 1:])

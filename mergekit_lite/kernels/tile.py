@@ -23,6 +23,7 @@ from mergekit_lite.kernels.combine import (
     claimed,
     clipped,
     largest,
+    masked,
     scaled_mean,
     vote,
     weighted_columns,
@@ -31,15 +32,19 @@ from mergekit_lite.kernels.combine import (
 )
 from mergekit_lite.kernels.row_band import band_rows
 from mergekit_lite.kernels.row_drop import drop_rows
+from mergekit_lite.kernels.row_marks import keep_marked
 from mergekit_lite.kernels.selection import select, shared, variance
 from mergekit_lite.kernels.steps import (
     BAND,
     CUT,
     DARE,
+    FAR,
     ROW_BAND,
     ROW_DROP,
+    ROW_KEPT,
     drop_random,
     drop_top,
+    keep_far,
     keep_top,
 )
 
@@ -128,6 +133,11 @@ def transform_input(
             keep_top(x, n, first, np.uint32(p[2]), p[3])
         elif kind == DARE:
             drop_random(x, n, first, p[0], p[1], p[2], floats[t])
+        elif kind == FAR:
+            mean, limit = np.uint32(p[0]).view(np.float32), np.uint32(p[1]).view(np.float32)
+            keep_far(x, n, mean, limit)
+        elif kind == ROW_KEPT:
+            keep_marked(x, n, first, width, scratch.view(np.uint8)[p[0] :], floats[t])
         elif kind == ROW_BAND:
             band_rows(x, n, width, p[0], p[1], scratch)
         elif kind == ROW_DROP:
@@ -163,6 +173,7 @@ def work_shape(experts: int, block: int) -> tuple[int, int]:
     "f4",
     "i8[::1]",
     "f4[::1]",
+    "f4[:,::1]",
     "i8",
     "i8",
     "u1[::1]",
@@ -188,6 +199,7 @@ def merge_tile(
     divisor: np.float32,
     options: NDArray[np.int64],
     posts: NDArray[np.float32],
+    limits: NDArray[np.float32],
     width: int,
     block: int,
     out: NDArray[np.uint8],
@@ -238,7 +250,7 @@ def merge_tile(
         elif combine == SCALED_MEAN:
             scaled_mean(x, experts, n, divisor, weights, merged, mass)
         elif combine == CLAIMED:
-            claimed(x, experts, n, weights, divisor, options[1], merged, mass)
+            claimed(x, experts, n, weights, limits[0], options[1], merged, mass)
         elif combine == CLIPPED:
             clipped(x, n, divisor, merged)
         elif combine == SELECTED:
@@ -253,6 +265,11 @@ def merge_tile(
         else:
             weighted_sum(x, experts, n, weights, divisor, merged)
         for k in range(posts.shape[0]):
+            if k == options[4]:
+                # Experts claim by their deltas as they came, which transforms have overwritten.
+                for e in range(experts):
+                    load_input(e + 1, raw, at, code, is_delta, weight_space, base, start, n, x[e])
+                masked(x, experts, n, limits[1], options[5], merged, mass)
             for j in range(n):
                 merged[j] = merged[j] * posts[k]
         if not weight_space:

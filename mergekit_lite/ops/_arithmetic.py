@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,8 +15,11 @@ NEGLIGIBLE = 1e-8
 
 
 def single(value: float) -> float:
-    """Return `value` rounded to the nearest fp32 number."""
-    return float(struct.unpack("f", struct.pack("f", value))[0])
+    """Return `value` rounded to the nearest fp32 number, which is infinite beyond the largest."""
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def total_weight(weights: Sequence[float]) -> float:

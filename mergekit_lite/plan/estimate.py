@@ -20,6 +20,7 @@ from mergekit_lite.plan.row_memory import (
     inputs_of,
     kept_bytes,
     made_in_memory,
+    mark_bytes,
     rank_bytes,
     read_bytes_of,
     tile_entries,
@@ -93,7 +94,7 @@ def estimate(
     jobs = _with_results(plan)
     resident = max((whole_bytes(job, specs, device) for job in jobs), default=0)
     ranked = max((rank_bytes(job, specs) for job in jobs), default=0)
-    kept = max((kept_bytes(job, specs) for job in jobs), default=0)
+    kept = max((kept_bytes(job, specs) + mark_bytes(job, specs) for job in jobs), default=0)
     inputs = max((inputs_of(job) for job in jobs if job.kind == "merge"), default=0)
     in_torch = torch_bytes(plan, device)
     fixed = PROCESS_BYTES + table + max(resident, in_torch)

@@ -13,7 +13,10 @@ from mergekit_lite.kernels import enabled
 from mergekit_lite.ops import OpSpec, registry
 from mergekit_lite.plan.types import Job
 
-_TRANSFORMS = frozenset({"magnitude", "breadcrumbs", "graft", "magprune", "dare"})
+_TRANSFORMS = frozenset(
+    {"magnitude", "breadcrumbs", "graft", "magprune", "dare", "deviation", "norm_share"}
+)
+_POSTS = frozenset({"scale", "consensus_mask"})
 _ENTRY_BY_ENTRY = frozenset(
     {"linear", "task_arithmetic", "take", "passthrough", "magmax", "ram", "consensus", "nearswap"}
 )
@@ -38,6 +41,8 @@ def is_known(job: Job) -> bool:
     changed = any(spec.kind == "transform" for spec, _ in steps)
     if job.fusion is not None or not any(spec.kind == "combine" for spec, _ in steps):
         return False  # an adapter's factors are made in torch
+    if sum(spec.name == "consensus_mask" for spec, _ in steps) > 1:
+        return False
     return all(_is_known(spec, {**spec.defaults(), **step.params}, changed) for spec, step in steps)
 
 
@@ -46,7 +51,7 @@ def _is_known(spec: OpSpec, params: Mapping[str, Any], changed: bool) -> bool:
     if spec.kind == "transform":
         return spec.name in _TRANSFORMS
     if spec.kind == "post":
-        return spec.name == "scale"
+        return spec.name in _POSTS
     if spec.name == "sign_consensus":
         return all(params[name] in known for name, known in _ELECTIONS.items())
     if spec.name in _OF_STORED_INPUTS or spec.blend_each is not None:
@@ -54,4 +59,4 @@ def _is_known(spec: OpSpec, params: Mapping[str, Any], changed: bool) -> bool:
     if spec.blend is not None:
         return not changed and all(needs.asked(params, 1) for needs in spec.statistics)
     by_expert = any(isinstance(value, Mapping) for value in params.values())
-    return spec.name in _ENTRY_BY_ENTRY and not by_expert
+    return spec.name in _ENTRY_BY_ENTRY and (spec.name == "consensus" or not by_expert)

@@ -25,6 +25,8 @@ A GPU's driver takes memory of its own, which differs from one to another and is
 """
 TORCH_COPIES = 4
 """Copies of a tile that an op in torch makes on its way."""
+SHARE_BYTES = 7 * 8 << 16
+"""Counts of bits of one input's magnitudes, and of their squares, for a share of the norm."""
 _DERIVED = {"sce": 1, "arcee_fusion": 0}
 """Combines that rank values which they derive from all inputs -> for how many ranks they collect
 some of them; quartiles are found by counts."""
@@ -139,11 +141,12 @@ def rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     derived = sum(_DERIVED.get(step.op, 0) for step in job.steps)
     if not ranks and not derived:
         return 0
+    shares = sum(step.op == "norm_share" for step in job.steps)
     slots = len(job.reads) * ranks + derived
     kept = slots * (rank_room(size, slots) + 8)
     sampled = min(size, RANK_SAMPLE) * (len(job.reads) + 2)
     values = 2 * min(size, TILE_ENTRIES) if derived else 0
-    return 12 * kept + 4 * (sampled + values)
+    return 12 * kept + 4 * (sampled + values) + shares * SHARE_BYTES
 
 
 def rank_room(size: int, slots: int) -> int:
@@ -195,6 +198,16 @@ def kept_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     reads = [*job.reads, *([job.base] if job.base else [])]
     total = sum(_held(read, entries) for read in reads if not read.zero)
     return total if total <= KEPT_BYTES else 0
+
+
+def mark_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
+    """Return what marks of the entries that drops by rank keep take, a bit each."""
+    size, width = prod(job.shape), job.shape[-1] if job.shape else 1
+    drops = [
+        step for step in job.steps if step.op == "magprune" and is_swept(specs[step.op], step, size)
+    ]
+    each = -(-width // 8) * (size // max(width, 1))
+    return min(len(drops) * each, KEPT_BYTES - kept_bytes(job, specs))
 
 
 def _held(read: Read, entries: int) -> int:

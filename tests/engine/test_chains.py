@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from mergekit_lite.engine.program import compile_job
+from mergekit_lite.engine import cpu
+from mergekit_lite.engine.cpu import merge_tiles
+from mergekit_lite.engine.program import Program, compile_job
+from mergekit_lite.engine.row import Row
+from mergekit_lite.kernels.steps import ROW_DROP, ROW_KEPT
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.fused import is_known
 from mergekit_lite.plan.types import Job, Read, Step
@@ -103,6 +108,45 @@ CHAINS = {
     "sce, half of what varies": [Step("sce", {"select_topk": 0.5, "merge_masked": False})],
     "sce of everything": [Step("sce", {"select_topk": 1.0})],
     "model stock by row": [Step("model_stock", {"filter_wise": True})],
+    "by deviation": [*each("deviation", {"factor": 0.7}), MEAN, Step("scale", {"lambda": 1.3})],
+    "by deviation, norms too": [*each("deviation", {"spare_1d": False}), MEAN],
+    "rows, then by deviation, then a trim": [
+        *each("breadcrumbs", {"density": 0.8, "gamma": 0.01}),
+        *each("deviation", {"factor": 0.2}),
+        *each("magnitude", {"density": 0.5}),
+        MEAN,
+    ],
+    "share of the norm": [*each("norm_share", {"share": 0.8}), MEAN],
+    "share of the norm, norms too": [*each("norm_share", {"spare_1d": False}), MEAN],
+    "a drop by l1, then shares of the norm": [
+        *each("magprune", {"rescale": "l1"}),
+        *each("norm_share", {"share": 0.95}),
+        *each("norm_share", {"share": 0.6}),
+        MEAN,
+    ],
+    "one by share, one by rank, one by deviation": [
+        Step("norm_share", {"share": 0.7}, "math"),
+        Step("magnitude", {"density": 0.5}, "code"),
+        Step("deviation", {}, "chat"),
+        MEAN,
+    ],
+    "masked": [
+        *each("magnitude", {"density": 0.5}),
+        Step("sign_consensus", {"agg": "sum"}),
+        Step("scale", {"lambda": 0.9}),
+        Step("consensus_mask", {"lambda": 0.7}),
+        Step("scale", {"lambda": 1.3}),
+    ],
+    "masked after a drop by l1": [
+        *each("magprune", {"rescale": "l1"}),
+        Step("task_arithmetic", {"lambda": 0.3}),
+        Step("consensus_mask", {"mask_lambda": 0.2, "at_least": 1}),
+    ],
+    "claimed, then masked": [
+        Step("consensus", {**WEIGHTS, "at_least": 1, "lambda": 1.2}),
+        Step("consensus_mask", {"mask_lambda": 0.6}),
+    ],
+    "sce, masked": [Step("sce"), Step("consensus_mask", {"at_least": 1})],
     "whole model": [*each("magnitude", {"density": 0.2, "scope": "model"}), MEAN],
 }
 
@@ -136,6 +180,7 @@ OF_THEIR_OWN = {"mask_lambda": dict(zip(EXPERTS, (0.2, 0.9, 0.5), strict=True))}
 def test_claims_go_by_each_experts_own_limit(tmp_path: Path, chain: list[Step]) -> None:
     models = save_models(tmp_path, SHAPES)
     plan = plan_for(models, chain)
+    assert all(compile_job(job, plan.seed) is not None for job in plan.jobs)
     run(plan, models, tmp_path / "out")
     wanted = expected(plan, models)
     assert same_bytes(output(tmp_path / "out"), wanted)
@@ -237,6 +282,36 @@ def test_inner_products_after_a_transform_are_left_to_torch(tmp_path: Path, op: 
     assert same_bytes(output(tmp_path / "out"), expected(plan, models))
 
 
+def test_two_masks_are_left_to_torch(tmp_path: Path) -> None:
+    models = save_models(tmp_path, SHAPES)
+    chain = [Step("task_arithmetic"), *[Step("consensus_mask", {"at_least": n}) for n in (1, 2)]]
+    plan = plan_for(models, chain)
+    assert compile_job(plan.jobs[0], plan.seed) is None
+    run(plan, models, tmp_path / "out")
+    assert same_bytes(output(tmp_path / "out"), expected(plan, models))
+
+
+def test_rows_are_ranked_once_where_marks_have_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marks of (3000, 96) take 36,000 bytes an expert: of two, with room for one, one is drawn."""
+    models = save_models(tmp_path, {"tall": (3000, 96)}, experts=EXPERTS[:2])
+    drops = each("magprune", {"density": 0.6, "rescale": "l1"}, EXPERTS[:2])
+    plan = plan_for(models, [*drops, Step("task_arithmetic")])
+    kept: list[list[int]] = []
+
+    def seen(row: Row, program: Program, *rest: object) -> None:
+        merge_tiles(row, program, *rest)  # type: ignore[arg-type]
+        kept.append(np.ravel(program.kinds).tolist())
+
+    monkeypatch.setattr(cpu, "merge_tiles", seen)
+    for keep in (0, 36_000, 72_000):
+        monkeypatch.setattr("mergekit_lite.engine.local.keep_for", lambda plan, options, k=keep: k)
+        run(plan, models, tmp_path / f"out{keep}")
+        assert same_bytes(output(tmp_path / f"out{keep}"), expected(plan, models))
+    assert kept == [[ROW_DROP, ROW_DROP], [ROW_KEPT, ROW_DROP], [ROW_KEPT, ROW_KEPT]]
+
+
 @pytest.mark.parametrize("params", [{"unit": "row"}, {"unit": "column"}])
 def test_rows_and_columns_on_the_sphere(tmp_path: Path, params: dict[str, str]) -> None:
     models = save_models(tmp_path, SHAPES, experts=["a", "b"])
@@ -250,7 +325,7 @@ def test_what_is_said_to_be_known_is_compiled() -> None:
     compiled = set()
     for spec in registry().values():
         for vector in spec.vectors:
-            names = [f"e{number}" for number in range(max(len(vector.deltas), 2))]
+            names = list("abcdefgh"[: max(len(vector.deltas), 2)])  # as examples name them
             steps = [Step(spec.name, {**vector.params, "weights": [1.0] * len(names)})]
             if spec.kind == "transform":
                 steps = [*each(spec.name, vector.params, names), Step("linear")]
@@ -262,3 +337,4 @@ def test_what_is_said_to_be_known_is_compiled() -> None:
                 assert compile_job(job, 0) is not None
                 compiled.add(spec.name)
     assert {"dare", "graft", "sce", "slerp", "ramplus", "take", "scale"} < compiled
+    assert {"deviation", "norm_share", "consensus_mask", "magprune"} < compiled

@@ -20,7 +20,7 @@ from mergekit_lite.kernels import warm
 from mergekit_lite.kernels._jit import KERNELS, Kernel
 from mergekit_lite.kernels.dequantise import dequantise_columns, dequantise_rows
 from mergekit_lite.kernels.lora import low_rank_tile
-from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, scan_tile
+from mergekit_lite.kernels.order import magnitudes_of_tile, nth_equal, refine, scan_tile, squares
 from mergekit_lite.kernels.sums import gram_tile, kept_tile
 from mergekit_lite.kernels.tile import merge_tile
 from mergekit_lite.plan.types import Job, Plan, Read, Step
@@ -46,6 +46,8 @@ CHAINS = {
         *each("dare", {"density": 0.5, "rescale": "l1"}, EXPERTS),
         *TIES,
     ],
+    "masked": [*TIES, Step("consensus_mask"), Step("scale", {"lambda": 1.3})],
+    "by deviation": [*each("deviation", {"spare_1d": False}, EXPERTS), MEAN],
     "breadcrumbs": [*each("breadcrumbs", {**BAND, "unit": "tensor"}, EXPERTS), MEAN],
 }
 IN_WEIGHTS = ("linear", "slerp")
@@ -158,6 +160,11 @@ def test_a_loop_that_is_there_is_used_however_small_the_row(compiled: Compiled) 
             [*BY_ROW[:-1], *CHAINS["dare by l1, then a trim"][:2], MEAN],
             {"kept_tile", "merge_tile"},
         ),
+        (CHAINS["by deviation"], {"kept_tile", "merge_chain"}),
+        (
+            [*each("norm_share", {"spare_1d": False}, EXPERTS), MEAN],
+            {"squares", "refine", "nth_equal", "sample_chain", "merge_chain"},
+        ),
         (
             [*each("dare", {"density": 1}, EXPERTS), *TIES],
             {"merge_tile", "scan_tile", "magnitudes_of_tile", "nth_equal"},
@@ -173,6 +180,8 @@ def test_a_loop_that_is_there_is_used_however_small_the_row(compiled: Compiled) 
         "slerp",
         "by l1",
         "by row and l1",
+        "by deviation",
+        "by share",
         "keeps all, then ranks",
         "by row, then ranks",
     ],
@@ -183,9 +192,8 @@ def test_what_no_loop_knows_is_left_to_the_general_kernels(
     compiled(())
     got = wanted_kernels(*small(steps))
     assert set(makers(got)) == wanted
-    assert {merge_tile, scan_tile, gram_tile, kept_tile, magnitudes_of_tile, nth_equal} >= {
-        kernel for kernel in got if len(kernel.maker) == 2
-    }
+    general = {merge_tile, scan_tile, gram_tile, kept_tile, magnitudes_of_tile, nth_equal}
+    assert general | {squares, refine} >= {kernel for kernel in got if len(kernel.maker) == 2}
 
 
 def test_an_adapter_wants_its_product_and_enters_as_a_delta(compiled: Compiled) -> None:

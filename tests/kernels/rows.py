@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.kernels.codec import BF16, F16, F32, F64, WIDTHS
-from mergekit_lite.kernels.steps import BAND, CUT, DARE
+from mergekit_lite.kernels.steps import BAND, CUT, DARE, FAR
 from tests.kernels.arrays import AWKWARD, Floats
 
 EVERY = 1 << 40
@@ -139,6 +139,9 @@ def numbers(
                 ints[e, t, :2] = low, until[0]
             elif step == BAND:
                 ints[e, t, :4] = high, until[0], low, until[1]
+            elif step == FAR:
+                ends = generator.choice(steps, 2).view(np.float32) * [generator.choice([-1, 0]), 1]
+                ints[e, t, :2] = ends.astype(np.float32).view(np.uint32)
             elif step == DARE:
                 key = generator.integers(0, 1 << 32, 2)
                 keep = generator.choice([0, 1, 1 << 30, 0x80000001, 0xFFFFFFFF])

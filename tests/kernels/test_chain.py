@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from mergekit_lite.kernels.combine import (
     VOTE,
     WEIGHTED_SUM,
 )
-from mergekit_lite.kernels.steps import BAND, CUT, DARE, IDENTITY, ROW_BAND
+from mergekit_lite.kernels.steps import BAND, CUT, DARE, FAR, IDENTITY, ROW_BAND
 from mergekit_lite.kernels.tile import BLOCK, merge_tile
 from tests.kernels.arrays import Floats
 from tests.kernels.blocks import memory
@@ -76,6 +76,9 @@ KINDS = {
     "active": kind(B3, kinds=((CUT,),) * 2, combine=ACTIVE_MEAN),
     "scaled": kind(B4, combine=SCALED_MEAN, posts=1),
     "claimed": kind((F32, BF16, F16, NO), combine=CLAIMED, aggregate=2, posts=1),
+    "masked": kind((BF16, F32, NO, F16), kinds=((DARE,),) * 3, posts=2, mask=1, least=1),
+    "claimed, then masked": kind(B3, combine=CLAIMED, aggregate=1, posts=2, mask=1, least=2),
+    "far ones": kind((BF16, F16), kinds=((FAR, CUT),), out_code=F32),
     "clipped": kind((BF16, F32), combine=CLIPPED, out_code=F32),
     "one cut": kind((NO, F32), deltas=(True,), kinds=((CUT,),), out_code=F32),
     "nothing but the base": kind((F32, NO), out_code=BF16),
@@ -109,6 +112,7 @@ class Case:
     weights: Floats
     divisor: np.float32
     posts: Floats
+    limits: Floats = field(default_factory=lambda: np.zeros((2, 0), np.float32))
 
     def memory(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64]]:
         width, inputs = WIDTHS[self.kind.out_code], len(self.kind.codes)
@@ -118,12 +122,13 @@ class Case:
     def by_general_kernel(self) -> Made:
         k, tile = self.kind, self.tile
         rows = np.array(k.kinds, np.int64).reshape(len(k.kinds), -1)
-        options = np.array([k.by_count, k.aggregate, k.zero_plus, k.signed], np.int64)
+        chosen = [k.by_count, k.aggregate, k.zero_plus, k.signed, k.mask, k.least]
+        options = np.array(chosen, np.int64)
         out, bad, norms = self.memory()
         merge_tile(
             tile.raw, tile.at, tile.codes, tile.is_delta, k.weight_space, rows, self.floats,
-            self.ints, k.combine, self.weights, self.divisor, options, self.posts, 0, BLOCK, out,
-            k.out_code, bad, norms, *memory(len(k.kinds)), tile.first, tile.count,
+            self.ints, k.combine, self.weights, self.divisor, options, self.posts, self.limits, 0,
+            BLOCK, out, k.out_code, bad, norms, *memory(len(k.kinds)), tile.first, tile.count,
         )  # fmt: skip
         return Made(out, bad.tolist(), norms)
 
@@ -136,7 +141,7 @@ class Case:
             out = whole[done * width : done * width + n * width]
             loop = kernel_for(self.kind).on(
                 self.tile.raw, self.tile.later(done), self.floats, self.ints, self.weights,
-                self.divisor, self.posts, out, bad, norms,
+                self.divisor, self.posts, self.limits, out, bad, norms,
             )  # fmt: skip
             loop(self.tile.first + done, n)
         return Made(whole, bad.tolist(), norms)
@@ -146,12 +151,14 @@ def case(of: Kind, data: str, generator: np.random.Generator) -> Case:
     tile = inputs(generator, data, of.codes, of.deltas)
     floats, ints = numbers(generator, of.kinds, tile)
     weights = generator.choice([1.0, 0.5, -0.25, 1.5, 0.0, 0.1], len(of.kinds))
-    limited = of.combine in (ACTIVE_MEAN, SCALED_MEAN, CLAIMED, CLIPPED)
+    limited = of.combine in (ACTIVE_MEAN, SCALED_MEAN, CLIPPED)
     divisor = np.float32(generator.choice([0.75, 3.0]) if of.divided or limited else 0)
     posts = generator.choice([1.3, 0.0, -0.5, 1.0], of.posts)
+    limits = generator.choice([0.25, 0.6, 3.0], (2, len(of.kinds)))
     return Case(
-        of, tile, floats, ints, weights.astype(np.float32), divisor, posts.astype(np.float32)
-    )
+        of, tile, floats, ints, weights.astype(np.float32), divisor, posts.astype(np.float32),
+        limits.astype(np.float32),
+    )  # fmt: skip
 
 
 def without_payload(out: NDArray[np.uint8], code: int) -> NDArray[np.uint8]:

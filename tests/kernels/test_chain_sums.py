@@ -47,7 +47,7 @@ def test_sums_are_those_of_the_general_kernel(name: str, data: str) -> None:
         wanted = np.full((blocks, 2, 2), -1.0)
         kept_tile(
             tile.raw, tile.at, tile.codes, tile.is_delta, kinds, floats, ints,
-            np.array([-1, at]), 0, 2048, first + tile.count, np.zeros(4, np.int64),
+            np.array([-1, at]), np.full(2, -1), 0, 2048, first + tile.count, np.zeros(4, np.int64),
             np.empty(work_shape(2, SUM_BLOCK), np.float32), np.empty(row_scratch(0), np.int64),
             np.empty((2, 2, SUM_BLOCK), np.float32), first, tile.count, wanted,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from mergekit_lite.kernels.combine import (
     claimed,
     clipped,
     largest,
+    masked,
     scaled_mean,
     vote,
     weighted_sum,
@@ -107,9 +108,15 @@ def test_the_other_combines_are_their_ops(
     scaled_mean(x, experts_, n, np.float32(limit), ratios(sums, experts_), out, scratch)
     params = {"epsilon": limit, "r": 0.3, "alpha": 5.0, "scope": "model"}
     assert same(out, get("ramplus").function(one, sums=sums, **params))
-    claimed(x, experts_, n, given_weights, np.float32(limit), least, out, scratch)
-    params = {"names": "abcde"[:experts_], "mask_lambda": limit, "at_least": least}
+    limits = np.array([limit, 0.3, 0.0, 1.5, 9.0][:experts_], np.float32)
+    claimed(x, experts_, n, given_weights, limits, least, out, scratch)
+    each = dict(zip("abcde", map(float, limits), strict=False))
+    params = {"names": "abcde"[:experts_], "mask_lambda": each, "at_least": least}
     assert same(out, get("consensus").function(one, weights=weights, **params))
+    out[:] = merged = x[-1] / 2
+    masked(x, experts_, n, limits, least, out, scratch)
+    given_merged = torch.from_numpy(merged.copy())
+    assert same(out, get("consensus_mask").function(given_merged, deltas=one, **params))
     clipped(x, n, np.float32(limit), out)
     assert same(out, get("nearswap").function(one[:1], t=limit))
 

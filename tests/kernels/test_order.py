@@ -16,6 +16,7 @@ from mergekit_lite.kernels.order import (
     nth_equal,
     refine,
     scan_tile,
+    squares,
 )
 from mergekit_lite.kernels.steps import CUT
 from mergekit_lite.kernels.tile import BLOCK
@@ -211,3 +212,16 @@ def test_the_nth_of_equal_magnitudes(nth: int, wanted: tuple[int, int]) -> None:
     found = np.array([5, 5], np.int64)
     nth_equal(values, 7, np.uint32(7), nth, found)
     assert tuple(found) == wanted
+
+
+def test_squares_are_told_by_the_bits_that_entries_begin_with() -> None:
+    values = np.array([1.5, 1.5, 1.501, 0.0, 1e-45, 3e38, 1e-45], np.float32).view(np.uint32)
+    bins = np.zeros(2 << 16, np.int64)
+    squares(values, len(values), bins)
+    squares(values, 1, bins)
+    wanted = np.zeros_like(bins)
+    for each in [*values.tolist(), values[0].item()]:
+        digit, lower = each >> 15, each & 0x7FFF
+        wanted[2 * digit : 2 * digit + 2] += (1 << 40) + lower, lower * lower
+    assert np.array_equal(bins, wanted)
+    assert (bins[::2] >> 40).sum() == 8

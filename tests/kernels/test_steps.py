@@ -7,13 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_lite.kernels.steps import drop_random, drop_top, keep_top
+from mergekit_lite.kernels.steps import drop_random, drop_top, keep_far, keep_top
 from mergekit_lite.ops import get
+from mergekit_lite.ops._arithmetic import single
 from mergekit_lite.ops._place import Cut, Place
 from mergekit_lite.ops._random import kept
-from mergekit_lite.ops._statistics import EVERY, order_cuts
+from mergekit_lite.ops._statistics import EVERY, order_cuts, totals
 from mergekit_lite.ops.transform.breadcrumbs import band
 from mergekit_lite.ops.transform.dare import rescale_factor
+from mergekit_lite.ops.transform.deviation import bounds
 from tests.kernels.arrays import Floats, awkward, same
 
 CALM = settings(deadline=None, max_examples=200)
@@ -64,6 +66,20 @@ def test_drop_top_then_keep_top_is_breadcrumbs(
     wanted = by_op("breadcrumbs", x, Place(size=len(x)), cut=cuts, **params)
     dropped = in_blocks(drop_top, x, cuts[0], block)
     assert same(in_blocks(keep_top, dropped, cuts[1], block), wanted)
+
+
+@CALM
+@given(awkward(), st.sampled_from([0.0, 0.5, 1.28, 3.0]))
+def test_keep_far_is_deviation(values: list[float], factor: float) -> None:
+    x = np.array(values, np.float32)
+    ones = torch.ones(len(x))
+    sums = totals([torch.from_numpy(x), ones], plain=True)
+    params = {"factor": factor, "spare_1d": False}
+    wanted = get("deviation").function(torch.from_numpy(x.copy()), sums=sums, **params)
+    mean, spread = bounds(sums)
+    far = x.copy()
+    keep_far(far, len(x), np.float32(single(mean)), np.float32(single(factor * spread)))
+    assert same(far, wanted)
 
 
 def test_a_cut_of_no_entries_keeps_none_and_drops_none() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from mergekit_lite.kernels.codec import CODES, WIDTHS
 from mergekit_lite.kernels.combine import MAX, MEAN, SUM, VOTE, WEIGHTED_SUM
-from mergekit_lite.kernels.steps import BAND, CUT, IDENTITY
+from mergekit_lite.kernels.steps import BAND, CUT, FAR, IDENTITY
 from mergekit_lite.kernels.tile import BLOCK, merge_tile
 from tests.kernels.blocks import TORCH, Tile, Transforms, bits, memory, transforms
 
@@ -25,6 +25,8 @@ def merged(
     combine: int = WEIGHTED_SUM,
     divisor: float = 0.0,
     options: Sequence[int] = (0, MEAN, 1, 0),
+    mask: tuple[int, int] = (-1, 0),
+    limits: Sequence[Sequence[float]] = (),
     posts: Sequence[float] = (),
     weight_space: bool = False,
     dtype: str = "F32",
@@ -37,9 +39,9 @@ def merged(
         tile.raw, tile.at, tile.code, tile.is_delta, weight_space,
         steps.kinds, steps.floats, steps.ints,
         combine, np.array(weights or [1.0] * len(tile.experts), np.float32), np.float32(divisor),
-        np.array(options, np.int64), np.array(posts, np.float32),
-        0, block, out, CODES[dtype], tile.bad, tile.norms,
-        *memory(len(tile.experts), block), tile.first, tile.count,
+        np.array([*options, *mask], np.int64), np.array(posts, np.float32),
+        np.array(limits or np.zeros((2, 0)), np.float32), 0, block, out, CODES[dtype],
+        tile.bad, tile.norms, *memory(len(tile.experts), block), tile.first, tile.count,
     )  # fmt: skip
     assert (out[-8:] == 0xEE).all(), "written past the end"
     return list(torch.from_numpy(out[:-8].copy()).view(TORCH[dtype]).tolist())
@@ -182,6 +184,24 @@ def test_a_band_drops_from_both_ends_and_experts_have_their_own_steps() -> None:
         },
     )
     assert merged(tile, steps=steps, weights=[1, 100]) == [900.0, 0.0, 4.0, -5.0]
+
+
+def test_claims_go_by_the_deltas_as_they_came_and_by_each_ones_limit() -> None:
+    """Deltas 4 8 1 and 6 1 0; the first one's cut leaves sums of 10, 9 and 0."""
+    tile = Tile([1.0, 1.0, 1.0], [[5.0, 9.0, 2.0], [7.0, 2.0, 1.0]])
+    steps = transforms(2, {(0, 0): (CUT, 1.0, [bits(4), 99])})
+    mine = {"steps": steps, "limits": [[0, 0], [2.0, 0.125]]}
+    # 4 > 2 * 6 is no claim, 6 > 0.125 * 4 is one; 8 > 2 * 1 is, 1 > 0.125 * 8 not; 1 > 2 * 1 not.
+    assert merged(tile, mask=(0, 1), posts=[1.0], **mine) == [11.0, 10.0, 1.0]
+    assert merged(tile, mask=(0, 2), posts=[1.0], **mine) == [1.0, 1.0, 1.0]
+    # Of 20 and 18, 6 > 0.125 * 14 alone is a claim.
+    assert merged(tile, mask=(1, 1), posts=[2.0, 0.5], **mine) == [11.0, 1.0, 1.0]
+
+
+def test_a_cut_by_deviation_keeps_what_is_far_from_the_mean() -> None:
+    tile = Tile([0.0] * 5, [[2.0, -1.0, 0.0, -2.5, 3.0]])
+    far = (FAR, 1.0, np.array([1.0, 2.0], np.float32).view(np.uint32).tolist())
+    assert merged(tile, steps=transforms(1, {(0, 0): far})) == [0.0, 0.0, 0.0, -2.5, 0.0]
 
 
 @pytest.mark.parametrize("block", [1, 3, 7, BLOCK])
