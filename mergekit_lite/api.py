@@ -222,7 +222,7 @@ def extract_lora(
         SourceError: a model is missing.
     """
     from mergekit_lite.adapters.extract import extract
-    from mergekit_lite.adapters.low_rank import Wanted
+    from mergekit_lite.compress.low_rank import Wanted
     from mergekit_lite.plan.build import prepare
 
     most = (max_rank or 1 << 30) if energy is not None else rank or 32

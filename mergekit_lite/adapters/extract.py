@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from mergekit_lite.adapters.files import write_json
 from mergekit_lite.adapters.lock import Making
-from mergekit_lite.adapters.low_rank import Wanted, factors
 from mergekit_lite.adapters.place import making
-from mergekit_lite.adapters.spool import Spool
 from mergekit_lite.checkpoint import role_of
+from mergekit_lite.checkpoint.spool import Spool
+from mergekit_lite.compress.low_rank import Wanted, factors
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.supplies import slots_of

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mergekit_lite.adapters.files import plan_of
 from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.place import making
-from mergekit_lite.adapters.spool import Spool
+from mergekit_lite.checkpoint.spool import Spool
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.tiles import as_float32

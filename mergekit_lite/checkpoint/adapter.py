@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.checkpoint._types import Header
+
+if TYPE_CHECKING:
+    from mergekit_lite.checkpoint.patch import Patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,9 @@ class LoraFactors:
         first: row of B that the tensor's first row takes (gate and up share a factor).
         step: how far apart the rows of B are that it takes; 2 where gate and up take turns.
         shares: in place of `a` and `b`, the factors of single experts of a fused tensor.
+        packed: of a patch: the name under which its description has this difference; there are
+            then no factors but `parts`.
+        parts: the stored tensors that a compressed difference is made of.
     """
 
     a: str
@@ -64,10 +70,21 @@ class LoraFactors:
     first: int = 0
     step: int = 1
     shares: tuple[Share, ...] = ()
+    packed: str = ""
+    parts: tuple[str, ...] = ()
+
+    @classmethod
+    def from_plain(cls, value: Mapping[str, Any]) -> LoraFactors:
+        """Rebuild factors from JSON's plain data."""
+        shares = tuple(Share(**share) for share in value["shares"])
+        lists = {name: tuple(value[name]) for name in ("rows", "parts")}
+        return cls(**{**value, **lists, "shares": shares})
 
     @property
     def names(self) -> tuple[str, ...]:
         """Tensors of the adapter's file that it is made of."""
+        if self.packed:
+            return self.parts
         shared = (name for share in self.shares for name in (share.a, share.b))
         every = (self.a, self.b, self.magnitude, self.diagonal, self.under, *shared)
         return tuple(name for name in every if name)
@@ -85,6 +102,8 @@ class LoraFactors:
     @property
     def kind(self) -> str:
         """What it is, in the words of a message."""
+        if self.packed:
+            return "a compressed difference"
         if self.stack:
             return "factors of fused experts"
         if self.rows:
@@ -114,7 +133,7 @@ class Unplaced:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter, as far as headers tell.
+    """A LoRA adapter, or a patch, as far as headers tell.
 
     Attributes:
         header: the tensors of the adapter's file.
@@ -124,6 +143,7 @@ class Adapter:
         base_model: the model it was trained on, as that file names it; may be empty.
         unplaced: factors that find their tensors once the base is known; see `on_base`.
         shapes: base tensor name -> shape it must have, where the factors alone do not tell.
+        patch: the description, where this is a patch; `header` is then of the patch's file.
     """
 
     header: Header
@@ -133,6 +153,7 @@ class Adapter:
     base_model: str
     unplaced: tuple[Unplaced, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    patch: Patch | None = None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape that the base tensor `name` must have for this adapter to fit."""

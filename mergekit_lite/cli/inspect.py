@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--tensors", metavar="GLOB", help="List the tensors whose name matches.")
 @parameters.as_json
 def command(model: str, tensors: str | None, as_json: bool) -> None:
-    """Summarise MODEL (a folder, a .safetensors file, zoo:NAME) from its headers.
+    """Summarise MODEL (a folder, a .safetensors file, a patch, zoo:NAME) from its headers.
 
     \b
     Examples:
@@ -35,6 +35,9 @@ def command(model: str, tensors: str | None, as_json: bool) -> None:
     if tensors is not None:
         _list(found, tensors, as_json=as_json)
         return
+    if found.kind == "patch":
+        _patch(found, as_json=as_json)
+        return
     summary = summarise(found)
     if as_json:
         print_json(summary.plain())
@@ -42,6 +45,17 @@ def command(model: str, tensors: str | None, as_json: bool) -> None:
     for warning in summary.warnings:
         note(f"warning: {warning}")
     click.echo(summary_text(summary))
+
+
+def _patch(model: Model, *, as_json: bool) -> None:
+    from mergekit_lite.cli._patches import summary_text
+    from mergekit_lite.report.patches import summarise_patch
+
+    summary = summarise_patch(model)
+    if as_json:
+        print_json(summary.plain())
+    else:
+        click.echo(summary_text(summary))
 
 
 def _list(model: Model, pattern: str, *, as_json: bool) -> None:

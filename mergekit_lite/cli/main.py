@@ -28,6 +28,8 @@ VERBS: Mapping[str, str] = {
     "moe": "Look into routed models.",
     "report": "Show how the experts of a recipe differ and where they disagree.",
     "extract-lora": "Take a LoRA adapter out of a fine-tuned model.",
+    "compress": "Compress a fine-tune into a patch of its base.",
+    "apply": "Make the model that a patch stands for.",
     "adapter": "Fold, mask or split off adapters.",
     "convert": "Turn a checkpoint of PyTorch pickles into safetensors.",
     "import": "Convert a mergekit recipe.",

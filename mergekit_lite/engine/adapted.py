@@ -168,6 +168,10 @@ def adapter_supply(
     factors = read.lora
     if factors is None:
         raise DataError(f"`{read.name}` of `{read.source}` is not a low-rank delta")
+    if factors.packed:
+        from mergekit_lite.engine.packed import unpacked  # few merges have patches
+
+        return unpacked(readers.packed(read.source, factors.packed), read.source, readers)
     if factors.rows:
         own = readers.tensor(read.source, factors.b)
         rows = dict(zip(factors.rows, own, strict=True))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mergekit_lite.checkpoint import TensorInfo
+from mergekit_lite.checkpoint.patch import Packed, packed
 from mergekit_lite.errors import DataError
 from mergekit_lite.plan.row_memory import TILE_ENTRIES
 
@@ -88,6 +89,13 @@ class Readers:
     def info(self, source: str, name: str) -> TensorInfo:
         """Return where tensor `name` of a source is stored."""
         return self._models[source].header.tensors[name]
+
+    def packed(self, source: str, name: str) -> Packed:
+        """Return how a patch stores what it adds to a tensor, by its own name for that."""
+        model = self._models[source]
+        if model.adapter is None or model.adapter.patch is None:
+            raise DataError(f"`{source}` is not a patch")
+        return packed(model.adapter.patch, name, model.header.tensors)
 
     def made_by(self, source: str, name: str) -> tuple[str, Plan, Job]:
         """Return the stage whose result a source is, its plan, and the row of one tensor."""

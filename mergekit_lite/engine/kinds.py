@@ -11,6 +11,7 @@ import numpy as np
 
 from mergekit_lite.engine.dequantised import kernel_of
 from mergekit_lite.engine.joined import JoinedRead, joined
+from mergekit_lite.engine.packed import unpacking_kernels
 from mergekit_lite.engine.program import Program, compile_job
 from mergekit_lite.engine.supplies import form_of
 from mergekit_lite.kernels._jit import Kernel
@@ -129,6 +130,7 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
         job = joined(job)
         is_fused = job.kind == "merge" and job.fusion is None
         program = compile_job(job, plan.seed) if is_fused else None
+        always |= dict.fromkeys(unpacking_kernels(job, models))
         if program is None:
             continue
         codes, deltas = stored(job, models)
@@ -152,7 +154,7 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
                 general[loop] = instead
         if program.by_spread.keys() - program.of_model:
             always[kept_tile] = None
-        if any(read.lora or isinstance(read, JoinedRead) for read in job.reads):
+        if any(_has_factors(read) for read in job.reads):
             always[low_rank_tile] = None
         if program.gram is not None:
             always[gram_tile] = None
@@ -174,6 +176,10 @@ def wanted_kernels(plan: Plan, models: Mapping[str, Model]) -> list[Kernel]:
         if model.plan is not None:
             always |= dict.fromkeys(wanted_kernels(model.plan, model.parts))
     return list(always)
+
+
+def _has_factors(read: Read) -> bool:
+    return isinstance(read, JoinedRead) or bool(read.lora and not read.lora.packed)
 
 
 def _found_by(finder: str) -> list[Kernel]:

@@ -83,6 +83,7 @@ def merge(
         check_target(plan, out, overwrite=options.overwrite, fresh=options.fresh)
         ready = write_stages(plan, models, out, options, emit, merge)
         ready = with_gates(plan, ready, out, options, emit)
+        _check_patches(ready)
         doubts = _doubts(plan, ready)
         for doubt in doubts:
             emit(Event("note", text=f"warning: {doubt}"))
@@ -119,6 +120,14 @@ def _doubts(plan: Plan, models: Mapping[str, Model]) -> list[str]:
     from mergekit_lite.engine.ported import warnings_of_ported  # with numpy
 
     return warnings_of_ported(plan, models)
+
+
+def _check_patches(models: Mapping[str, Model]) -> None:
+    """Refuse damaged patches, and bases that patches were not made against."""
+    if any(model.kind == "patch" or model.parts for model in models.values()):
+        from mergekit_lite.engine.patch_base import check_patches  # with numpy
+
+        check_patches(models)
 
 
 @contextmanager

@@ -39,6 +39,8 @@ def form_of(lora: LoraFactors | None) -> str:
 
 def is_merged(lora: LoraFactors) -> bool:
     """Return whether factors are plain, or say a bias or rows of an embedding."""
+    if lora.packed:
+        return False
     if lora.is_plain or lora.rows:
         return True
     return lora.is_delta and not lora.stack and not lora.a

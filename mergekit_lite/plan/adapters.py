@@ -7,6 +7,7 @@ from pathlib import PurePath
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, extra_names
 from mergekit_lite.plan.names import few, plural
+from mergekit_lite.plan.patches import check_patch
 from mergekit_lite.sources import Model
 
 
@@ -15,6 +16,8 @@ def check_adapter(view: View, base: View, findings: Findings, where: str) -> boo
     adapter = view.model.adapter
     if adapter is None:
         return False
+    if adapter.patch is not None:
+        return check_patch(view.name, adapter.patch, base.tensors, findings, where)
     names = {*adapter.factors, *adapter.replaced}
     trained_on = f" (`{adapter.base_model}`)" if adapter.base_model else ""
     strangers = extra_names(view)

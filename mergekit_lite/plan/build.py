@@ -35,7 +35,8 @@ from mergekit_lite.plan.stages import Stages, is_stage, written_first
 from mergekit_lite.plan.types import Job, Plan
 from mergekit_lite.plan.vocabulary import Vocabulary, settle
 from mergekit_lite.recipe.schema import Recipe
-from mergekit_lite.sources import Kind, Model, as_stored, resolve
+from mergekit_lite.sources import Model, as_stored, resolve
+from mergekit_lite.sources.resolve import Wanted
 
 if TYPE_CHECKING:
     from mergekit_lite.moe.planned import Routed
@@ -159,15 +160,15 @@ def _build(
 def _resolve_all(
     recipe: Recipe, stages: Stages
 ) -> tuple[dict[str, Model], list[MergekitLiteError]]:
-    wanted: dict[str, tuple[str, Kind, str]] = {}
+    wanted: dict[str, tuple[str, Wanted, str]] = {}
     if recipe.base:  # a draft may have none
         wanted["base"] = (recipe.base, "checkpoint", recipe.at("base"))
     for name, expert in recipe.experts.items():
         key = "model" if expert.lora is None else "lora"
-        kind: Kind = "checkpoint" if expert.lora is None else "adapter"
+        kind: Wanted = "expert" if expert.lora is None else "adapter"
         wanted[name] = (expert.reference, kind, recipe.at("experts", name, key))
     found: dict[str, Model] = {}
-    known: dict[tuple[str, Kind], Model] = {}
+    known: dict[tuple[str, Wanted], Model] = {}
     errors: list[MergekitLiteError] = []
     for name, (reference, kind, where) in wanted.items():
         try:

@@ -58,7 +58,7 @@ def check_expert(recipe: Recipe, view: View, base: View, findings: Findings) -> 
         return
     if view.model.unreadable:
         view.settled = True
-    elif view.model.kind == "adapter":
+    elif view.model.kind != "checkpoint":
         view.settled = view.settled or check_adapter(view, base, findings, where)
         if not view.settled:
             _check_extra(recipe, view, findings, where)

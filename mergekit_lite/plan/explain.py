@@ -111,6 +111,8 @@ def _lora_parts(lora: LoraFactors) -> dict[str, str]:
     scale = f"scale {lora.scale:g}"
     if lora.rows:
         return {lora.b: f"{len(lora.rows)} rows in place of the base's"}
+    if lora.packed:
+        return {name: lora.kind for name in lora.parts}
     if lora.shares:
         return {
             name: f"lora {letter} of expert {share.expert}, scale {share.scale:g}"

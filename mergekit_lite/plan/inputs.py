@@ -14,6 +14,7 @@ from mergekit_lite.errors import Problem
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.names import Prefix
+from mergekit_lite.plan.patches import held_by
 from mergekit_lite.plan.types import Gather, Input, Read
 from mergekit_lite.recipe.renames import in_scope
 from mergekit_lite.recipe.schema import Recipe
@@ -172,7 +173,8 @@ class View:
         if adapter is not None and name in adapter.factors:
             factors = adapter.factors[name]
             nbytes = sum(self.tensors[part].nbytes for part in factors.names)
-            return Read(self.name, name, lora=factors, nbytes=nbytes)
+            held = held_by(adapter, factors)
+            return Read(self.name, name, lora=factors, nbytes=nbytes, held=held)
         stored = self.renamed.get(name, name)
         if adapter is not None:
             stored = adapter.replaced.get(name, "")
@@ -305,7 +307,7 @@ def plan_inputs(recipe: Recipe, found: Mapping[str, View]) -> dict[str, Input]:
         result[name] = Input(
             reference=model.reference,
             root=str(model.root),
-            kind="checkpoint" if model.adapter is None else "adapter",
+            kind=model.kind,
             revision=model.plan.content_digest() if model.plan else model.revision or "",
             quantization=quantization_text(model),
             stage=model.stage,

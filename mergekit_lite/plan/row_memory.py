@@ -95,7 +95,7 @@ def whole_bytes(job: Job, specs: Mapping[str, OpSpec], device: str = "cpu") -> i
     """Return the bytes that a row takes beside its tiles: whole tensors in fp32, factors, codes."""
     if job.kind == "copy":
         return 0
-    factors = 2 * sum(read.nbytes for read in job.reads if read.lora)
+    factors = 2 * sum(r.nbytes for r in job.reads if r.lora and not r.lora.packed)
     if truncated := sum(1 for read in job.reads if read.lora and read.lora.diagonal):
         factors += TORCH_BYTES + 16 * prod(job.shape) * truncated  # the matrix and its SVD
     factors += made_in_memory(job) + _column_bytes(job, specs)

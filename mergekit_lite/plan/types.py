@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from mergekit_lite.checkpoint import LoraFactors, Share
+from mergekit_lite.checkpoint import LoraFactors
 from mergekit_lite.plan.row_maps import RowMap
 
 GATE = "@gate"
@@ -205,7 +205,7 @@ class Input:
     Attributes:
         reference: as the recipe writes it.
         root: resolved folder or file.
-        kind: `checkpoint` or `adapter`.
+        kind: `checkpoint`, `adapter` or `patch`.
         revision: commit of a Hub repository, or empty; of a stage the digest of its plan.
         quantization: how quantised weights are read, such as `fp8, dequantised to BF16`.
         stage: name of the stage whose result it is; it has no files of its own.
@@ -217,7 +217,7 @@ class Input:
 
     reference: str
     root: str
-    kind: Literal["checkpoint", "adapter"]
+    kind: Literal["checkpoint", "adapter", "patch"]
     revision: str = ""
     quantization: str = ""
     stage: str = ""
@@ -301,8 +301,7 @@ class Plan:
                 return None
             lora, gather = value["lora"], value["gather"]
             if lora:
-                shares = tuple(Share(**share) for share in lora["shares"])
-                lora = LoraFactors(**{**lora, "rows": tuple(lora["rows"]), "shares": shares})
+                lora = LoraFactors.from_plain(lora)
             if gather is not None:
                 stored = tuple(r for r in map(read, gather["parts"]) if r)
                 gather = Gather(gather["map"], stored, gather["dtype"])

@@ -13,7 +13,7 @@ from mergekit_lite.errors import Problem
 if TYPE_CHECKING:
     from mergekit_lite.plan.types import Plan
 
-Kind = Literal["checkpoint", "adapter"]
+Kind = Literal["checkpoint", "adapter", "patch"]
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,15 @@ class Model:
     Attributes:
         reference: as the recipe writes it.
         root: resolved folder or file; equal for all spellings of one place.
-        kind: `checkpoint` for whole weights, `adapter` for a LoRA.
+        kind: `checkpoint` for whole weights, `adapter` for a LoRA, `patch` for a compressed task
+            vector.
         revision: commit of a repository, or empty.
-        header: all tensors; of an adapter those of its own file, of a quantised checkpoint the
-            floats that its codes stand for.
+        header: all tensors; of an adapter or a patch those of its own file, of a quantised
+            checkpoint the floats that its codes stand for.
         config: `config.json`, or None where there is none.
         companions: files that go with the weights (tokenizer, templates, config, code), as paths
             relative to `root`.
-        adapter: the factors, when `kind` is `adapter`.
+        adapter: what it adds to its base, when `kind` is `adapter` or `patch`.
         open: opens a weight file by its name in `header.files`.
         quantization: name of the format of quantised weights, empty for plain ones.
         stage: name of the stage whose result it is; root and companions are those of the stage's

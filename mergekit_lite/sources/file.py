@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mergekit_lite.checkpoint import FileReader, read_checkpoint
+from mergekit_lite.checkpoint import FileReader, Header, read_checkpoint
 from mergekit_lite.checkpoint.folder import ADAPTER_FILE, SHARD_NAME
+from mergekit_lite.checkpoint.patch import is_patch, read_patch
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.local import LocalSource, local_path
@@ -13,7 +14,7 @@ from mergekit_lite.sources.quantization import read_quantised
 
 
 class FileSource:
-    """A single `.safetensors` file; what lies beside it is not looked at."""
+    """A single `.safetensors` file, a patch too; what lies beside it is not looked at."""
 
     name = "file"
 
@@ -44,7 +45,10 @@ class FileSource:
             )
         # The file's own name is kept where it is a link: names in a download cache are hashes.
         root = path.parent.resolve() / path.name
-        reading, unreadable = read_quantised(read_checkpoint(root), None, root.parent)
+        header = read_checkpoint(root)
+        if is_patch(header):
+            return _patch(reference, root, header)
+        reading, unreadable = read_quantised(header, None, root.parent)
         return Model(
             reference=reference,
             root=root,
@@ -58,3 +62,17 @@ class FileSource:
             quantization=reading.format,
             unreadable=unreadable,
         )
+
+
+def _patch(reference: str, root: Path, header: Header) -> Model:
+    return Model(
+        reference=reference,
+        root=root,
+        kind="patch",
+        revision="",
+        header=header,
+        config=None,
+        companions=(),
+        adapter=read_patch(header, str(root)),
+        open=lambda file: FileReader(root.parent / file),
+    )

@@ -13,6 +13,7 @@ from mergekit_lite.checkpoint import FileReader, read_adapter, read_checkpoint
 from mergekit_lite.checkpoint.folder import ADAPTER_FILE, PICKLE_SUFFIXES
 from mergekit_lite.checkpoint.index import INDEX_SUFFIX
 from mergekit_lite.checkpoint.parse import FRESH_TEXT
+from mergekit_lite.checkpoint.patch import is_patch
 from mergekit_lite.errors import DataError, RecipeError, SourceError, nearest
 from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.companions import companions_of
@@ -57,6 +58,11 @@ class LocalSource:
             )
         config = read_config(folder)
         header = read_pipeline(folder) if is_pipeline(folder) else read_checkpoint(folder)
+        if is_patch(header):
+            raise RecipeError(
+                f"`{folder}` holds a patch, not a model",
+                hint=f"give the file: `{folder / next(iter(header.files))}`",
+            )
         reading, unreadable = read_quantised(header, config, folder)
         companions = companions_of(folder)
         if reading.format:

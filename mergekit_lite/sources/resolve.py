@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from mergekit_lite.errors import RecipeError, SourceError
 from mergekit_lite.registered import entry_points
@@ -14,14 +15,20 @@ from mergekit_lite.sources.local import LocalSource
 GROUP = "mergekit_lite.sources"
 """Entry point group under which other packages register sources."""
 
+_WORDS = {"checkpoint": "a model", "adapter": "a LoRA adapter", "expert": "a model"}
 
-def resolve(reference: str, *, relative_to: Path, kind: Kind | None = None) -> Model:
+
+Wanted = Kind | Literal["expert"]
+"""What a reference must stand for; `expert` is a checkpoint or a patch of one."""
+
+
+def resolve(reference: str, *, relative_to: Path, kind: Wanted | None = None) -> Model:
     """Return the model that `reference` stands for, with its headers read.
 
     Args:
         reference: a folder, a `.safetensors` file, `zoo:NAME`, or what a registered source knows.
         relative_to: folder that relative paths start from: that of the recipe.
-        kind: what it must be; None accepts a checkpoint and an adapter.
+        kind: what it must be; None accepts anything.
 
     Raises:
         SourceError: it is missing or unreachable.
@@ -34,13 +41,29 @@ def resolve(reference: str, *, relative_to: Path, kind: Kind | None = None) -> M
         raise SourceError(
             f"cannot read `{reference}`: {error}", hint="check that you may read all of it"
         ) from error
-    if kind == "checkpoint" and model.kind == "adapter":
+    if kind is None or kind == model.kind:
+        return model
+    if model.kind == "patch":
+        if kind == "expert":
+            return model
+        base = (model.adapter.base_model if model.adapter else "") or "its base"
+        raise RecipeError(
+            f"`{reference}` is a patch of {base}, not {_WORDS[kind]}",
+            hint=f"write `model: {reference}` for an expert, or make the model it stands for:"
+            f" `mergekit-lite apply {reference} --base BASE -o DIR`",
+        )
+    if kind == "patch":
+        raise RecipeError(
+            f"`{reference}` is {_WORDS[model.kind]}, not a patch",
+            hint="`mergekit-lite compress` makes patches",
+        )
+    if model.kind == "adapter":
         base = (model.adapter.base_model if model.adapter else "") or "its base model"
         raise RecipeError(
             f"`{reference}` is a LoRA of {base}, not a model",
             hint=f"write `base: {base}` and, for the expert, `lora: {reference}`",
         )
-    if kind == "adapter" and model.kind == "checkpoint":
+    if kind == "adapter":
         raise RecipeError(
             f"`{reference}` is a whole model, not a LoRA adapter",
             hint=f"write `model: {reference}`",

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import mergekit_lite
-from mergekit_lite.adapters.low_rank import Wanted, factors
 from mergekit_lite.api import extract_lora
 from mergekit_lite.cli.extract_lora import command
+from mergekit_lite.compress.low_rank import Wanted, factors
 from mergekit_lite.errors import DataError, RecipeError
 from tests.checkpoints import tiny_llama
 

@@ -18,6 +18,8 @@ from tests.tokenizer.tokenizers import word_level
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 OF_ROUTED = {"moe-flex-olmo", "moe-grow", "moe-merge-experts", "moe-prune"}
 """Their base is a routed model, which `tests/moe/test_recipes.py` makes."""
+OF_PATCHES = {"compressed-experts"}
+"""Its experts are patches, which `tests/patches/test_recipe.py` makes."""
 LAYERS, HIDDEN, KEYS, INNER, VOCABULARY = 30, 576, 192, 1536, 49152
 
 
@@ -56,7 +58,7 @@ def model(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(RECIPES.glob("*.y*ml")) if path.stem not in OF_ROUTED],
+    [path for path in sorted(RECIPES.glob("*.y*ml")) if path.stem not in OF_ROUTED | OF_PATCHES],
     ids=lambda path: path.stem,
 )
 def test_a_recipe_of_the_repository_plans(

@@ -9,7 +9,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.checkpoint import FileReader, ShardWriter, header_text
+from mergekit_lite.checkpoint.header import header_text
+from mergekit_lite.checkpoint.reader import FileReader
+from mergekit_lite.checkpoint.writer import ShardWriter
 
 _SPOOL = "tensors.spool"
 

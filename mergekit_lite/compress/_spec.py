@@ -1,0 +1,131 @@
+"""What a codec says of itself, taken from its function."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergekit_lite.checkpoint.coded.grid import Fetch
+from mergekit_lite.checkpoint.patch import Packed
+from mergekit_lite.compress._types import Decoder, Delta, Encoded, Scheme
+from mergekit_lite.errors import Problem, RecipeError, nearest
+from mergekit_lite.kernels._jit import Kernel
+from mergekit_lite.ops._parameters import Parameter
+from mergekit_lite.ops._spec import parameters_of
+
+Encode = Callable[..., Encoded | None]
+
+
+@dataclass(frozen=True)
+class CodecVector:
+    """One hand-checkable case: a difference, parameters and what is decoded again.
+
+    Attributes:
+        delta: the difference, as nested lists.
+        expect: what it is decoded to; None where the tensor is stored whole.
+        params: of the codec.
+        name: of the tensor.
+        tolerance: largest error of an entry.
+        source: where it comes from.
+    """
+
+    delta: Sequence[Any]
+    expect: Sequence[Any] | None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "model.layers.0.mlp.up_proj.weight"
+    tolerance: float = 1e-5
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A way to compress the difference of a model to its base.
+
+    Attributes:
+        name: as the command line and patches say it.
+        title: its common name.
+        paper: where it comes from.
+        doc: what it does.
+        encode: compresses one tensor; None where that is to be stored whole.
+        parameters: by name.
+        keep: the parameter that says which part of the model's entries is kept, for a codec that
+            asks for a survey of the whole model; else empty.
+        vectors: checked examples.
+    """
+
+    name: str
+    title: str
+    paper: str
+    doc: str
+    encode: Encode
+    parameters: Mapping[str, Parameter]
+    keep: str = ""
+    vectors: tuple[CodecVector, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of what it does."""
+        return re.split(r"(?<=\.)\s", self.doc, maxsplit=1)[0].replace("\n", " ")
+
+    def resolved(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all parameters, with the defaults of those that are not given.
+
+        Raises:
+            RecipeError: one is not known, or out of range; all are told.
+        """
+        problems = []
+        for name, value in params.items():
+            if name not in self.parameters:
+                known = ", ".join(f"`{key}`" for key in self.parameters) or "none"
+                hint = nearest(name, self.parameters) or f"its parameters: {known}"
+                problems.append(Problem(f"`{self.name}` has no parameter `{name}`", hint=hint))
+            elif wrong := self.parameters[name].problem(value):
+                problems.append(Problem(f"`{self.name}`: `{name}` {wrong}"))
+        if problems:
+            raise RecipeError(problems)
+        return {**{p.name: p.default for p in self.parameters.values()}, **params}
+
+
+CODECS: dict[str, Codec] = {}
+SCHEMES: dict[str, Scheme] = {}
+
+
+def codec(
+    *, title: str, paper: str, keep: str = "", vectors: Sequence[CodecVector] = ()
+) -> Callable[[Encode], Encode]:
+    """Register a function `(Delta, *, parameters) -> Encoded | None` as a codec of its name."""
+
+    def decorate(function: Encode) -> Encode:
+        parameters, _ = parameters_of(function)
+        doc = inspect.getdoc(function) or ""
+        name = function.__name__
+        CODECS[name] = Codec(name, title, paper, doc, function, parameters, keep, tuple(vectors))
+        return function
+
+    return decorate
+
+
+def scheme(
+    name: str, *, kernels: Sequence[Kernel] = (), held: Callable[[Packed], int] = lambda packed: 0
+) -> Callable[[Callable[[Packed, Fetch], Decoder]], Callable[[Packed, Fetch], Decoder]]:
+    """Register what decodes tensors that are stored in a scheme.
+
+    Args:
+        name: of the scheme.
+        kernels: what decoding calls.
+        held: bytes that stay in memory while a tensor is decoded.
+    """
+
+    def decorate(decoder: Callable[[Packed, Fetch], Decoder]) -> Callable[..., Decoder]:
+        SCHEMES[name] = Scheme(name, decoder, tuple(kernels), held)
+        return decoder
+
+    return decorate
+
+
+def compressed(codec: Codec, delta: Delta, params: Mapping[str, Any]) -> Encoded | None:
+    """Return a difference compressed, with all parameters given; None where it is stored whole."""
+    return codec.encode(delta, **params)

@@ -1,0 +1,1 @@
+"""The codecs; importing a module registers it."""

@@ -1,0 +1,1 @@
+"""The ways in which patches store a difference; importing a module registers it."""

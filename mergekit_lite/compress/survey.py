@@ -1,0 +1,130 @@
+"""The k-th largest magnitude of differences, exactly, and their sums: for a tensor or a model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.kernels.survey import LOWER, UPPER, reach_tile, refine_tile, survey_tile
+
+_UPPERS, _LOWERS = 1 << UPPER, 1 << LOWER
+Size = Literal["std", "l2", "mean_abs"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a survey has found.
+
+    Attributes:
+        entries: of all differences.
+        kept: entries that are kept: what was asked for, or all that are not zero.
+        threshold: bits of the least magnitude that is kept.
+        ties: how many entries of just that magnitude are kept.
+        std: sample standard deviation of all entries.
+        mean_abs: mean magnitude of the kept ones.
+        l2: root of the mean square of the kept ones.
+    """
+
+    entries: int
+    kept: int
+    threshold: int
+    ties: int
+    std: float
+    mean_abs: float
+    l2: float
+
+
+@dataclass
+class Survey:
+    """Two sweeps over differences: `look` at all, `choose` how many are kept, `refine` over all.
+
+    Sums are taken tensor by tensor in the order of the entries and added exactly, so that they
+    depend on nothing else.
+    """
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_UPPERS, np.int64))
+    entries: int = 0
+    _sums: list[NDArray[np.float64]] = field(default_factory=list)
+    _kept: int = 0
+    _upper: int = 0
+    _above: int = 0
+    _lower: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_LOWERS, np.int64))
+    _beyond: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def look(self, delta: NDArray[np.float32]) -> None:
+        """Take a tensor in."""
+        sums = np.zeros(3, np.float64)
+        survey_tile(delta, self.counts, sums)
+        self._sums.append(sums)
+        self.entries += delta.size
+
+    def choose(self, kept: int) -> None:
+        """Decide how many entries are kept: 1 to all."""
+        self._kept = kept
+        beyond = np.cumsum(self.counts[::-1])
+        place = int(np.searchsorted(beyond, kept))
+        self._upper = _UPPERS - 1 - place
+        self._above = int(beyond[place] - self.counts[self._upper])
+
+    def refine(self, delta: NDArray[np.float32]) -> None:
+        """Take the same tensors in once more."""
+        sums = np.zeros(2, np.float64)
+        refine_tile(delta, self._upper, self._lower, sums)
+        self._beyond.append(sums)
+
+    def found(self) -> Found:
+        """Return what has been found."""
+        beyond = np.cumsum(self._lower[::-1])
+        place = int(np.searchsorted(beyond, self._kept - self._above))
+        lower = _LOWERS - 1 - place
+        above = self._above + int(beyond[place] - self._lower[lower])
+        threshold = self._upper << LOWER | lower
+        # Zeros are never kept, whatever part of the entries is asked for.
+        ties = self._kept - above if threshold else 0
+        kept = above + ties
+        # Those of the threshold's upper part that are greater, by how many there are of each.
+        greater = np.arange(lower + 1, _LOWERS)
+        bits = (self._upper << LOWER | greater).astype(np.uint32)
+        values = bits.view(np.float32).astype(np.float64)
+        counts = self._lower[lower + 1 :].astype(np.float64)
+        least = float(np.uint32(threshold).view(np.float32))
+        absolute = math.fsum([*(s[0] for s in self._beyond), *(values * counts), least * ties])
+        squares = math.fsum(
+            [*(s[1] for s in self._beyond), *(values * values * counts), least * least * ties]
+        )
+        return Found(
+            entries=self.entries,
+            kept=kept,
+            threshold=threshold,
+            ties=ties,
+            std=self._deviation(),
+            mean_abs=absolute / max(kept, 1),
+            l2=math.sqrt(squares / max(kept, 1)),
+        )
+
+    def _deviation(self) -> float:
+        if self.entries < 2:
+            return 0.0
+        total, squares = (math.fsum(s[i] for s in self._sums) for i in (0, 1))
+        spread = max(squares - total * total / self.entries, 0.0)
+        return math.sqrt(spread / (self.entries - 1))
+
+
+def reach(delta: NDArray[np.float32], threshold: int) -> tuple[int, int]:
+    """Return how many entries are greater than a threshold, and how many equal it."""
+    counts = np.zeros(2, np.int64)
+    reach_tile(delta, threshold, counts)
+    return int(counts[0]), int(counts[1])
+
+
+def largest(delta: NDArray[np.float32], kept: int) -> Found:
+    """Return what the `kept` largest of one tensor's entries are."""
+    survey = Survey()
+    survey.look(delta)
+    survey.choose(kept)
+    survey.refine(delta)
+    return survey.found()

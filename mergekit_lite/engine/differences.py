@@ -1,0 +1,126 @@
+"""The tensors of a base and its fine-tune side by side, in blocks that stay in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.engine.inputs import Readers
+from mergekit_lite.engine.supplies import Slot, Supply, slots_of
+from mergekit_lite.engine.tiles import CACHE_LINE
+from mergekit_lite.errors import DataError, Problem
+from mergekit_lite.kernels.codec import CODES
+from mergekit_lite.kernels.survey import difference_tile
+from mergekit_lite.plan.types import Job
+
+TILE = 1 << 17
+"""Entries that are read at a time."""
+
+Floats = NDArray[np.float32]
+
+
+class Digest(Protocol):
+    """A checksum that is being taken."""
+
+    def update(self, data: Any, /) -> None:
+        """Take bytes in."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One float tensor of the base and what stands in its place in the fine-tune."""
+
+    job: Job
+    base: Slot
+    tuned: Slot
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return prod(self.job.shape)
+
+    def tiles(self, digest: Digest | None = None) -> Iterator[Floats]:
+        """Yield the difference, tile by tile, in a buffer that is used again.
+
+        Args:
+            digest: updated with the base's bytes.
+
+        Raises:
+            DataError: an entry is not finite.
+        """
+        out, work = np.empty(min(TILE, max(self.size, 1)), np.float32), np.empty(4096, np.float32)
+        bad = np.zeros(2, np.int64)
+        sides = [_Side(slot) for slot in (self.base, self.tuned)]
+        for first in range(0, self.size, TILE):
+            count = min(TILE, self.size - first)
+            base, tuned = (side.read(first, count) for side in sides)
+            if digest is not None:
+                digest.update(base.data)
+            part = out[:count]
+            difference_tile(base, sides[0].code, tuned, sides[1].code, bad, work, part)
+            yield part
+        if bad.any():
+            hint = "the input is broken: fetch or train it again"
+            raise DataError(
+                [
+                    Problem(
+                        f"{count:,} of {self.size:,} entries are NaN or infinite",
+                        f"{slot.read.source}: {self.job.name}",
+                        hint,
+                    )
+                    for slot, count in zip((self.base, self.tuned), bad.tolist(), strict=True)
+                    if count
+                ]
+            )
+
+    def whole(self, digest: Digest | None = None) -> Floats:
+        """Return all of the difference; `digest` is updated with the base's bytes."""
+        out, at = np.empty(self.size, np.float32), 0
+        for tile in self.tiles(digest):
+            out[at : at + tile.size] = tile
+            at += tile.size
+        return out
+
+
+class _Side:
+    """Reads one input into memory of its own."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._supply = supply(slot)
+        self.code, self._width = CODES.get(slot.dtype, -1), DTYPE_BYTES[slot.dtype]
+        self._memory = np.empty(TILE * self._width + CACHE_LINE, np.uint8)
+
+    def read(self, first: int, count: int) -> NDArray[np.uint8]:
+        """Return the stored entries from `first` on."""
+        begin = (self._supply.offset(first) - self._memory.ctypes.data) % CACHE_LINE
+        raw = self._memory[begin : begin + count * self._width]
+        self._supply.fill(first, count, raw)
+        return raw
+
+
+def supply(slot: Slot) -> Supply:
+    """Return what supplies an input that must be there."""
+    if slot.supply is None:
+        raise DataError("the tensor is not in both models", slot.read.source)
+    return slot.supply
+
+
+def difference_of(job: Job, readers: Readers) -> Difference:
+    """Return a row of base and fine-tune as their difference."""
+    base, tuned = slots_of(job, readers)
+    return Difference(job, base, tuned)
+
+
+def digest_of(slot: Slot, size: int) -> str:
+    """Return the first 32 hexadecimal digits of the sha256 of an input's entries."""
+    digest, side = hashlib.sha256(), _Side(slot)
+    for first in range(0, size, TILE):
+        digest.update(side.read(first, min(TILE, size - first)).data)
+    return digest.hexdigest()[:32]

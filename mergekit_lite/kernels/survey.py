@@ -1,0 +1,140 @@
+"""What is asked of differences before they are compressed: ranks, sums, errors."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.kernels._jit import kernel
+from mergekit_lite.kernels.codec import decode
+from mergekit_lite.kernels.steps import MAGNITUDE
+
+UPPER: Final = 16
+"""Bits of a magnitude that the first count goes by; its lowest 15 are those of the second."""
+LOWER: Final = 15
+_BLOCK: Final = 4096
+_ONE: Final = np.uint64(1)
+
+
+@kernel("u1[::1]", "i8", "u1[::1]", "i8", "i8[::1]", "f4[::1]", "f4[::1]")
+def difference_tile(
+    base: NDArray[np.uint8],
+    base_code: int,
+    tuned: NDArray[np.uint8],
+    tuned_code: int,
+    bad: NDArray[np.int64],
+    work: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Write the difference of stored entries, in fp32.
+
+    Args:
+        base, tuned: stored entries.
+        base_code, tuned_code: their dtypes, of `codec.CODES`.
+        bad: entries that are not finite are added up here: the base's, the other's.
+        work: scratch of 4096 entries.
+        out: tuned - base.
+    """
+    base_width = base.shape[0] // max(out.shape[0], 1)
+    tuned_width = tuned.shape[0] // max(out.shape[0], 1)
+    for start in range(0, out.shape[0], _BLOCK):
+        n = min(_BLOCK, out.shape[0] - start)
+        part = out[start : start + n]
+        bad[0] += decode(base, start * base_width, base_code, work, n)
+        bad[1] += decode(tuned, start * tuned_width, tuned_code, part, n)
+        for i in range(n):
+            part[i] = part[i] - work[i]
+
+
+@kernel("f4[::1]", "i8[::1]", "f8[::1]")
+def survey_tile(
+    delta: NDArray[np.float32], counts: NDArray[np.int64], sums: NDArray[np.float64]
+) -> None:
+    """Count magnitudes by their upper bits, and add up entries, squares and magnitudes.
+
+    Args:
+        delta: differences.
+        counts: of 2 ** 16 upper parts of a magnitude.
+        sums: of x, x squared and |x|, in the order of the entries.
+    """
+    bits = delta.view(np.uint32)
+    shift = np.uint32(LOWER)
+    one, two, three = sums[0], sums[1], sums[2]
+    for i in range(delta.shape[0]):
+        counts[np.uint64((bits[i] & MAGNITUDE) >> shift)] += 1
+        x = np.float64(delta[i])
+        one += x
+        two += x * x
+        three += abs(x)
+    sums[0], sums[1], sums[2] = one, two, three
+
+
+@kernel("f4[::1]", "i8", "i8[::1]", "f8[::1]")
+def refine_tile(
+    delta: NDArray[np.float32], upper: int, counts: NDArray[np.int64], sums: NDArray[np.float64]
+) -> None:
+    """Count magnitudes of one upper part by their lower bits, and add up those beyond it.
+
+    Args:
+        delta: differences.
+        upper: the upper part.
+        counts: of 2 ** 15 lower parts.
+        sums: of |x| and x squared, of magnitudes of a greater upper part.
+    """
+    bits = delta.view(np.uint32)
+    shift, low = np.uint32(LOWER), np.uint32((1 << LOWER) - 1)
+    wanted = np.uint32(upper)
+    one, two = sums[0], sums[1]
+    for i in range(delta.shape[0]):
+        magnitude = np.uint32(bits[i] & MAGNITUDE)
+        part = np.uint32(magnitude >> shift)
+        if part == wanted:
+            counts[np.uint64(magnitude & low)] += 1
+        elif part > wanted:
+            x = np.float64(abs(delta[i]))
+            one += x
+            two += x * x
+    sums[0], sums[1] = one, two
+
+
+@kernel("f4[::1]", "i8", "i8[::1]")
+def reach_tile(delta: NDArray[np.float32], threshold: int, counts: NDArray[np.int64]) -> None:
+    """Count magnitudes that are greater than a threshold, and those that equal it.
+
+    Args:
+        delta: differences.
+        threshold: bits of a magnitude.
+        counts: the two counts are added here.
+    """
+    bits = delta.view(np.uint32)
+    limit = np.uint32(threshold)
+    for start in range(0, delta.shape[0], 1 << 20):
+        above, equal = np.uint32(0), np.uint32(0)
+        for i in range(start, min(start + (1 << 20), delta.shape[0])):
+            magnitude = np.uint32(bits[np.uint64(i)] & MAGNITUDE)
+            above = np.uint32(above + np.uint32(magnitude > limit))
+            equal = np.uint32(equal + np.uint32(magnitude == limit))
+        counts[0] += np.int64(above)
+        counts[1] += np.int64(equal)
+
+
+@kernel("f4[::1]", "f4[::1]", "f8[::1]")
+def error_tile(
+    delta: NDArray[np.float32], decoded: NDArray[np.float32], sums: NDArray[np.float64]
+) -> None:
+    """Add up the squares of differences, and of what is missed of them.
+
+    Args:
+        delta: differences.
+        decoded: what is left of them.
+        sums: of squares of `delta` and of `delta - decoded`, in the order of the entries.
+    """
+    one, two = sums[0], sums[1]
+    for i in range(delta.shape[0]):
+        x = np.float64(delta[i])
+        missed = x - np.float64(decoded[i])
+        one += x * x
+        two += missed * missed
+    sums[0], sums[1] = one, two

@@ -1,0 +1,1 @@
+"""Patches as files: made of a fine-tune and its base, and applied to it again."""

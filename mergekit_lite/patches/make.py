@@ -1,0 +1,266 @@
+"""Compresses what a fine-tune adds to its base into a patch, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
+from mergekit_lite.checkpoint.patch import SAME, WHOLE, Patch, PatchRow
+from mergekit_lite.checkpoint.spool import Spool
+from mergekit_lite.compress import Codec, Delta, Encoded, decoding_kernels, scheme_named
+from mergekit_lite.compress._types import DTYPES, in_memory
+from mergekit_lite.compress.survey import Found, Survey, reach
+from mergekit_lite.engine.differences import TILE, difference_of, supply
+from mergekit_lite.engine.events import Event
+from mergekit_lite.engine.inputs import Readers
+from mergekit_lite.engine.options import Options
+from mergekit_lite.engine.supplies import Slot, Stored, slots_of
+from mergekit_lite.engine.warming import compile_missing
+from mergekit_lite.errors import DataError, RecipeError
+from mergekit_lite.kernels import survey
+from mergekit_lite.kernels._jit import Kernel
+from mergekit_lite.kernels.rice import rice_encode
+from mergekit_lite.kernels.survey import error_tile
+from mergekit_lite.patches.place import making_file
+from mergekit_lite.plan.types import Job, Plan
+
+if TYPE_CHECKING:
+    from mergekit_lite.sources import Model
+
+
+def compress(
+    plan: Plan,
+    models: Mapping[str, Model],
+    out: Path,
+    codec: Codec,
+    params: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    emit: Callable[[Event], None],
+) -> Patch:
+    """Write the patch that turns a base into its fine-tune, as nearly as the codec can.
+
+    One tensor's difference at a time is in memory.
+
+    Args:
+        plan: of `base` and one expert: its rows say which tensors belong together.
+        models: its inputs, opened.
+        out: the file to make.
+        codec: how differences are compressed.
+        params: all of its parameters.
+        overwrite: replace a file that is there.
+        emit: told of progress.
+
+    Returns:
+        The description of the patch.
+
+    Raises:
+        RecipeError: `out` does not fit, or the codec would keep nothing.
+        DataError: an input is not finite, or nothing differs.
+    """
+    compile_missing(_kernels(), Options(), emit)
+    readers = Readers(models)
+    try:
+        with making_file(plan, out, overwrite=overwrite, emit=emit) as file:
+            work = _Work(plan, models, readers, codec, params, emit)
+            with Spool(file.parent) as spool:
+                patch = work.patch(spool)
+                spool.finish(file, {"format": "pt", **patch.metadata()})
+    finally:
+        readers.close()
+    return patch
+
+
+def _same() -> DataError:
+    what = "the model is its base: no tensor differs"
+    return DataError(what, hint="check which models were given")
+
+
+def _kernels() -> list[Kernel]:
+    """Return what is called, so that all is compiled at once."""
+    sweeps = [survey.difference_tile, survey.survey_tile, survey.refine_tile, survey.reach_tile]
+    return [*sweeps, survey.error_tile, rice_encode, *decoding_kernels()]
+
+
+@dataclass
+class _Work:
+    """One patch being made."""
+
+    plan: Plan
+    models: Mapping[str, Model]
+    readers: Readers
+    codec: Codec
+    params: Mapping[str, Any]
+    emit: Callable[[Event], None]
+    done: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def patch(self, spool: Spool) -> Patch:
+        """Compress all tensors; what is stored goes into `spool`."""
+        if all(read.zero for job in self.plan.jobs if job.kind == "merge" for read in job.reads):
+            raise _same()
+        found = self._survey() if self.codec.keep else None
+        left = found.ties if found is not None else 0
+        rows: dict[str, PatchRow] = {}
+        for job in self.plan.jobs:
+            if job.dtype in FLOAT_DTYPES:
+                rows[job.name], used = self._float(job, found, left, spool)
+                left -= used
+            else:
+                rows[job.name] = self._other(job, spool)
+            self._tell(job)
+        if all(row.scheme == SAME for row in rows.values()):
+            raise _same()
+        base = self.plan.inputs["base"].reference
+        named = base if ":" in base else Path(base).name
+        return Patch(self.codec.name, self.params, named, rows)
+
+    def _survey(self) -> Found:
+        """Find what is kept of the whole model, in two sweeps."""
+        sweep = Survey()
+        floats = [job for job in self.plan.jobs if job.dtype in FLOAT_DTYPES]
+        for job in floats:
+            digest = sha256()
+            for tile in difference_of(job, self.readers).tiles(digest):
+                sweep.look(tile)
+            self.digests[job.name] = digest.hexdigest()[:32]
+            self._tell(job)
+        keep = float(self.params[self.codec.keep])
+        kept = int(keep * sweep.entries)
+        if kept < 1:
+            raise RecipeError(
+                f"`{self.codec.keep}` {keep:g} of {sweep.entries:,} entries is less than one",
+                hint=f"keep {1 / max(sweep.entries, 1):.2g} at least",
+            )
+        sweep.choose(kept)
+        for job in floats:
+            for tile in difference_of(job, self.readers).tiles():
+                sweep.refine(tile)
+            self._tell(job)
+        found = sweep.found()
+        if found.kept and found.std == 0:
+            raise DataError(
+                "all entries differ by the same number, so their standard deviation is 0",
+                hint="compress with `intq`, which keeps it, or `topk_sparse`",
+            )
+        return found
+
+    def _float(
+        self, job: Job, found: Found | None, left: int, spool: Spool
+    ) -> tuple[PatchRow, int]:
+        """Return what is said of a tensor, and how many entries at the threshold it has taken."""
+        difference = difference_of(job, self.readers)
+        base = difference.base.read
+        info = self.models["base"].header.tensors[base.name or job.name]
+        digest = sha256()
+        known = self.digests.get(job.name)
+        values = difference.whole(None if known else digest)
+        row = _Row(info.dtype, job.shape, known or digest.hexdigest()[:32])
+        if not values.any():
+            return row.told(SAME), 0
+        ties = 0
+        if found is not None:
+            ties = min(left, reach(values, found.threshold)[1])
+        encoded = self.codec.encode(Delta(job.name, job.shape, values, found, ties), **self.params)
+        if encoded is None:
+            norm = math.sqrt(_squares(values, None)[0])
+            return self._whole(job, difference.tuned, row, norm, spool), ties
+        return _stored(job.name, encoded, values, row, spool), ties
+
+    def _whole(self, job: Job, tuned: Slot, row: _Row, norm: float, spool: Spool) -> PatchRow:
+        raw = np.empty(math.prod(job.shape) * DTYPE_BYTES[tuned.dtype], np.uint8)
+        supply(tuned).fill(0, math.prod(job.shape), raw)
+        spool.add(job.name, tuned.dtype, job.shape, raw)
+        return row.told(WHOLE, crc32=_crc([raw]), norm=norm)
+
+    def _other(self, job: Job, spool: Spool) -> PatchRow:
+        """Store a tensor that is no float where it differs."""
+        info = self.models["base"].header.tensors[job.name]
+        base = slots_of(job, self.readers)[1]
+        raw = np.empty(info.nbytes, np.uint8)
+        supply(base).fill(0, math.prod(job.shape), raw)
+        row = _Row(info.dtype, job.shape, sha256(raw.data).hexdigest()[:32])
+        source = next(name for name in self.models if name != "base")
+        mine = self.models[source].header.tensors.get(job.name)
+        if mine is None:
+            return row.told(SAME)
+        if (mine.dtype, mine.shape) != (info.dtype, info.shape):
+            what = f"is {mine.dtype} {list(mine.shape)}, the base's {info.dtype} {list(info.shape)}"
+            raise RecipeError(what, job.name, "only models of one shape can be compressed")
+        own = np.empty(mine.nbytes, np.uint8)
+        Stored(self.readers, source, mine).fill(0, mine.size, own)
+        if np.array_equal(raw, own):
+            return row.told(SAME)
+        spool.add(job.name, mine.dtype, mine.shape, own)
+        return row.told(WHOLE, crc32=_crc([own]))
+
+    def _tell(self, job: Job) -> None:
+        self.done += 1
+        total = len(self.plan.jobs) * (3 if self.codec.keep else 1)
+        self.emit(Event("progress", name=job.name, bytes_read=self.done, bytes_total=total))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is known of a tensor before it is compressed."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    base: str
+
+    def told(self, scheme: str, **facts: Any) -> PatchRow:
+        return PatchRow(self.dtype, self.shape, self.base, scheme, **facts)
+
+
+def _stored(
+    name: str, encoded: Encoded, values: NDArray[np.float32], row: _Row, spool: Spool
+) -> PatchRow:
+    """Store a compressed difference, and say what it misses."""
+    squares, missed = _squares(values, _decoder(name, encoded, row.shape))
+    parts = []
+    for key, value in sorted(encoded.parts.items()):
+        raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        spool.add(f"{name}:{key}", DTYPES[value.dtype.name], value.shape, raw)
+        parts.append(raw)
+    return row.told(
+        encoded.scheme,
+        crc32=_crc(parts),
+        norm=math.sqrt(squares),
+        error=math.sqrt(missed),
+        numbers=dict(encoded.numbers),
+    )
+
+
+def _decoder(name: str, encoded: Encoded, shape: tuple[int, ...]) -> Any:
+    packed, fetch = in_memory(encoded, name, shape)
+    return scheme_named(encoded.scheme).decoder(packed, fetch)
+
+
+def _squares(values: NDArray[np.float32], decoder: Any) -> tuple[float, float]:
+    """Return the sums of squares of a difference, and of what is missed of it."""
+    sums = []
+    decoded = np.zeros(min(TILE, values.size), np.float32)
+    for first in range(0, values.size, TILE):
+        part = values[first : first + TILE]
+        if decoder is not None:
+            decoder.fill(first, decoded[: part.size])
+        both = np.zeros(2, np.float64)
+        error_tile(part, decoded[: part.size], both)
+        sums.append(both)
+    return math.fsum(s[0] for s in sums), math.fsum(s[1] for s in sums)
+
+
+def _crc(parts: list[NDArray[np.uint8]]) -> str:
+    total = 0
+    for raw in parts:
+        total = zlib.crc32(raw.data, total)
+    return f"{total:08x}"

@@ -1,0 +1,101 @@
+"""The Python interface to patches: compressed task vectors, made and applied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit_lite.api import load, run
+
+if TYPE_CHECKING:
+    from mergekit_lite.engine.events import Event
+    from mergekit_lite.engine.options import Report
+    from mergekit_lite.report.patches import PatchSummary
+
+
+def compress(
+    model: str,
+    base: str,
+    out: str | os.PathLike[str],
+    *,
+    method: str = "compeft",
+    overwrite: bool = False,
+    emit: Callable[[Event], None] | None = None,
+    **params: Any,
+) -> PatchSummary:
+    """Write the patch that turns `base` into `model`, as nearly as a codec can.
+
+    Args:
+        model: the fine-tuned model: a folder, a `.safetensors` file or `zoo:NAME`.
+        base: the model it was tuned from.
+        out: the file to make, `NAME.safetensors`.
+        method: name of the codec.
+        overwrite: replace a file that is there.
+        emit: called with events.
+        params: of the codec; see `docs/compression.md`.
+
+    Returns:
+        What the patch holds: sizes, and errors by layer.
+
+    Raises:
+        RecipeError: no such codec or parameter, or models, parameters or the place do not fit.
+        DataError: an input is corrupt or not finite, or nothing differs.
+        SourceError: a model is missing.
+    """
+    from mergekit_lite.compress import codec_named
+    from mergekit_lite.patches.make import compress as make
+    from mergekit_lite.plan.build import prepare
+    from mergekit_lite.report.patches import summarise_patch
+    from mergekit_lite.sources import resolve
+
+    codec = codec_named(method)
+    chosen = codec.resolved(params)
+    recipe = {
+        "base": base,
+        "experts": {"tuned": {"model": model}},
+        "steps": ["task_arithmetic"],
+        "routers": "merge",
+    }
+    ready, found = prepare(load(recipe, models=True))
+    make(
+        ready,
+        found,
+        Path(out),
+        codec,
+        chosen,
+        overwrite=overwrite,
+        emit=emit or (lambda event: None),
+    )
+    return summarise_patch(resolve(str(out), relative_to=Path(), kind="patch"))
+
+
+def apply(
+    patch: str,
+    base: str,
+    out: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    emit: Callable[[Event], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Make the model that a patch stands for, in the folder `out`.
+
+    Args:
+        patch: the file.
+        base: the model that it was made against, to the byte.
+        out: folder to make.
+        dtype: of the model; that of the base by default.
+        emit: called with the events of the run, from any thread.
+        options: as `run` takes them.
+
+    Raises:
+        RecipeError: it is no patch, or one of another base; tensors that differ are named.
+        DataError, ResourceError, SourceError, Interrupted: the patch is damaged, or as `run`.
+    """
+    from mergekit_lite.patches.apply import recipe_of
+    from mergekit_lite.sources import resolve
+
+    resolve(patch, relative_to=Path(), kind="patch")
+    return run(recipe_of(patch, base, dtype), out, emit=emit, **options)
