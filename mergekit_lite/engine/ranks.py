@@ -184,7 +184,7 @@ def _nth(
 ) -> int:
     """Return where in a loaded tile the nth magnitude equal to `value` is; it must be there."""
     write = magnitude_writer(row, program, want)
-    bits = np.empty((1, _LOOKED_AT), np.uint32)
+    bits = np.empty((1, row.piece(_LOOKED_AT)), np.uint32)
     found = np.zeros(2, np.int64)
     for begin in range(0, count, bits.shape[1]):
         part = bits[:, : count - begin]

@@ -88,6 +88,10 @@ class Row:
         """Entries of a tile in a sweep that writes nothing: many where all are in memory."""
         return max(self.tile, STRIDE) if self.kept and not self.width else self.tile
 
+    def piece(self, entries: int) -> int:
+        """Return about so many entries: whole rows where a step works on rows."""
+        return max(entries // self.width, 1) * self.width if self.width else entries
+
     def room_for_marks(self) -> int:
         """Return at which byte of `scratch` the marks of one more expert may lie, -1: nowhere."""
         nbytes = -(-marked_bytes(self.width, self.size // max(self.width, 1)) // 8) * 8

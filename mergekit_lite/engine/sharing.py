@@ -37,7 +37,7 @@ def find_shares(
     }
     seen: dict[int, Counts] = {}
     open_ = dict(rankings)
-    memory = np.empty((1, min(_LOOKED_AT, row.size)), np.uint32)
+    memory = np.empty((1, min(row.piece(_LOOKED_AT), row.size)), np.uint32)
     while open_:
         seen |= (counts := {expert: Counts(ranking) for expert, ranking in open_.items()})
         for first, count in row.tiles(stop):

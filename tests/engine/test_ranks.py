@@ -19,7 +19,7 @@ from mergekit_lite.engine.program import compile_job
 from mergekit_lite.engine.row import Row
 from mergekit_lite.engine.tiles import TilePool
 from mergekit_lite.ops._place import Cut
-from mergekit_lite.ops._statistics import EVERY, order_cuts
+from mergekit_lite.ops._statistics import EVERY, order_cuts, shared_ranks
 from mergekit_lite.ops.transform.breadcrumbs import band
 from mergekit_lite.plan.row_memory import LEAST_RANK_ROOM as SMALL
 from mergekit_lite.plan.types import Step
@@ -230,6 +230,30 @@ def test_ranks_over_rows_that_are_wider_than_a_chunk() -> None:
     find_statistics(row, program, threading.Event())
     left = band_of(values)
     (wanted,) = order_cuts(left, [int(0.2 * left.numel())])
+    bits, until = program.ints[0, 1, :2].tolist()
+    assert (bits, until) == (int(np.float32(wanted.threshold).view(np.uint32)), wanted.until)
+
+
+@pytest.mark.parametrize("op", ["magnitude", "norm_share"])
+def test_the_last_tie_far_inside_a_tile_of_rows(op: str) -> None:
+    """Tiles are looked at in pieces, which hold whole rows too where an earlier step needs them."""
+    values = few_values(3000 * 96).reshape(3000, 96)
+    models = one_tensor(torch.zeros(3000, 96), {"e": torch.from_numpy(values)})
+    params: dict[str, object] = {"density": 0.47} if op == "magnitude" else {"share": 0.97}
+    steps = [
+        Step("breadcrumbs", {"density": 0.6, "gamma": 0.01}, "e"),
+        Step(op, params, "e"),
+        Step("task_arithmetic"),
+    ]
+    plan = plan_for(models, steps, dtype="F32")
+    program = compile_job(plan.jobs[0], plan.seed)
+    assert program is not None
+    row = Row(plan.jobs[0], Readers(models), TilePool(), tile=1 << 19, width=96, weight_space=False)
+    find_statistics(row, program, threading.Event())
+    left = band_of(values)
+    rank = int(0.47 * left.numel()) if op == "magnitude" else shared_ranks(left, 0.97)[0]
+    (wanted,) = order_cuts(left, [rank])
+    assert wanted.until > 1 << 17, "the case is none"
     bits, until = program.ints[0, 1, :2].tolist()
     assert (bits, until) == (int(np.float32(wanted.threshold).view(np.uint32)), wanted.until)
 
