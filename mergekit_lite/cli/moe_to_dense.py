@@ -15,12 +15,13 @@ from mergekit_lite.cli import _parameters as parameters
 @parameters.out("Folder to make.")
 @click.option(
     "--method",
-    type=click.Choice(["mean", "frequency", "top1"]),
+    type=click.Choice(["mean", "frequency", "top1", "concat"]),
     default="mean",
     show_default=True,
-    help="The mean of all experts, weighed by how often they are chosen, or the most chosen one.",
+    help="The mean of all experts, weighed by how often they are chosen, or the most chosen one;"
+    " or the slices of a carved model put together again.",
 )
-@click.option("--stats", help="Folder of `calibrate --collect rates`; needed but for mean.")
+@click.option("--stats", help="Folder of `calibrate --collect rates`; for frequency and top1.")
 @parameters.threads
 @parameters.max_memory
 @click.option("--overwrite", is_flag=True, help="Replace an output folder that holds a model.")
@@ -33,7 +34,7 @@ def command(
     max_memory: int | None,
     overwrite: bool,
 ) -> None:
-    """Make a dense model of MODEL; exact where all its experts are the same.
+    """Make a dense model of MODEL; exact where all its experts are the same, or its slices.
 
     It runs the recipe `moe: {dense: {method: ..., stats: ...}}`, which the output's lock holds.
 
@@ -41,6 +42,7 @@ def command(
     Examples:
       mergekit-lite moe to-dense ./routed -o dense
       mergekit-lite moe to-dense ./routed -o dense --method frequency --stats ./statistics
+      mergekit-lite moe to-dense ./carved -o dense --method concat
     """
     from mergekit_lite import api
     from mergekit_lite.cli._progress import ProgressSink, choose_style

@@ -92,11 +92,44 @@ class Blocks:
             fill_as(self.dtype, supply, row * columns + column, inside, out[: inside * width])
 
 
-def blocks_of(read: Read, supply_of: Callable[[Block], Supply | None]) -> Blocks:
+class Beside:
+    """Windows side by side, each with all rows.
+
+    Args:
+        blocks: with what supplies the matrix of each, None for zeros.
+    """
+
+    is_delta = False
+
+    def __init__(self, blocks: list[tuple[Block, Supply | None]]) -> None:
+        dtypes = [supply.dtype if supply else "" for _, supply in blocks]
+        self.dtype = blocks_dtype(dtypes, [block for block, _ in blocks])
+        self.windows = [(block, Blocks([(block, supply)])) for block, supply in blocks]
+        self.columns = sum(block.shape[1] for block, _ in blocks)
+
+    def offset(self, first: int) -> int:
+        return 0
+
+    def fill(self, first: int, count: int, out: NDArray[np.uint8]) -> None:
+        row, skip = divmod(first, self.columns)
+        rows = -(-(skip + count) // self.columns)
+        width, at = DTYPE_BYTES[self.dtype], 0
+        whole = np.empty((rows, self.columns, width), np.uint8)
+        for block, window in self.windows:
+            columns = block.shape[1]
+            part = np.empty(rows * columns * width, np.uint8)
+            fill_as(self.dtype, window, row * columns, rows * columns, part)
+            whole[:, at : at + columns] = part.reshape(rows, columns, width)
+            at += columns
+        out[:] = whole.reshape(-1)[skip * width : (skip + count) * width]
+
+
+def blocks_of(read: Read, supply_of: Callable[[Block], Supply | None]) -> Blocks | Beside:
     """Return what supplies an input that is made of blocks.
 
     Args:
         read: the input.
         supply_of: what supplies the matrix of a block.
     """
-    return Blocks([(block, supply_of(block)) for block in read.blocks])
+    supplied = [(block, supply_of(block)) for block in read.blocks]
+    return Beside(supplied) if read.beside else Blocks(supplied)

@@ -19,6 +19,14 @@ OWN_FILES = frozenset(
 )
 """Top-level files that a merge writes itself, or that belong to the donor's repository only."""
 
+ROUTED_FILES = frozenset(
+    {
+        "moe_manifest.json", "carve_neurons.json", "freeze_mask.json", "gate_sums",
+        "configuration_routed.py", "modeling_routed.py",
+    }
+)  # fmt: skip
+"""Files and folders that say what a routed model is made of, which a dense one is not."""
+
 
 def is_weights(path: Path) -> bool:
     """Return whether a file holds weights or is the index over such files."""

@@ -15,6 +15,7 @@ from mergekit_lite.export.grown import grown_text, with_grown, write_grown
 from mergekit_lite.export.labels import short_name
 from mergekit_lite.export.merged import merged_text, with_merged, write_merged
 from mergekit_lite.export.mixed import mixed_card, with_mixed, write_mixed
+from mergekit_lite.export.orders import with_orders
 from mergekit_lite.export.pruned import pruned_text, write_pruned
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.plan.digests import file_sha256
@@ -57,6 +58,8 @@ def with_gates(
         return with_merged(plan, models, gate_folder(out), options, emit)
     if "mixture" in plan.moe:
         return with_mixed(plan, models, gate_folder(out), emit)
+    if "orders" in plan.moe.get("dense", {}):
+        return with_orders(plan, models, gate_folder(out))
     if "gate" not in plan.moe:
         return dict(models)
     from mergekit_lite.moe.gate_file import make_gates
@@ -199,5 +202,5 @@ def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def remove_gates(plan: Plan, out: Path) -> None:
     """Remove the folder in which the gates were made."""
-    if plan.moe.keys() & {"gate", "grown", "merged", "mixture"}:
+    if plan.moe.keys() & {"gate", "grown", "merged", "mixture", "dense"}:
         shutil.rmtree(gate_folder(out), ignore_errors=True)

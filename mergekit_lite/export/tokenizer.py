@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.errors import DataError
-from mergekit_lite.export.companions import copy_companions
+from mergekit_lite.export.companions import ROUTED_FILES, copy_companions
 from mergekit_lite.export.config import edit_config
 from mergekit_lite.plan.types import Plan
 from mergekit_lite.plan.vocabulary.ids import GENERATION
@@ -48,7 +48,9 @@ def write_companions(plan: Plan, models: Mapping[str, Model], folder: Path) -> l
     base = models["base"]
     how = plan.tokenizer
     owner = models[how.get("source", "base")]
-    written = set(copy_companions(base.root, base.companions, folder))
+    gone = ROUTED_FILES if "dense" in plan.moe else frozenset()
+    kept = [path for path in base.companions if path.parts[0] not in gone]
+    written = set(copy_companions(base.root, kept, folder))
     if owner is not base:
         written -= _remove(folder, [name for name in written if is_tokenizer_file(Path(name))])
         own = [path for path in owner.companions if is_tokenizer_file(path)]

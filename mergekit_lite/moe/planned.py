@@ -10,7 +10,9 @@ from mergekit_lite.moe.assembly import Assembly
 from mergekit_lite.moe.carve.rows import CarvedRows
 from mergekit_lite.moe.carve.settle import settle_carve
 from mergekit_lite.moe.config import config_of, config_without
+from mergekit_lite.moe.dense import joined as joined_rows
 from mergekit_lite.moe.dense import rows as dense_rows
+from mergekit_lite.moe.dense.joined import Joined
 from mergekit_lite.moe.dense.settle import Densified
 from mergekit_lite.moe.dense.settle import settle as settle_dense
 from mergekit_lite.moe.fewer import rows as fewer_rows
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Routed", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
 
-Routed = Assembly | Pruning | Merging | Growth | Densified | Mixture
+Routed = Assembly | Pruning | Merging | Growth | Densified | Joined | Mixture
 
 
 def unfuse(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
@@ -86,6 +88,8 @@ def rows_of(
         return list(dense_rows.jobs(routed, rows, recipe, frame))
     if isinstance(routed, Mixture):
         return list(MixedRows(routed, rows, recipe, found, findings).jobs(frame))
+    if isinstance(routed, Joined):
+        return list(joined_rows.jobs(routed, rows, recipe, frame))
     make = RoutedRows if routed.carve is None else CarvedRows
     return list(make(routed, rows, recipe, found, findings).jobs(frame))
 
@@ -94,7 +98,7 @@ def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the entries of the result's config, and those of the donor's that it has not."""
     if isinstance(routed, Pruning | Merging | Growth):
         return dict(routed.config), ()
-    if isinstance(routed, Densified):
+    if isinstance(routed, Densified | Joined):
         return dict(routed.config), routed.gone
     if isinstance(routed, Mixture):
         return routed.config(), ()

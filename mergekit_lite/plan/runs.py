@@ -50,7 +50,8 @@ def _within(block: Block) -> Iterator[Run]:
 def is_moved(read: Read) -> bool:
     """Return whether an input is runs of stored entries: nothing of it is computed or made up."""
     if read.blocks:
-        return all(is_moved(block.read) and _is_rows(block) for block in read.blocks)
+        stacked = not read.beside
+        return stacked and all(is_moved(each.read) and _is_rows(each) for each in read.blocks)
     as_stored = not (read.made or read.gather or read.turn)
     return bool(read.name) and as_stored and not (read.zero or read.lora)
 

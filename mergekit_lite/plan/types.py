@@ -108,7 +108,7 @@ class Read:
         pieces: the runs of stored entries that it is made of, where it is no stored tensor;
             `name` is then that of the first.
         turn: how the entries of the pieces are ordered anew, where their order is another.
-        blocks: the windows onto matrices of any inputs that it is made of, one after the other.
+        blocks, beside: windows onto matrices that it is made of, one below another or side by side.
     """
 
     source: str
@@ -122,6 +122,7 @@ class Read:
     pieces: tuple[Piece, ...] = ()
     turn: Turn | None = None
     blocks: tuple[Block, ...] = ()
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,8 +115,9 @@ def read_dense(shaper: Shaper, moe: Node, node: Node) -> dict[str, Any]:
         problems.add(what, node.mark, "write `moe: {dense: mean}`")
         return {}
     check_beside(shaper, moe, "dense")
-    if data.get("method", "mean") != "mean" and "stats" not in data:
-        problems.add(f"`{show(data['method'])}` needs `stats`", node.mark, _GIVE["stats"])
+    method = data.get("method", "mean")
+    if method in ("frequency", "top1") and "stats" not in data:
+        problems.add(f"`{method}` needs `stats`", node.mark, _GIVE["stats"])
     return data
 
 

@@ -14,6 +14,7 @@ from mergekit_lite.moe.carve.exact import exact_router
 from mergekit_lite.moe.carve.kmeans import kmeans
 from mergekit_lite.moe.carve.random import random
 from mergekit_lite.moe.carve.routers import router
+from mergekit_lite.moe.dense.carved import NEURONS_FILE
 from mergekit_lite.moe.families.routed import EXACT
 from mergekit_lite.moe.gates import GateRequest, Gates
 from mergekit_lite.ops._place import random_key
@@ -30,8 +31,6 @@ METHODS: Mapping[str, Callable[[Layer, Shares], Split]] = {
     "random": random,
     "contiguous": contiguous,
 }
-NEURONS_FILE = "carve_neurons.json"
-"""Which neuron of the dense layer stands where in a carved one, layer by layer."""
 
 
 def make_carve(request: GateRequest, material: Material) -> Gates:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mergekit_lite.errors import MergekitLiteError
 from mergekit_lite.moe.dense.families import TWINS, DenseTwin, settings
+from mergekit_lite.moe.dense.joined import Joined, settle_joined
 from mergekit_lite.moe.fewer.stored import RoutedModule, modules_of
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
@@ -40,11 +41,15 @@ class Densified:
         return {"dense": {"method": self.dense.method, "weights": weights}}
 
 
-def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Densified | None:
+def settle(
+    recipe: Recipe, found: Mapping[str, View], findings: Findings
+) -> Densified | Joined | None:
     """Return the dense model that a recipe asks for; None with problems noted."""
     base = found[BASE]
     if recipe.moe is None or recipe.moe.dense is None or base.settled:
         return None
+    if recipe.moe.dense.method == "concat":
+        return settle_joined(recipe, base, findings)
     config, before = base.model.config, len(findings.problems)
     modules = modules_of(base.tensors, config)
     twin = TWINS.get(configs.model_type(config))

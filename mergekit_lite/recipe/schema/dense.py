@@ -10,8 +10,9 @@ from mergekit_lite.recipe.schema.fields import Part
 class ToDense(Part):
     """One feed-forward layer in place of all experts of each routed layer."""
 
-    method: Literal["mean", "frequency", "top1"] = "mean"
+    method: Literal["mean", "frequency", "top1", "concat"] = "mean"
     """The `mean` of all experts, the mean weighed by the `frequency` with which tokens choose them,
-    or the one that most tokens choose (`top1`)."""
+    or the one that most tokens choose (`top1`). `concat` puts the slices of a carved model together
+    again, each neuron where it was."""
     stats: str | None = None
-    """Of all but `mean`: a folder that `calibrate --collect rates` has made of the base."""
+    """Of `frequency` and `top1`: a folder that `calibrate --collect rates` has made of the base."""
