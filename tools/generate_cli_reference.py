@@ -28,7 +28,7 @@ object a line. `MERGEKIT_LITE_DEBUG=1` adds tracebacks to errors.
 | 0 | done: what was asked for is on disk |
 | 1 | failed |
 | 2 | the recipe, the command line or the shape of the inputs is wrong; nothing was written |
-| 3 | data: corrupt or non-finite bytes, or `verify` found a difference |
+| 3 | data: corrupt or non-finite bytes, a score below its bound, or `verify` found a difference |
 | 4 | not enough disk, memory or permission |
 | 5 | a model is missing or unreachable |
 | 130 | interrupted; the same command again resumes |

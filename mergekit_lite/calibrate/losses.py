@@ -30,23 +30,45 @@ class SampleLoss:
     tokens: int
 
 
-def sample_losses(
+@dataclass(frozen=True)
+class SampleLogits:
+    """What a model says of each token of one text but the first, from those before it.
+
+    Attributes:
+        row: index of the text.
+        targets: (tokens - 1,) ids of the tokens that there are.
+        logits: (tokens - 1, vocabulary), fp32.
+    """
+
+    row: int
+    targets: Tensor
+    logits: Tensor
+
+
+def sample_logits(
     stream: Stream, batches: Sequence[Batch], hidden: Sequence[Tensor]
-) -> Iterator[SampleLoss]:
-    """Yield the loss of every text; logits of one text are in memory at a time.
+) -> Iterator[SampleLogits]:
+    """Yield the logits of every text; those of one text are in memory at a time.
 
     Args:
         stream: of the model, with all that is outside its layers in memory.
         batches: what was run.
         hidden: that left the last layer.
     """
-    import torch
-
     for row, one, states in _one_by_one(batches, hidden):
         logits = stream.logits(one, states)[0, :-1].float()
-        target = one.ids[0, 1:].to(logits.device)
-        loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-        yield SampleLoss(row, float(loss), len(target))
+        yield SampleLogits(row, one.ids[0, 1:].to(logits.device), logits)
+
+
+def sample_losses(
+    stream: Stream, batches: Sequence[Batch], hidden: Sequence[Tensor]
+) -> Iterator[SampleLoss]:
+    """Yield the loss of every text; arguments are those of `sample_logits`."""
+    import torch
+
+    for found in sample_logits(stream, batches, hidden):
+        loss = torch.nn.functional.cross_entropy(found.logits, found.targets, reduction="sum")
+        yield SampleLoss(found.row, float(loss), len(found.targets))
 
 
 def text_vectors(

@@ -83,7 +83,7 @@ def prepare(
             "--collect",
             f"{nearest(unknown[0], KINDS)} there are {', '.join(KINDS)}".strip(),
         )
-    _require_checkpoint(model)
+    require_checkpoint(model)
     skeleton = build(model.root, device=settings.device, dtype=settings.dtype)
     samples = tokenise(
         texts,
@@ -247,7 +247,12 @@ def model_digest(model: Model) -> str:
     return digest.hexdigest()
 
 
-def _require_checkpoint(model: Model) -> None:
+def require_checkpoint(model: Model) -> None:
+    """Check that a model can be run as it is.
+
+    Raises:
+        RecipeError: it is an adapter, has no config, or weights that cannot be read.
+    """
     hint = "give the folder that holds config.json, the tokenizer and the *.safetensors files"
     if model.kind == "adapter":
         raise RecipeError("an adapter alone cannot be run", model.reference, "merge it first")

@@ -65,6 +65,29 @@ def read_texts(files: Iterable[Path | tuple[str, Path]]) -> list[Text]:
     return found
 
 
+def read_utf8(path: Path) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Raises:
+        SourceError: it is not there.
+        DataError: it is not UTF-8; tells where.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise SourceError(
+            f"cannot read `{path}`: {error.strerror}", hint="check the path of the data"
+        ) from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 at byte {error.start:,}",
+            str(path),
+            "convert it, for example with `iconv -f latin1 -t utf-8`",
+        ) from error
+
+
 def prompts(domain: str, lines: Sequence[str]) -> list[Text]:
     """Return prompts that a recipe lists, as texts of one domain."""
     return [Text(line, domain, f"prompt {n} of `{domain}`") for n, line in enumerate(lines, 1)]
@@ -77,20 +100,7 @@ def _of_file(path: Path, domain: str) -> Iterator[Text]:
             str(path),
             "give a .txt file, or .jsonl with a `text` or `messages` in each line",
         )
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise SourceError(
-            f"cannot read `{path}`: {error.strerror}", hint="check the path of the data"
-        ) from error
-    try:
-        whole = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"not UTF-8 at byte {error.start:,}",
-            str(path),
-            "convert it, for example with `iconv -f latin1 -t utf-8`",
-        ) from error
+    whole = read_utf8(path)
     if path.suffix == ".txt":
         if whole.strip():
             yield Text(whole, domain, str(path), is_running=True)

@@ -23,6 +23,7 @@ VERBS: Mapping[str, str] = {
     "verify": "Recheck a merged folder against its lock file.",
     "ops": "List the operations, or show one.",
     "inspect": "Summarise a checkpoint from its headers.",
+    "eval": "Score a model, and compare it with its parents.",
     "diff": "Compare two checkpoints, layer by layer.",
     "calibrate": "Measure a model on texts, for methods that need data.",
     "moe": "Look into routed models.",
@@ -99,8 +100,8 @@ class Program(click.Group):
 def main(context: click.Context) -> None:
     """Merge and compress model checkpoints from a recipe, as a stream.
 
-    Exit codes: 0 done; 1 failed; 2 recipe or usage; 3 data or verification; 4 disk or memory;
-    5 source missing; 130 interrupted, run the same command again to resume.
+    Exit codes: 0 done; 1 failed; 2 recipe or usage; 3 data, quality or verification; 4 disk or
+    memory; 5 source missing; 130 interrupted, run the same command again to resume.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

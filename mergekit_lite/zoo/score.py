@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergekit_lite.calibrate.windows import WINDOW_BYTES, windows
 from mergekit_lite.errors import DataError, RecipeError, SourceError
 from mergekit_lite.sources.zoo import SCHEME, zoo_folder
 from mergekit_lite.zoo.catalog import EXPERTS, held_out_text
-
-WINDOW_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,10 @@ def text_windows(domain: str, split: str, count: int) -> list[str]:
     A window is a run of whole lines of 512 bytes or more; cutting by bytes and not by tokens gives
     every model the same text, whatever its tokenizer.
     """
-    found: list[str] = []
-    window = ""
-    for line in held_out_text(domain, split).read_text(encoding="utf-8").splitlines(keepends=True):
-        window += line
-        if len(window.encode()) >= WINDOW_BYTES:
-            found.append(window)
-            window = ""
-        if len(found) == count:
-            return found
+    text = held_out_text(domain, split).read_text(encoding="utf-8")
+    found = [window for window in windows(text) if len(window.encode()) >= WINDOW_BYTES]
+    if len(found) >= count:
+        return found[:count]
     raise RecipeError(
         f"the {split} text of `{domain}` has {len(found)} windows, fewer than {count}",
         hint=f"give `--windows {len(found)}` or fewer",
