@@ -55,7 +55,7 @@ def with_gates(
     if "grown" in plan.moe:
         return with_grown(plan, models, gate_folder(out), emit)
     if "merged" in plan.moe:
-        return with_merged(plan, models, gate_folder(out), options, emit)
+        return with_merged(plan, models, gate_folder(out), emit)
     if "mixture" in plan.moe:
         return with_mixed(plan, models, gate_folder(out), emit)
     if "orders" in plan.moe.get("dense", {}):

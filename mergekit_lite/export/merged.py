@@ -13,14 +13,13 @@ from mergekit_lite.checkpoint import read_checkpoint
 from mergekit_lite.checkpoint.header import header_text
 from mergekit_lite.checkpoint.writer import ShardWriter
 from mergekit_lite.engine.events import Event
-from mergekit_lite.errors import MergekitLiteError, ResourceError
+from mergekit_lite.errors import MergekitLiteError
 from mergekit_lite.export.labels import short_name
 from mergekit_lite.export.pruned import statistic_sums
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
 
 if TYPE_CHECKING:
-    from mergekit_lite.engine.options import Options
     from mergekit_lite.moe.merge.make import Maker
 
 KINDS = ("rates", "merging")
@@ -32,7 +31,6 @@ def with_merged(
     plan: Plan,
     models: Mapping[str, Model],
     folder: Path,
-    options: Options,
     emit: Callable[[Event], None],
 ) -> dict[str, Model]:
     """Return the models with what merged experts need that no input has, made if it must be.
@@ -41,11 +39,7 @@ def with_merged(
         plan: of a routed model whose experts are merged.
         models: its inputs, opened.
         folder: where a file may be made.
-        options: how to run.
         emit: called with events.
-
-    Raises:
-        ResourceError: it would take more memory than is allowed.
     """
     facts = plan.moe["merged"]
     emit(Event("note", text=merged_text(facts)))
@@ -61,7 +55,6 @@ def with_merged(
         base = StoredExperts(models, plan.row_maps)
         try:
             maker = Maker(facts, Path(plan.folder), base)
-            _require_memory(maker.working, options.max_memory)
             _write(path, maker, digest, emit)
         finally:
             base.close()
@@ -85,15 +78,6 @@ def _write(path: Path, maker: Maker, digest: str, emit: Callable[[Event], None])
     except BaseException:
         writer.discard()
         raise
-
-
-def _require_memory(needed: int, most: int | None) -> None:
-    if most is not None and needed > most:
-        raise ResourceError(
-            f"putting neurons of experts in one order takes {needed / 1e6:,.0f} MB, and"
-            f" {most / 1e6:,.0f} MB are allowed",
-            hint="allow more, or write `align: none` if experts began as copies of one network",
-        )
 
 
 def _digest(plan: Plan) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mergekit_lite.errors import Problem, ResourceError
 from mergekit_lite.ops import registry
 from mergekit_lite.plan.disk import already_written, free_at
+from mergekit_lite.plan.made_first import made_bytes, making_bytes
 from mergekit_lite.plan.names import plural
 from mergekit_lite.plan.row_memory import (
     LEAST_TILE,
@@ -105,8 +106,12 @@ def estimate(
     more_rows = (workers - 1) * max(made, resident - TORCH_BYTES)
     peak = fixed + workers * (tile_entries(device) * tiles + ranked + kept) + more_rows
     least = fixed + workers * (LEAST_TILE * tiles + ranked)
+    made_first = making_bytes(plan)
+    if made_first:
+        alone = PROCESS_BYTES + TORCH_BYTES + table + made_first
+        peak, least = max(peak, alone), max(least, alone)
     inner = [stage for name, stage in plan.stages.items() if name in plan.written]
-    written = sum(shard.nbytes for stage in inner for shard in stage.shards)
+    written = sum(shard.nbytes for stage in inner for shard in stage.shards) + made_bytes(plan)
     result = Estimate(
         read_bytes=read_bytes,
         write_bytes=write_bytes,

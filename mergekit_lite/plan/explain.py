@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit_lite.checkpoint import LoraFactors, TensorInfo, layer_of, role_of
@@ -101,9 +101,17 @@ def _named(step: Step, job: Job) -> dict[str, Any]:
     weights = params.pop("weights", None)
     named: dict[str, Any] = {"params": params}
     if weights is not None:
-        pairs = zip(job.reads, weights, strict=True)
-        named["weights"] = {read.source: weight for read, weight in pairs}
+        named["weights"] = dict(zip(_labels(job.reads), weights, strict=True))
     return named
+
+
+def _labels(reads: Sequence[Read]) -> list[str]:
+    """Return what tells inputs apart: their sources, or else their tensors, or else numbers."""
+    numbers = [f"input {number}" for number in range(1, len(reads) + 1)]
+    for labels in ([read.source for read in reads], [read.name for read in reads]):
+        if len(set(labels)) == len(reads):
+            return labels
+    return numbers
 
 
 def _lora_parts(lora: LoraFactors) -> dict[str, str]:

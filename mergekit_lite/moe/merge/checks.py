@@ -15,27 +15,24 @@ from mergekit_lite.recipe.schema import MergeExperts, Recipe
 _PLAIN_ACTIVATIONS = ("silu", "swish")
 
 
-def check(
+def check_base(
     recipe: Recipe,
     merge: MergeExperts,
     modules: Mapping[str, RoutedModule],
-    groups: Mapping[str, Sequence[Group]],
     matrices: Mapping[str, Matrices],
     base: View,
     findings: Findings,
 ) -> None:
-    """Note all problems of merging these groups."""
-    merged = [root for root, own in groups.items() if any(not group.moved for group in own)]
-    _check_shapes(recipe, groups, matrices, base, findings)
-    if merge.align == "none" and merged:
+    """Note what of a recipe cannot be done with the experts of a base, whatever the groups."""
+    if merge.align == "none":
         findings.warn(
             "neurons of experts are averaged in the order in which they are stored, which is one"
             " and the same only in experts that began as copies of one network",
             recipe.at("moe", "merge", "align"),
         )
-    elif merged:
-        _check_neurons(recipe, [(root, matrices[root]) for root in merged], findings)
-    drafts = [root for root in merged if modules[root].drafts]
+    else:
+        _check_neurons(recipe, matrices, findings)
+    drafts = [root for root, own in modules.items() if own.drafts]
     measured = merge.router == "lse" or merge.align in ("activations", "both")
     if drafts and (measured or merge.refit_down is not None):
         findings.problem(
@@ -45,17 +42,18 @@ def check(
         )
     if merge.router == "lse":
         _check_softmax(recipe, modules, base, findings)
-    if merge.refit_down is not None and merged:
-        _check_refit(recipe, [(root, matrices[root]) for root in merged], base, findings)
+    if merge.refit_down is not None:
+        _check_refit(recipe, matrices, base, findings)
 
 
-def _check_shapes(
+def check_groups(
     recipe: Recipe,
     groups: Mapping[str, Sequence[Group]],
     matrices: Mapping[str, Matrices],
     base: View,
     findings: Findings,
 ) -> None:
+    """Note groups whose experts are not of one size."""
     for root, own in groups.items():
         if matrices[root].stacked:
             continue
@@ -73,10 +71,8 @@ def _check_shapes(
                     )
 
 
-def _check_neurons(
-    recipe: Recipe, merged: Sequence[tuple[str, Matrices]], findings: Findings
-) -> None:
-    for root, stored in merged:
+def _check_neurons(recipe: Recipe, matrices: Mapping[str, Matrices], findings: Findings) -> None:
+    for root, stored in matrices.items():
         unknown = [held.name for held in stored.held if not held.part]
         if unknown or not stored.neurons or not stored.known:
             findings.problem_with(
@@ -103,16 +99,15 @@ def _check_softmax(
 
 
 def _check_refit(
-    recipe: Recipe, merged: Sequence[tuple[str, Matrices]], base: View, findings: Findings
+    recipe: Recipe, matrices: Mapping[str, Matrices], base: View, findings: Findings
 ) -> None:
     where = recipe.at("moe", "merge", "refit_down")
     activation = configs.value(base.model.config, "hidden_act")
-    stored = [own for _, own in merged]
     plain = all(
         not own.stacked
         and {(held.part, held.leaf) for held in own.held}
         == {("gate", "weight"), ("up", "weight"), ("down", "weight")}
-        for own in stored
+        for own in matrices.values()
     )
     if not plain or activation not in (None, *_PLAIN_ACTIVATIONS):
         findings.problem(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,11 @@ from mergekit_lite.moe.merge.groups import Group
 from mergekit_lite.moe.merge.matrices import Held, Matrices
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import MergeExperts
+
+TOKENS = 4096
+"""Most tokens that are measured of a layer."""
+ACTIVATIONS = 8 * 2**25
+"""Most bytes that what neurons say of some of them takes in memory."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,30 @@ def _orders(root: str, stored: Matrices, lead: int, member: int) -> Iterator[Mad
             name = order_name(root, member, held)
             along = held.rows if held.axis == "rows" else held.columns
             yield Made(name, (along,), "order", root, lead, member, held.name)
+
+
+def working(
+    merge: MergeExperts,
+    made: Iterable[Made],
+    groups: Mapping[str, tuple[Group, ...]],
+    matrices: Mapping[str, Matrices],
+) -> int:
+    """Return the most bytes that making one of them takes."""
+    found = 0
+    for one in made:
+        own = matrices[one.root]
+        expert, inputs = 12 * own.neurons * own.hidden, 16 * TOKENS * (own.hidden + own.experts)
+        if one.kind == "order":
+            # Of two experts; then how alike their neurons are, and that in fp64 for the search.
+            seen = ACTIVATIONS if merge.align in ("activations", "both") else 0
+            found = max(found, 2 * expert + 12 * own.neurons**2 + seen)
+        elif one.kind == "down":
+            group = next(group for group in groups[one.root] if group.lead == one.lead)
+            some = (2 + len(group.everyone)) * expert + 24 * TOKENS * own.neurons
+            found = max(found, some + inputs + 24 * own.neurons**2)
+        elif merge.router == "lse":
+            found = max(found, inputs + 24 * own.hidden**2)
+    return found
 
 
 def order_name(root: str, member: int, held: Held | None = None) -> str:

@@ -67,21 +67,6 @@ class Maker:
         """All that is to be made, in order."""
         return self._made
 
-    @property
-    def working(self) -> int:
-        """Most bytes that making one of them takes."""
-        found = 0
-        for made in self._made:
-            own = self._matrices[made.root]
-            matrices = 12 * own.neurons * own.hidden
-            if made.kind == "order":
-                # Of two experts; then alikeness, and the same in fp64 where it is searched.
-                found = max(found, 2 * matrices + 12 * own.neurons**2)
-            elif made.kind == "down":
-                group = next(g for g in self._groups(made.root) if g.lead == made.lead)
-                found = max(found, (2 + len(group.everyone)) * matrices + 24 * own.neurons**2)
-        return found
-
     def values(self) -> Iterator[tuple[Made, Floats]]:
         """Yield everything with its entries."""
         makers = {"order": self._order, "router": self._router, "down": self._down}

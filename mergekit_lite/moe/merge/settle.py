@@ -9,9 +9,9 @@ from typing import Any
 from mergekit_lite.moe.fewer.config import number_of
 from mergekit_lite.moe.fewer.settle import Asked, settle_base
 from mergekit_lite.moe.fewer.stored import RoutedModule
-from mergekit_lite.moe.merge.checks import check
+from mergekit_lite.moe.merge.checks import check_base, check_groups
 from mergekit_lite.moe.merge.groups import Group
-from mergekit_lite.moe.merge.made import Made, made_of
+from mergekit_lite.moe.merge.made import Made, made_of, working
 from mergekit_lite.moe.merge.matrices import Matrices, matrices_of
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
@@ -61,6 +61,7 @@ class Merging:
                 "merge": self.merge.model_dump(mode="json", exclude_defaults=True),
                 "method": self.merge.method,
                 "modules": modules,
+                "working": working(self.merge, self.made, self.groups, self.matrices),
                 "made": [made.plain() for made in self.made],
                 "matrices": {root: own.plain() for root, own in self.matrices.items()},
             }
@@ -77,15 +78,16 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Mer
     fewer = settle_base(recipe, asked, base, findings)
     if fewer is None:
         return None
+    before = len(findings.problems)
+    matrices = matrices_of(fewer.modules, base)
+    check_base(recipe, merge, fewer.modules, matrices, base, findings)
     # Here, because assembling a model needs no numpy.
     from mergekit_lite.moe.merge.decide import decide
 
     groups = decide(recipe, merge, fewer, findings)
     if groups is None:
         return None
-    before = len(findings.problems)
-    matrices = matrices_of(fewer.modules, base)
-    check(recipe, merge, fewer.modules, groups, matrices, base, findings)
+    check_groups(recipe, groups, matrices, base, findings)
     if len(findings.problems) > before:
         return None
     return Merging(
