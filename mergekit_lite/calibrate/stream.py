@@ -74,14 +74,25 @@ class Stream:
         for place in self.skeleton.layers[first:]:
             self.weights.load(place.index)
             watch(place)
-            self._active = place.index
-            for number, batch in enumerate(batches):
-                before(batch, hidden[number])
-                self._held = hidden[number].to(self.skeleton.device)
-                hidden[number] = self._enter(batch, inputs_embeds=self._held)
-            self._held = None
+            self.run(place, batches, hidden, before=before)
             yield place
             self.weights.drop(place.index)
+
+    def run(
+        self,
+        place: Place,
+        batches: Sequence[Batch],
+        hidden: list[Tensor],
+        *,
+        before: Callable[[Batch, Tensor], object] = lambda batch, hidden: None,
+    ) -> None:
+        """Run one layer, whose weights are in memory, over all batches; see `layers`."""
+        self._active = place.index
+        for number, batch in enumerate(batches):
+            before(batch, hidden[number])
+            self._held = hidden[number].to(self.skeleton.device)
+            hidden[number] = self._enter(batch, inputs_embeds=self._held)
+        self._held = None
 
     def logits(self, batch: Batch, hidden: Tensor) -> Tensor:
         """Return the model's logits for hidden states that left the last layer.

@@ -106,9 +106,16 @@ class Weights:
         Raises:
             DataError: it is not there.
         """
+        return self.read_from(*self._place_of(name))
+
+    def read_from(self, source: str, name: str) -> Tensor:
+        """Return a tensor of one of the models in fp32, by the name that it has there.
+
+        Raises:
+            DataError: it is not there.
+        """
         import torch
 
-        source, name = self._place_of(name)
         info = self.models[source].header.tensors.get(name)
         if info is None:
             raise DataError(f"`{name}` is not in `{self.models[source].reference}`")

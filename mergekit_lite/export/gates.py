@@ -17,6 +17,7 @@ from mergekit_lite.export.merged import merged_text, with_merged, write_merged
 from mergekit_lite.export.mixed import mixed_card, with_mixed, write_mixed
 from mergekit_lite.export.orders import with_orders
 from mergekit_lite.export.pruned import pruned_text, write_pruned
+from mergekit_lite.export.routers import routers_text, with_routers, write_routers
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
@@ -60,6 +61,9 @@ def with_gates(
         return with_mixed(plan, models, gate_folder(out), emit)
     if "orders" in plan.moe.get("dense", {}):
         return with_orders(plan, models, gate_folder(out))
+    if "routers" in plan.moe:
+        folder, limit = gate_folder(out), options.max_memory
+        return with_routers(plan, models, folder, emit, device=_device(options), max_memory=limit)
     if "gate" not in plan.moe:
         return dict(models)
     from mergekit_lite.moe.gate_file import make_gates
@@ -125,6 +129,8 @@ def size_text(moe: Mapping[str, Any]) -> str:
 
 def routed_text(moe: Mapping[str, Any]) -> str:
     """Return what a card says of a routed model."""
+    if "routers" in moe:
+        return routers_text(moe)
     if "pruned" in moe:
         return pruned_text(moe["pruned"])
     if "merged" in moe:
@@ -158,6 +164,8 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
         out: final folder, beside which the gates are.
         folder: of the output, which exists.
     """
+    if "routers" in plan.moe:
+        return [write_routers(plan, gate_folder(out), folder, MANIFEST_FILE, MANIFEST_VERSION)]
     if "pruned" in plan.moe:
         return [write_pruned(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
     if "merged" in plan.moe:
@@ -202,5 +210,5 @@ def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def remove_gates(plan: Plan, out: Path) -> None:
     """Remove the folder in which the gates were made."""
-    if plan.moe.keys() & {"gate", "grown", "merged", "mixture", "dense"}:
+    if plan.moe.keys() & {"gate", "grown", "merged", "mixture", "dense", "routers"}:
         shutil.rmtree(gate_folder(out), ignore_errors=True)

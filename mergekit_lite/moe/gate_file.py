@@ -60,7 +60,7 @@ def make_gates(
         DataError: a method gives other rows than asked for, or rows that are not finite.
     """
     path, digest = folder / GATE_FILE, _digest(plan)
-    if _is_of(path, digest):
+    if is_of(path, digest):
         return path
     path.unlink(missing_ok=True)
     shutil.rmtree(folder / BESIDE, ignore_errors=True)
@@ -158,7 +158,8 @@ def _bias(gates: Gates, layer: int, shape: Sequence[int], split: int) -> Array:
     return np.repeat(own, split).astype(np.float32)
 
 
-def _is_of(path: Path, digest: str) -> bool:
+def is_of(path: Path, digest: str) -> bool:
+    """Return whether a file of gates is whole, and of the plan with this digest."""
     if not path.is_file():
         return False
     try:

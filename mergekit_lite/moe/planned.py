@@ -27,6 +27,8 @@ from mergekit_lite.moe.merge.settle import Merging
 from mergekit_lite.moe.merge.settle import settle as settle_merging
 from mergekit_lite.moe.prune.settle import Pruning
 from mergekit_lite.moe.prune.settle import settle as settle_pruning
+from mergekit_lite.moe.refit import settle as refit
+from mergekit_lite.moe.refit.settle import Refit
 from mergekit_lite.moe.rows import RoutedRows
 from mergekit_lite.moe.settle import settle as settle_assembly
 from mergekit_lite.moe.unfuse import unfuse as unfuse_dense
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Routed", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
 
-Routed = Assembly | Pruning | Merging | Growth | Densified | Joined | Mixture
+Routed = Assembly | Pruning | Merging | Growth | Densified | Joined | Mixture | Refit
 
 
 def unfuse(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
@@ -54,17 +56,19 @@ def unfuse(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Non
 
 def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Routed | None:
     """Return the routed model that a recipe asks for; None without one, or with problems noted."""
-    if recipe.moe is not None and recipe.moe.prune is not None:
+    if recipe.moe is None:
+        return refit.settle(recipe, found, findings)
+    if recipe.moe.prune is not None:
         return settle_pruning(recipe, found, findings)
-    if recipe.moe is not None and recipe.moe.merge is not None:
+    if recipe.moe.merge is not None:
         return settle_merging(recipe, found, findings)
-    if recipe.moe is not None and recipe.moe.grow is not None:
+    if recipe.moe.grow is not None:
         return settle_growth(recipe, found, findings)
-    if recipe.moe is not None and recipe.moe.dense is not None:
+    if recipe.moe.dense is not None:
         return settle_dense(recipe, found, findings)
-    if recipe.moe is not None and recipe.moe.carve is not None:
+    if recipe.moe.carve is not None:
         return settle_carve(recipe, found, findings)
-    if recipe.moe is not None and recipe.moe.target == "lora_moe":
+    if recipe.moe.target == "lora_moe":
         return settle_mixture(recipe, found, findings)
     return settle_assembly(recipe, found, findings)
 
@@ -84,6 +88,8 @@ def rows_of(
         return list(MergedRows(routed, rows, recipe).jobs(frame))
     if isinstance(routed, Growth):
         return list(GrownRows(routed, rows, recipe, found).jobs(frame))
+    if isinstance(routed, Refit):
+        return refit.jobs(routed, rows, recipe, frame, findings)
     if isinstance(routed, Densified):
         return list(dense_rows.jobs(routed, rows, recipe, frame))
     if isinstance(routed, Mixture):
@@ -96,6 +102,8 @@ def rows_of(
 
 def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the entries of the result's config, and those of the donor's that it has not."""
+    if isinstance(routed, Refit):
+        return {}, ()
     if isinstance(routed, Pruning | Merging | Growth):
         return dict(routed.config), ()
     if isinstance(routed, Densified | Joined):

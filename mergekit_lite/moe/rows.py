@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mergekit_lite.checkpoint import TensorInfo, role_of
+from mergekit_lite.checkpoint import role_of
 from mergekit_lite.moe.assembly import Assembly, FeedForward, MadeRow
 from mergekit_lite.moe.families import PARTS
 from mergekit_lite.ops._place import random_key
@@ -14,9 +14,10 @@ from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame, Target
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.plan.layout import output_dtype
+from mergekit_lite.plan.made import made_job
 from mergekit_lite.plan.row_memory import TILE_ENTRIES
 from mergekit_lite.plan.runs import is_moved
-from mergekit_lite.plan.types import GATE, Block, Job, Order, Read, Step
+from mergekit_lite.plan.types import Block, Job, Order, Read, Step
 from mergekit_lite.recipe.schema import BASE, MoeExpert, Recipe
 
 if TYPE_CHECKING:
@@ -323,22 +324,8 @@ class RoutedRows:
         dtype = output_dtype(base.dtype, self.recipe.output.dtype)
         if row.kind == "bias" or (row.kind == "tiny" and dtype == "F16"):
             dtype = "F32"  # choices hang on small differences; 2^-30 is zero in half precision
-        info = TensorInfo(row.name, dtype, row.shape, "", 0)
-        read = Read(GATE, row.name, nbytes=4 * info.size)
-        moved = dtype == "F32"
         rule = f"{self.recipe.at('moe', 'gate')} made by the gate `{self.assembly.gate}`"
-        return Job(
-            name=row.name,
-            dtype=dtype,
-            shape=row.shape,
-            shard=0,
-            start=0,
-            kind="copy" if moved else "merge",
-            reads=(read,),
-            steps=() if moved else (_COPIED,),
-            layer=row.layer,
-            rule=rule,
-        )
+        return made_job(row.name, dtype, row.shape, row.layer, rule)
 
 
 def _scaled(job: Job, scale: float) -> Job:

@@ -34,7 +34,7 @@ from mergekit_lite.plan.rules import check_rules
 from mergekit_lite.plan.stages import Stages, is_stage, written_first
 from mergekit_lite.plan.types import Job, Plan
 from mergekit_lite.plan.vocabulary import Vocabulary, settle
-from mergekit_lite.recipe.schema import Recipe
+from mergekit_lite.recipe.schema import Recipe, Routers
 from mergekit_lite.sources import Model, as_stored, resolve
 from mergekit_lite.sources.resolve import Wanted
 
@@ -228,7 +228,7 @@ def _check_inputs(
 
 
 def _routed(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Routed | None:
-    if recipe.moe is None:
+    if recipe.moe is None and not isinstance(recipe.routers, Routers):
         return None
     from mergekit_lite.moe.planned import settle as settle_routed
 
@@ -244,7 +244,7 @@ def _rows(
 ) -> tuple[list[Job], dict[str, tuple[tuple[int, int], ...]]]:
     """Return all rows, and what no row brings to whole-model statistics."""
     rows = Rows(recipe, found, frame.layers, findings)
-    if recipe.moe is not None and routed is None:
+    if routed is None and (recipe.moe is not None or isinstance(recipe.routers, Routers)):
         return [], {}
     if routed is None:
         jobs = [job for target in frame.targets if (job := rows.row(target)) is not None]

@@ -86,14 +86,18 @@ class Rows:
         a model that is taken alone comes along, and so does what an adapter learnt of it.
         """
         keeps = self.recipe.routers or ("merge" if self.recipe.compat == "mergekit" else "base")
-        matches = [self.recipe.rules[index].match for index in decision.matched]
-        named = any(match.name is not None or match.role == "router" for match in matches)
-        if target.role != "router" or not self.routed or keeps == "merge" or named:
+        merges = keeps == "merge" or self.names_router(decision)
+        if target.role != "router" or not self.routed or merges:
             return False
         alone = spec.space == "weight" and len(names) == 1
         views = [view for view in map(self.found.get, names) if view is not None]
         adapted = any(v.model.adapter is not None and v.covers(target.name) for v in views)
         return not alone and not adapted
+
+    def names_router(self, decision: Decision) -> bool:
+        """Return whether a rule that matches speaks of routers, or of tensors by name."""
+        matches = [self.recipe.rules[index].match for index in decision.matched]
+        return any(match.name is not None or match.role == "router" for match in matches)
 
     def _take(self, target: Target, source: str, decision: Decision) -> Job | None:
         view, info = self.found.get(source), target.info

@@ -148,6 +148,7 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
         ],
     }
     _open_experts(properties["experts"])
+    properties["routers"]["anyOf"].append(dict(_VARIABLE))
     tokens = definitions["Tokenizer"]["properties"]["tokens"]
     rule = tokens["additionalProperties"]
     tokens["additionalProperties"] = {"anyOf": [{"type": "string"}, rule]}

@@ -21,6 +21,7 @@ _SECTIONS = (
     ("Match", schema.Match),
     ("Stages", schema.Stage),
     ("Output", schema.Output),
+    ("Routers", schema.Routers),
     ("Routed models", schema.Moe),
     ("Routed experts", schema.MoeExpert),
     ("Noise", schema.Noise),
@@ -46,6 +47,7 @@ _REQUIRED = {
     "Gate": ("method",),
     "Grow": ("experts",),
     "Addition": ("expert",),
+    "Routers": ("data",),
 }
 
 

@@ -19,6 +19,7 @@ from mergekit_lite.recipe.moe import MoeReader
 from mergekit_lite.recipe.order import Checker
 from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
 from mergekit_lite.recipe.renames import renamer
+from mergekit_lite.recipe.routers import read_routers
 from mergekit_lite.recipe.rules import RuleReader
 from mergekit_lite.recipe.schema import Expert, Output
 from mergekit_lite.recipe.slices import SliceReader
@@ -91,6 +92,8 @@ class Shaper:
             if lora.node is not None:
                 data["output"]["lora"] = lora.read()
         tokens = TokenizerReader(self.known, tuple(self.experts), self.problems)
+        if "routers" in data:
+            data["routers"] = read_routers(self, entries["routers"])
         if "moe" in data:
             data["moe"] = MoeReader(self).read(entries["moe"])
         if "tokenizer" in data:

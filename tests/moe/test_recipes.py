@@ -8,7 +8,7 @@ from pathlib import Path
 from mergekit_lite import api
 from mergekit_lite.calibrate.run import Settings, calibrate
 from mergekit_lite.calibrate.texts import prompts
-from mergekit_lite.plan.types import Plan
+from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import resolve
 from tests.checkpoints import write_tokenizer
 from tests.moe import dense, routed
@@ -51,3 +51,15 @@ def test_half_of_the_experts_are_left_out_or_merged(tmp_path: Path) -> None:
     )
     for name in ("moe-prune", "moe-merge-experts"):
         assert planned(name, tmp_path).config["num_local_experts"] == 4
+
+
+def test_routers_of_merged_models_are_fitted(tmp_path: Path) -> None:
+    routed.make("mixtral", tmp_path / "routed")
+    for seed, name in enumerate(("math", "code"), 1):
+        routed.make("mixtral", tmp_path / f"routed-{name}", seed=seed)
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "w3 w4"}')
+    plan = planned("moe-merge-routed", tmp_path)
+    assert plan.moe["routers"]["method"] == "harc"
+    assert [job.name for job in plan.jobs if job.reads[0].source == GATE] == list(
+        plan.moe["routers"]["rows"]
+    )

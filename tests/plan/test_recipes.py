@@ -16,7 +16,9 @@ from tests.plan.hollow import Tensors, llama_config, write
 from tests.tokenizer.tokenizers import word_level
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-OF_ROUTED = {"moe-flex-olmo", "moe-grow", "moe-merge-experts", "moe-prune"}
+OF_ROUTED = {
+    "moe-flex-olmo", "moe-grow", "moe-merge-experts", "moe-merge-routed", "moe-prune",
+}  # fmt: skip
 """Their base is a routed model, which `tests/moe/test_recipes.py` makes."""
 OF_PATCHES = {"compressed-experts"}
 """Its experts are patches, which `tests/patches/test_recipe.py` makes."""

@@ -25,6 +25,7 @@ from mergekit_lite.recipe.schema.moe import (
 from mergekit_lite.recipe.schema.output import LoraOutput, Output
 from mergekit_lite.recipe.schema.prune import Prune, PruneMethod
 from mergekit_lite.recipe.schema.recipe import Recipe, Stage
+from mergekit_lite.recipe.schema.routers import Routers
 from mergekit_lite.recipe.schema.rules import ACTIONS, ROLES, Match, Rule, Slice
 from mergekit_lite.recipe.schema.tokens import Tokenizer, TokenRule, TokenSource
 
@@ -53,6 +54,7 @@ __all__ = [
     "Recipe",
     "RecipeStep",
     "Redraw",
+    "Routers",
     "Routing",
     "Rule",
     "SharedExpert",

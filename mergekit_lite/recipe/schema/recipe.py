@@ -13,6 +13,7 @@ from mergekit_lite.recipe.schema.fields import Part, Scope, whole
 from mergekit_lite.recipe.schema.inputs import Expert, Steps
 from mergekit_lite.recipe.schema.moe import Moe
 from mergekit_lite.recipe.schema.output import Output
+from mergekit_lite.recipe.schema.routers import Routers
 from mergekit_lite.recipe.schema.rules import Rule, Slice
 from mergekit_lite.recipe.schema.tokens import Tokenizer
 
@@ -56,9 +57,10 @@ class Recipe(Part):
     """Name patterns of base tensors that an expert may lack; it then leaves them as in the base."""
     scope: Scope = ()
     """The `scope` of every expert that has none of its own."""
-    routers: Literal["base", "merge"] | None = None
+    routers: Literal["base", "merge"] | Routers | None = None
     """What becomes of routers where a chain merges: `base` keeps the base's, which is the default;
-    `merge` treats them like all else, as `compat: mergekit` does. A rule that names them wins."""
+    `merge` treats them like all else, as `compat: mergekit` does; a mapping fits them to those of
+    the experts. A rule that names them wins."""
     extra: Literal["error", "drop"] = "error"
     """What to do with tensors of an expert that the base lacks."""
     moe: Moe | None = None

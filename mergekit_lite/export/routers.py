@@ -1,0 +1,120 @@
+"""Fitted routers of a merge: made before its rows run, told of in its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mergekit_lite.engine.events import Event
+from mergekit_lite.export.labels import short_name
+from mergekit_lite.plan.digests import file_sha256
+from mergekit_lite.plan.types import GATE, Plan
+from mergekit_lite.sources import Model, resolve
+
+
+def with_routers(
+    plan: Plan,
+    models: Mapping[str, Model],
+    folder: Path,
+    emit: Callable[[Event], None],
+    *,
+    device: str,
+    max_memory: int | None,
+) -> dict[str, Model]:
+    """Return the models with the fitted routers among them, fitted if they must be.
+
+    Args:
+        plan: of a merge with fitted routers.
+        models: its inputs, opened.
+        folder: where the file goes; what is there of it is used if it is of this plan.
+        emit: called with events.
+        device: of torch, where texts are run.
+        max_memory: most bytes that running them may take.
+    """
+    from mergekit_lite.moe.gate_file import GATE_FILE, is_of
+
+    path, digest = folder / GATE_FILE, _digest(plan)
+    if not is_of(path, digest):
+        _make(plan, models, path, digest, emit, device, max_memory)
+    made = resolve(str(path), relative_to=folder)
+    return {**models, GATE: replace(made, reference=GATE)}
+
+
+def _make(
+    plan: Plan,
+    models: Mapping[str, Model],
+    path: Path,
+    digest: str,
+    emit: Callable[[Event], None],
+    device: str,
+    max_memory: int | None,
+) -> None:
+    from mergekit_lite.calibrate.routers import RouterFitter
+    from mergekit_lite.moe.gate_file import FACTS_FILE, write_tensors
+
+    def say(text: str) -> None:
+        emit(Event("note", text=text))
+
+    fits = RouterFitter(plan, models, say, device=device, max_memory=max_memory).fits()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = [
+        {
+            "layer": fit.layer,
+            "router": fit.name,
+            "overlap": dict(fit.overlap),
+            "overlap_of_others": dict(fit.others),
+            "steps": fit.steps,
+        }
+        for fit in fits
+    ]
+    (path.parent / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+    # Last, and whole or not at all: a folder that has it needs no routers fitted.
+    unfinished = path.with_suffix(".partial")
+    write_tensors(unfinished, {fit.name: fit.rows for fit in fits}, {"mergekit_lite.plan": digest})
+    unfinished.replace(path)
+
+
+def _digest(plan: Plan) -> str:
+    """Return what the routers depend on: the plan and the texts that it names."""
+    digest = hashlib.sha256(plan.content_digest().encode())
+    for file in plan.moe["routers"]["data"].values():
+        digest.update(file_sha256(Path(plan.folder) / file).encode())
+    return digest.hexdigest()
+
+
+def write_routers(plan: Plan, made: Path, folder: Path, name: str, version: int) -> str:
+    """Write how the routers were fitted and return the manifest's name.
+
+    Args:
+        plan: what was run.
+        made: folder in which they were made.
+        folder: of the output, which exists.
+        name: of the file.
+        version: of its format.
+    """
+    from mergekit_lite.moe.gate_file import read_facts
+
+    asked: dict[str, Any] = dict(plan.moe["routers"])
+    manifest = {
+        "manifest_version": version,
+        "model": short_name(plan.inputs["base"]),
+        "routers": {key: asked[key] for key in asked if key not in ("rows", "stored")},
+        "layers": read_facts(made),
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (folder / name).write_text(text + "\n", encoding="utf-8")
+    return name
+
+
+def routers_text(moe: Mapping[str, Any]) -> str:
+    """Return what a card says of fitted routers."""
+    asked = moe["routers"]
+    experts = ", ".join(f"`{name}`" for name in asked["data"])
+    return (
+        f"Routers are fitted to those of {experts} by `{asked['method']}`, on texts of each."
+        " `moe_manifest.json` says for each layer how much of their choices is kept."
+    )
