@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from mergekit_lite.moe.carve._layer import Layer, Shares, width_of
 from mergekit_lite.moe.carve.balanced import assign
 from mergekit_lite.moe.carve.make import METHODS, order_of
-from mergekit_lite.moe.carve.routers import contributions, router
+from mergekit_lite.moe.carve.routers import contributions, nearest_parts, router
 
 Floats = NDArray[np.float32]
 
@@ -112,6 +112,24 @@ def test_a_fitted_router_chooses_the_slices_that_contribute_most() -> None:
     assert (chance.agreement or 1) < 0.7
     assert abs(fitted.rows.sum(0)).max() < 1e-9
     assert fitted.epsilon() * fitted.largest <= 0.01 < 2 * fitted.epsilon() * fitted.largest
+
+
+def test_slices_are_labelled_by_how_near_they_are_to_their_part_of_the_whole() -> None:
+    layer = layer_of(24, tokens=70)
+    split = METHODS["contiguous"](layer, Shares.of(24, 5, 1))
+    labels = nearest_parts(layer, split, 2)
+    assert labels.shape == (70, 4)
+    assert (labels.sum(1) == 2).all()
+    said = np.stack([layer.down[:, own] @ _active(layer, 9)[own] for own in split.routed])
+    distances = np.square(said - said.sum(0) * 2 / 4).sum(1)
+    assert set(np.flatnonzero(labels[9])) == set(np.argsort(distances)[:2])
+    fitted = router("factor", layer, split, per_token=2, penalty=1e-6)
+    assert fitted.agreement is not None
+    chosen = np.argsort(-(layer.seen() @ fitted.rows.T), axis=1)[:, :2]
+    right = np.take_along_axis(labels, chosen, axis=1).mean()
+    assert right > 0.6  # chance: 0.5
+    same = router("ridge", layer, split, per_token=2, penalty=1e-6)
+    assert not np.allclose(same.rows, fitted.rows)
 
 
 def _active(layer: Layer, token: int) -> Floats:

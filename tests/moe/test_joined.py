@@ -117,6 +117,25 @@ def test_the_exact_router_leaves_as_well(tmp_path: Path) -> None:
         assert torch.equal(tensor(tmp_path / "dense", name), tensor(base, name)), name
 
 
+@pytest.mark.parametrize(("donor", "target"), [("llama", "mixtral"), ("qwen2", "glm4_moe")])
+def test_louder_slices_come_back_as_they_were(
+    dense: Dense, tmp_path: Path, donor: str, target: str
+) -> None:
+    base = dense(donor)
+    recipe = carved(base, target, experts=8, experts_per_token=4, router="param", slice_scale=2)
+    api.run(recipe, tmp_path / "loud")
+    if target == "glm4_moe":
+        assert config(tmp_path / "loud")["routed_scaling_factor"] == 8
+    else:
+        name = "model.layers.0.block_sparse_moe.experts.0.w2.weight"
+        neuron = json.loads((tmp_path / "loud" / "carve_neurons.json").read_text())["0"][0]
+        column = tensor(base, "model.layers.0.mlp.down_proj.weight")[:, neuron]
+        assert torch.equal(tensor(tmp_path / "loud", name)[:, 0], 8 * column)
+    api.run(joined(tmp_path / "loud"), tmp_path / "dense")
+    for name in shapes(base):
+        assert torch.equal(tensor(tmp_path / "dense", name), tensor(base, name)), name
+
+
 def test_half_precision(tmp_path: Path) -> None:
     base = make("qwen2", tmp_path / "base", dtype="bfloat16", hidden_size=64)
     api.run(carved(base, "qwen2_moe", experts=6, shared=2), tmp_path / "carved")

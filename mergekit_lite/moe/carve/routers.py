@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,11 +47,11 @@ def router(method: str, layer: Layer, split: Split, *, per_token: int, penalty: 
     """Return the rows of a router.
 
     Args:
-        method: `ridge`, `param`, `random` or `zeros`.
+        method: `ridge`, `factor`, `param`, `random` or `zeros`.
         layer: that is carved.
         split: into these slices.
         per_token: slices that a token passes.
-        penalty: of `ridge`.
+        penalty: of `ridge` and `factor`.
     """
     import numpy as np
 
@@ -60,6 +61,8 @@ def router(method: str, layer: Layer, split: Split, *, per_token: int, penalty: 
         if wanted is None:
             raise ValueError("no texts were run")
         rows = _fitted(layer.seen(), wanted, penalty)
+    elif method == "factor":
+        rows = _fitted(layer.seen(), nearest_parts(layer, split, per_token), penalty)
     elif method == "param":
         rows = np.stack([normalised(layer.gate[own]).mean(0, np.float64) for own in split.routed])
     elif method == "random":
@@ -77,12 +80,37 @@ def contributions(layer: Layer, split: Split) -> NDArray[np.float64]:
     """Return the norm of what each routed slice would add for each token, (tokens, slices)."""
     import numpy as np
 
+    norms = [np.linalg.norm(said, axis=2) for said in _said(layer, split)]
+    return np.concatenate(norms, axis=1).T.astype(np.float64)
+
+
+def nearest_parts(layer: Layer, split: Split, per_token: int) -> NDArray[np.float64]:
+    """Return 1 for the slices of each token that are nearest to their part of the whole.
+
+    The whole is what all n routed slices say together; of the k that a token passes, each is to
+    say k/n of it. Labelled are those k whose output has the least squared distance to that
+    (FactorLLM, arXiv 2408.11855). Of shape (tokens, slices).
+    """
+    import numpy as np
+
     found = []
+    for said in _said(layer, split):
+        part = said.sum(0) * np.float32(per_token / len(said))
+        distances = np.square(said - part).sum(2).T
+        labels = np.zeros(distances.shape)
+        nearest = np.argsort(distances, axis=1, kind="stable")[:, :per_token]
+        np.put_along_axis(labels, nearest, 1.0, axis=1)
+        found.append(labels)
+    return np.concatenate(found)
+
+
+def _said(layer: Layer, split: Split) -> Iterator[Floats]:
+    """Yield what each routed slice would add, (slices, tokens, d), for some tokens at a time."""
+    import numpy as np
+
     for tokens in chunks(layer.seen()):
         active = silu(tokens @ layer.gate.T) * (tokens @ layer.up.T)
-        said = [active[:, own] @ layer.down[:, own].T for own in split.routed]
-        found.append(np.stack([np.linalg.norm(each, axis=1) for each in said], axis=1))
-    return np.concatenate(found).astype(np.float64)
+        yield np.stack([active[:, own] @ layer.down[:, own].T for own in split.routed])
 
 
 def agreement(logits: NDArray[np.float64], wanted: NDArray[np.float64], per_token: int) -> float:

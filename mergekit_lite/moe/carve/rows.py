@@ -22,7 +22,8 @@ class CarvedRows(RoutedRows):
 
     def experts_of(self, layer: int) -> Iterator[tuple[MoeExpert, Mapping[str, Part]]]:
         sizes, carve = self.assembly.sizes, self.assembly.carve
-        factor, _ = unit_weights(self.assembly.family, self.assembly.donor, sizes)
+        scale = carve.slice_scale if carve else 1.0
+        factor, _ = unit_weights(self.assembly.family, self.assembly.donor, sizes, scale)
         scales = {"down": factor}
         whole = {
             part: self._ordered(layer, part, found)

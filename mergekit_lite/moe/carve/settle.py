@@ -50,7 +50,7 @@ class _CarveSettler(Settler):
             roots={layer: self.feed.roots[layer] for layer in layers},
             for_training=self.moe.for_training,
             carve=carve,
-            settings=unit_weights(family, donor, sizes)[1],
+            settings=unit_weights(family, donor, sizes, carve.slice_scale)[1],
         )
         self.warn_of_loaders(found)
         return found

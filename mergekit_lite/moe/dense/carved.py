@@ -26,6 +26,7 @@ class Carving:
         shared: slices of the shared expert.
         routed: slices to choose from.
         per_token: slices that a token chooses.
+        scale: what chosen slices say beside what they said in the dense layer.
         width: neurons of a dense layer.
         places: layer -> where each neuron stands, the shared slices' places first.
         count: places of a layer.
@@ -36,6 +37,7 @@ class Carving:
     shared: int
     routed: int
     per_token: int
+    scale: float
     width: int
     places: Mapping[int, tuple[int, ...]]
     count: int
@@ -44,9 +46,11 @@ class Carving:
     @property
     def factor(self) -> float:
         """What the down projections of routed slices were multiplied by."""
-        if self.family.name == "routed" or self.family.sigmoid or self.family.norm == "never":
-            return 1.0
-        return float(self.routed if self.family.name == "qwen2_moe" else self.per_token)
+        if self.family.name == "routed":
+            return self.scale
+        if self.family.sigmoid or self.family.norm == "never":
+            return 1.0  # the config has it
+        return self.scale * (self.routed if self.family.name == "qwen2_moe" else self.per_token)
 
     @property
     def shared_factor(self) -> float:
@@ -94,8 +98,8 @@ def read_carving(folder: Path, config: Mapping[str, Any]) -> Carving:
             "restore the files that the carve has left beside the weights",
         )
     return Carving(
-        family, shared, slices - shared, asked["experts_per_token"], width, places, counts.pop(),
-        file_sha256(neurons),
+        family, shared, slices - shared, asked["experts_per_token"], asked.get("slice_scale", 1.0),
+        width, places, counts.pop(), file_sha256(neurons),
     )  # fmt: skip
 
 

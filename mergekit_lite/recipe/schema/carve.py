@@ -11,7 +11,7 @@ from mergekit_lite.recipe.schema.fields import Part, whole
 from mergekit_lite.recipe.text import number
 
 CarveMethod = Literal["cmoe", "kmeans", "random", "contiguous"]
-CarveRouter = Literal["ridge", "param", "random", "zeros", "exact"]
+CarveRouter = Literal["ridge", "factor", "param", "random", "zeros", "exact"]
 
 
 def _epsilon(value: Any) -> Any:
@@ -40,9 +40,13 @@ class Carve(Part):
     """Which neurons go together: those that fire for the same tokens (`cmoe`), those with alike
     gates (`kmeans`, as MoEfication), any (`random`), or neighbours (`contiguous`)."""
     router: CarveRouter = "ridge"
-    """What chooses: a regression on what each slice would say (`ridge`), the mean of a slice's
-    gates (`param`), chance (`random`), nothing, where all slices are active (`zeros`), or the
+    """What chooses: a regression on what each slice would say (`ridge`), one on which slices are
+    nearest to their part of the whole (`factor`, as FactorLLM), the mean of a slice's gates
+    (`param`), chance (`random`), nothing, where all slices are active (`zeros`), or the
     rule of CMoE itself (`exact`), which only `target: routed` has."""
+    slice_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of what chosen slices say. 1 is what they say in the dense layer; FactorLLM and
+    LLaMA-MoE, which are trained with it, take the number of slices over that of chosen ones."""
     data: str | None = None
     """A file of texts of the kind that the model is for, `.txt` or `.jsonl`."""
     tokens: Annotated[int, Field(ge=1), BeforeValidator(whole)] = 16384
@@ -50,7 +54,7 @@ class Carve(Part):
     length: Annotated[int, Field(ge=1), BeforeValidator(whole)] = 512
     """Most tokens of a text."""
     penalty: Annotated[float, Field(gt=0)] = 0.01
-    """Pull of `ridge` towards 0, over the mean square of the inputs."""
+    """Pull of `ridge` and `factor` towards 0, over the mean square of the inputs."""
     epsilon: Annotated[
         float | Literal["auto"],
         BeforeValidator(_epsilon),
