@@ -210,6 +210,7 @@ def cost_text(plan: Plan, cost: Estimate) -> str:
     lines = [
         ("output", f"{tensors} ({merged} computed), {dtypes}, {files}"),
         *(("sweep", text) for text in cost.sweeps),
+        *([("gates", cost.gates)] if cost.gates else []),
         ("read", bytes_text(cost.read_bytes)),
         ("write", f"{bytes_text(cost.write_bytes)}{free}"),
         ("memory", f"{bytes_text(cost.peak_memory)} at most"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mergekit_lite.errors import Problem, ResourceError
 from mergekit_lite.ops import registry
@@ -32,6 +33,9 @@ from mergekit_lite.plan.seconds import seconds_of, sweep_seconds
 from mergekit_lite.plan.sweeps import ModelSweep, sweeps_of
 from mergekit_lite.plan.types import Job, Plan, Read
 
+if TYPE_CHECKING:
+    from mergekit_lite.moe.gate_cost import GateCost
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -48,6 +52,7 @@ class Estimate:
         disk_needed: bytes still to be written there (a partial run's shards are subtracted).
         sweeps: what is read of the whole model for statistics before the first row, in words;
             what earlier runs have found is not among it.
+        gates: what is done to make the gates of a routed model, in words.
     """
 
     read_bytes: int
@@ -58,6 +63,7 @@ class Estimate:
     least_memory: int = 0
     disk_needed: int = 0
     sweeps: tuple[str, ...] = ()
+    gates: str = ""
 
 
 def estimate(
@@ -98,18 +104,22 @@ def estimate(
     kept = max((kept_bytes(job, specs) + mark_bytes(job, specs) for job in jobs), default=0)
     inputs = max((inputs_of(job) for job in jobs if job.kind == "merge"), default=0)
     in_torch = torch_bytes(plan, device)
+    # What rows take in torch has torch itself in it, and no more.
+    resident += max(in_torch - TORCH_BYTES, 0) if resident else 0
     fixed = PROCESS_BYTES + table + max(resident, in_torch)
     tiles = 4 * (inputs + 2) if inputs else 0
     tiles *= TORCH_COPIES if in_torch else 1
     # Under a cap, rows that cannot be cut run one at a time; without one, on every worker.
     made = max((made_in_memory(job) for job in jobs), default=0)
-    more_rows = (workers - 1) * max(made, resident - TORCH_BYTES)
+    more_rows = (workers - 1) * max(made, resident - max(in_torch, TORCH_BYTES))
     peak = fixed + workers * (tile_entries(device) * tiles + ranked + kept) + more_rows
     least = fixed + workers * (LEAST_TILE * tiles + ranked)
     made_first = making_bytes(plan)
     if made_first:
         alone = PROCESS_BYTES + TORCH_BYTES + table + made_first
         peak, least = max(peak, alone), max(least, alone)
+    gates = gates_of(plan)
+    peak, least = max(peak, gates.memory), max(least, gates.memory)
     inner = [stage for name, stage in plan.stages.items() if name in plan.written]
     written = sum(shard.nbytes for stage in inner for shard in stage.shards) + made_bytes(plan)
     result = Estimate(
@@ -120,12 +130,20 @@ def estimate(
         seconds=sum(seconds_of(part, specs, workers) for part in (plan, *plan.stages.values()))
         + sweep_seconds(sweeps, workers),
         sweeps=tuple(map(sweep_text, sweeps)),
+        gates=gates.text,
         least_memory=least,
         disk_needed=write_bytes + written - (0 if out is None else already_written(plan, out)),
     )
     if refuse:
         require(result, max_memory=max_memory, out=out)
     return result
+
+
+def gates_of(plan: Plan) -> GateCost:
+    """Return what making the gates of a routed model costs."""
+    from mergekit_lite.moe.gate_cost import GateCost, gate_cost
+
+    return gate_cost(plan) if plan.moe else GateCost()
 
 
 def require(cost: Estimate, *, max_memory: int | None, out: Path | None) -> None:
@@ -137,7 +155,7 @@ def require(cost: Estimate, *, max_memory: int | None, out: Path | None) -> None
                 f"the merge needs {size_text(cost.least_memory)} of memory,"
                 f" and may use {size_text(max_memory)}",
                 hint=f"allow at least --max-memory {-(-cost.least_memory // 1_000_000)}MB;"
-                " fewer --threads need less",
+                + (" fewer `tokens` need less" if cost.gates else " fewer --threads need less"),
             )
         )
     if cost.disk_free is not None and cost.disk_needed > cost.disk_free:

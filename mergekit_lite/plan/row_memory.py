@@ -23,6 +23,8 @@ TORCH_BYTES = 250_000_000
 
 A GPU's driver takes memory of its own, which differs from one to another and is not counted.
 """
+TEXT_BYTES = 460_000_000
+"""Resident memory of the interpreter once it has run a text with torch and transformers."""
 TORCH_COPIES = 4
 """Copies of a tile that an op in torch makes on its way."""
 SHARE_BYTES = 7 * 8 << 16
@@ -123,7 +125,18 @@ def torch_bytes(plan: Plan, device: str = "cpu") -> int:
     read = (stage for name, stage in plan.stages.items() if name not in plan.written)
     rows += [(job, "cpu") for stage in read for job in stage.jobs]
     needed = any(job.kind == "merge" and not is_fused(job, device) for job, device in rows)
+    if runs_texts(plan):
+        return TEXT_BYTES - PROCESS_BYTES
     return TORCH_BYTES if needed else 0
+
+
+def runs_texts(plan: Plan) -> bool:
+    """Return whether texts are run before the rows, which leaves torch and more in memory."""
+    if "gate" not in plan.moe:
+        return False
+    from mergekit_lite.moe.gate_cost import gate_cost
+
+    return gate_cost(plan).memory > 0
 
 
 def rank_bytes(job: Job, specs: Mapping[str, OpSpec]) -> int:
