@@ -7,8 +7,8 @@ Every round times the copy (`passthrough`) and, for each kind of adapters, the m
 (`task_arithmetic` of all eight) as whole processes, one after the other, after a first run of each
 that compiles kernels and takes the inputs' checksums. Kinds are `RANK` (on all linear layers) or
 `RANK:MODULES`; `8:q_proj,v_proj` is what PEFT makes of a Llama unless told otherwise. `product` is
-the time of the arithmetic alone: the same products of factors by numpy's BLAS on all cores, nothing
-read or written. Prints a table and, with --json, figures.
+the time of the arithmetic alone: the same products of factors, tile by tile, by numpy's BLAS on all
+cores, nothing read or written. Prints a table and, with --json, figures.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from zlib import crc32
 import numpy as np
 from llama_set import Shape, shape_for, to_bf16, write_model
 
+TILE = 1 << 18
+"""Entries of a tile, as the engine has them: a whole product would be mostly fresh memory."""
 KINDS = ("16", "8:q_proj,v_proj")
 
 
@@ -118,7 +120,11 @@ def products(shape: Shape, kind: Kind, count: int) -> tuple[float, float]:
 
     def multiply(size: tuple[int, ...]) -> None:
         left, right = factors[size]
-        np.matmul(left, right)
+        rows = max(TILE // size[1], 1)
+        out = np.empty((rows, size[1]), np.float32)
+        for row in range(0, size[0], rows):
+            part = left[row : row + rows]
+            np.matmul(part, right, out=out[: len(part)])
 
     # One product a core at a time; BLAS's own threads would only get into each other's way.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

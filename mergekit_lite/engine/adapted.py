@@ -20,7 +20,7 @@ from mergekit_lite.engine.adapted_experts import fused_experts
 from mergekit_lite.engine.low_rank import Floats, LowRank, product
 from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.errors import DataError
-from mergekit_lite.kernels.lora import padded, panels
+from mergekit_lite.kernels.lora import strips
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.inputs import Readers
@@ -218,16 +218,13 @@ def joined_supply(read: JoinedRead, readers: Readers) -> Joined:
         lefts.append(left * (np.float32(weight) * scale))
         rights.append(right)
     left, right = np.hstack(lefts), np.vstack(rights)
-    return Joined(
-        padded(left), panels(right), np.float32(1), right.shape[1], tuple(squares), tuple(broken)
-    )
+    return Joined(left, strips(right), np.float32(1), right.shape[1], tuple(squares), tuple(broken))
 
 
 def sum_of_squares(left: Floats, right: Floats, scale: np.float32) -> float:
     """Return the sum of squares of `scale * left @ right` from the factors alone."""
-    tall = left.T.astype(np.float64) @ left
-    wide = right.astype(np.float64) @ right.T
-    return float((tall * wide).sum()) * float(scale) ** 2
+    tall, wide = left.astype(np.float64), right.astype(np.float64)
+    return float(((tall.T @ tall) * (wide @ wide.T)).sum()) * float(scale) ** 2
 
 
 def factors_of(

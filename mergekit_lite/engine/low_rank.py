@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.kernels.lora import low_rank_tile, padded, panels
+from mergekit_lite.kernels.lora import low_rank_tile, strips
 
 Floats = NDArray[np.float32]
 
@@ -17,8 +17,8 @@ class LowRank:
     """A low-rank delta from its two fp32 factors, in the orientation of the stored weight.
 
     Attributes:
-        left: rows x rank, as `kernels.lora.padded` leaves it.
-        right: rank x width, in `kernels.lora.panels`.
+        left: rows x rank.
+        right: rank x width, in `kernels.lora.strips`.
         scale: what the product is multiplied by.
         width: columns of the product.
     """
@@ -40,4 +40,4 @@ class LowRank:
 
 def product(left: Floats, right: Floats, scale: np.float32) -> LowRank:
     """Return the delta `scale * left @ right`."""
-    return LowRank(padded(left), panels(right), scale, right.shape[1])
+    return LowRank(np.ascontiguousarray(left, np.float32), strips(right), scale, right.shape[1])

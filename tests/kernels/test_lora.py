@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_lite.kernels.lora import COLUMNS, low_rank_tile, padded, panels
+from mergekit_lite.kernels.lora import COLUMNS, ROWS, low_rank_tile, strips
 from tests.kernels.arrays import same
 
 
@@ -22,9 +22,9 @@ def one_after_the_other(left: torch.Tensor, right: torch.Tensor, scale: float) -
 @settings(deadline=None, max_examples=100)
 @given(
     st.integers(1, 9),
-    st.one_of(st.integers(1, 9), st.integers(COLUMNS - 1, 2 * COLUMNS + 1)),
+    st.one_of(st.integers(1, 9), st.integers(COLUMNS - 1, 2 * ROWS * COLUMNS + 1)),
     st.integers(1, 19),
-    st.one_of(st.integers(1, 40), st.integers(COLUMNS, 4 * COLUMNS)),
+    st.one_of(st.integers(1, 40), st.integers(COLUMNS, 24 * COLUMNS)),
     st.floats(-4, 4, width=32),
     st.integers(0, 1000),
 )
@@ -35,7 +35,7 @@ def test_tiles_of_any_size_make_up_the_whole(
     left = torch.randn(rows, rank, generator=generator)
     right = torch.randn(rank, width, generator=generator)
     out = np.full(rows * width, 9, np.float32)
-    factors = padded(left.numpy()), panels(right.numpy())
+    factors = left.numpy(), strips(right.numpy())
     for first in range(0, rows * width, tile):
         count = min(tile, rows * width - first)
         part = out[first : first + count]
@@ -47,7 +47,7 @@ def test_a_tile_of_a_matrix_of_more_than_2_to_the_31_entries() -> None:
     rows, width = (1 << 21) + 1, 1024
     left = np.zeros((rows, 1), np.float32)
     left[-1] = 3
-    right = panels(np.full((1, width), 0.5, np.float32))
+    right = strips(np.full((1, width), 0.5, np.float32))
     out = np.empty(8, np.float32)
-    low_rank_tile(padded(left), right, np.float32(2), width, (rows - 1) * width - 4, 8, out)
+    low_rank_tile(left, right, np.float32(2), width, (rows - 1) * width - 4, 8, out)
     assert out.tolist() == [0, 0, 0, 0, 3, 3, 3, 3]

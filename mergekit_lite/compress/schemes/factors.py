@@ -10,7 +10,7 @@ from mergekit_lite.checkpoint.patch import Packed
 from mergekit_lite.compress._spec import scheme
 from mergekit_lite.compress._types import Encoded, Floats
 from mergekit_lite.errors import DataError
-from mergekit_lite.kernels.lora import low_rank_tile, padded, panels
+from mergekit_lite.kernels.lora import low_rank_tile, strips
 
 
 def encoded(left: Floats, right: Floats, dtype: str) -> Encoded:
@@ -38,7 +38,7 @@ class Factors:
         if left.shape[0] != rows or right.shape[1] != width or left.shape[1] != right.shape[0]:
             what = f"factors {list(left.shape)} and {list(right.shape)} of a {packed.shape} tensor"
             raise DataError(what, packed.name)
-        self._left, self._right, self._width = padded(left), panels(right), width
+        self._left, self._right, self._width = left, strips(right), width
 
     @staticmethod
     def _read(packed: Packed, name: str, fetch: Fetch) -> Floats:
