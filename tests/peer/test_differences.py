@@ -48,6 +48,7 @@ RECIPES = {
     "della": ("plain", one("della_linear", "{weight: 1, density: 0.5, epsilon: 0.2}")),
     "trim": ("coarse", one("ties", "{weight: 1, density: 0.5}")),
     "fusion": ("plain", one("arcee_fusion")),
+    "coarse fusion": ("coarse", one("arcee_fusion")),
     "ramplus": ("plain", one("ramplus_tl")),
     "sce": ("near", two("sce")),
     "stock": ("nearest", two("model_stock")),
@@ -136,7 +137,7 @@ def theirs(
         Job(name, f"{text}dtype: {'bfloat16' if name == 'wide' else 'float32'}\n", places[kind])
         for name, (kind, text) in RECIPES.items()
     ]
-    for name in ("fusion", "ramplus"):
+    for name in ("fusion", "coarse fusion", "ramplus"):
         kind, text = RECIPES[name]
         jobs.append(Job(f"{name}-in-bf16", f"{text}dtype: bfloat16\n", places[kind]))
     jobs += [Job(name, text, places["files"], "files") for name, text in FILES.items()]
@@ -198,6 +199,32 @@ def test_arcee_fusion_near_its_threshold(theirs: Peer, mine: Mine) -> None:
     ours, other = mine("fusion"), theirs.weights("fusion")
     far = sum(int(((ours[n] - other[n]).abs() > 1e-6).sum()) for n in ours)
     assert far <= 0.001 * sum(value.numel() for value in ours.values())
+
+
+def fused_in_fp64(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return what the method makes of two tensors with nothing rounded."""
+    x, y = first.double(), second.double()
+    q, p = (rows.softmax(-1) + 1e-8 for rows in (x, y))
+    scores = (y - x).abs() * (p * (p / q).log()).sum(-1, keepdim=True)
+    ordered = scores.flatten().sort().values
+    low, middle, high = (float(ordered[int(s * (len(ordered) - 1))]) for s in (0.25, 0.5, 0.75))
+    return torch.where(scores >= middle + 1.5 * (high - low), y, x)
+
+
+def test_arcee_fusion_in_bf16(theirs: Peer, mine: Mine, places: Places) -> None:
+    base, math = (read_weights(places["coarse"] / name) for name in ("base", "math"))
+    matrices = [name for name, value in base.items() if value.ndim > 1]
+    exact = {name: fused_in_fp64(base[name], math[name]) for name in matrices}
+    far = [
+        sum(float((merged[name].double() - exact[name]).square().sum()) for name in matrices)
+        for merged in (
+            mine("coarse fusion", "dtype=bfloat16"),
+            theirs.weights("coarse fusion-in-bf16"),
+        )
+    ]
+    whole = sum(float((exact[name] - base[name].double()).square().sum()) for name in matrices)
+    assert far[0] < 1e-12 * whole
+    assert far[1] > 1e-3 * whole
 
 
 @pytest.mark.parametrize("name", ["fusion", "ramplus"])
