@@ -49,6 +49,7 @@ def write_lock(made: Making, folder: Path) -> None:
             name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
             for name, path in made.statistics.items()
         }
-    files = sorted(path.name for path in folder.iterdir())
+    found = (path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(folder).as_posix() for path in found)
     outputs = lock_outputs(lock, folder, {name: file_sha256(folder / name) for name in files})
     (folder / LOCK_FILE).write_text(lock_text(outputs), encoding="utf-8")

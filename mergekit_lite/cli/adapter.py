@@ -10,15 +10,20 @@ import click
 
 from mergekit_lite.cli import _parameters as parameters
 from mergekit_lite.cli._output import note, print_json
+from mergekit_lite.cli.adapter_together import arrow, xlora
 
 _overwrite = click.option(
     "--overwrite", is_flag=True, help="Replace an output folder that holds a model or an adapter."
 )
 
 
-@click.group("adapter", short_help="Fold, mask or split off adapters.")
+@click.group("adapter", short_help="Fold, mask, split off or route adapters.")
 def command() -> None:
     """Operations on adapters as files."""
+
+
+command.add_command(xlora)
+command.add_command(arrow)
 
 
 def _named(out: Path | None) -> Path:
