@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mergekit_lite import api
+from mergekit_lite.calibrate.run import Settings, calibrate
+from mergekit_lite.calibrate.texts import prompts
 from mergekit_lite.engine.options import Options
 from mergekit_lite.errors import RecipeError, ResourceError
 from mergekit_lite.export.gates import with_gates
@@ -21,6 +23,7 @@ from mergekit_lite.moe.merge.make import Maker
 from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.explain import explain, explain_text
 from mergekit_lite.sources import resolve
+from tests.checkpoints import write_tokenizer
 from tests.moe.dense import config, load, logits, tensor
 from tests.moe.routed import make
 
@@ -179,7 +182,58 @@ def test_a_merged_row_is_explained(mixtral: Path) -> None:
     assert "experts.4.w1.weight 0.5" in text
 
 
+def stacked(base: Path, folder: Path) -> Path:
+    """Write a Qwen3-MoE as one whose experts lie in tensors of all, as transformers has them."""
+    folder.mkdir()
+    tensors = load_file(base / "model.safetensors")
+    for layer in range(3):
+        root = f"model.layers.{layer}.mlp.experts"
+        parts = {
+            part: torch.stack([tensors.pop(f"{root}.{e}.{part}_proj.weight") for e in range(8)])
+            for part in ("gate", "up", "down")
+        }
+        tensors[f"{root}.gate_up_proj"] = torch.cat([parts["gate"], parts["up"]], 1)
+        tensors[f"{root}.down_proj"] = parts["down"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config(base)))
+    return folder
+
+
+def test_stacked_experts_become_what_those_stored_one_by_one_become(tmp_path: Path) -> None:
+    alone = make("qwen3_moe", tmp_path / "alone")
+    write_tokenizer(alone, 96)
+    words = [" ".join(f"w{3 + (7 * i + j * j) % 90}" for j in range(30)) for i in range(4)]
+    stats = tmp_path / "stats"
+    calibrate(resolve(str(alone), relative_to=tmp_path), prompts("a", words), stats,
+              kinds=("rates", "merging"), settings=Settings(length=64))  # fmt: skip
+    together = stacked(alone, tmp_path / "together")
+    said = {"keep": 4, "method": "sub_moe", "stats": str(stats), "align": "both",
+            "router": "lse", "refit_down": "ridge"}  # fmt: skip
+    for base in (alone, together):
+        recipe = {"base": str(base), "moe": {"merge": said}}
+        api.run(recipe, tmp_path / f"{base.name}-merged")
+    first, second = (tmp_path / f"{name}-merged" for name in ("alone", "together"))
+    count = 0
+    for layer in range(3):
+        root = f"model.layers.{layer}.mlp"
+        routers = [tensor(folder, f"{root}.gate.weight") for folder in (first, second)]
+        assert torch.equal(*routers)
+        wide, down = (tensor(second, f"{root}.experts.{p}_proj") for p in ("gate_up", "down"))
+        for expert in range(4):
+            gate, up = wide[expert].chunk(2)
+            for part, found in (("gate", gate), ("up", up), ("down", down[expert])):
+                wanted = tensor(first, f"{root}.experts.{expert}.{part}_proj.weight")
+                torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+                count += 1
+    assert count == 36
+    name = "model.layers.0.mlp.experts.{}.down_proj.weight"
+    plain = {**said, "refit_down": None}
+    api.run({"base": str(alone), "moe": {"merge": plain}}, tmp_path / "plain")
+    pairs = [[tensor(f, name.format(e)) for f in (first, tmp_path / "plain")] for e in range(4)]
+    assert not all(torch.equal(*pair) for pair in pairs)
+
+
 def test_fits_that_are_not_known_here_are_refused(tmp_path: Path) -> None:
-    base = make("granitemoe", tmp_path / "base")
-    with pytest.raises(RecipeError, match="stored one by one"):
+    base = gpt_oss(tmp_path / "base", lambda tensors: None)
+    with pytest.raises(RecipeError, match="without biases, stored"):
         api.plan(joined(base, stats=str(tmp_path), refit_down="ridge", weights="equal"))

@@ -103,17 +103,19 @@ def _check_refit(
 ) -> None:
     where = recipe.at("moe", "merge", "refit_down")
     activation = configs.value(base.model.config, "hidden_act")
-    plain = all(
-        not own.stacked
-        and {(held.part, held.leaf) for held in own.held}
-        == {("gate", "weight"), ("up", "weight"), ("down", "weight")}
-        for own in matrices.values()
-    )
+    plain = all(_is_plain(own) for own in matrices.values())
     if not plain or activation not in (None, *_PLAIN_ACTIVATIONS):
         findings.problem(
-            "`refit_down` knows experts that are stored one by one as gate, up and down with silu"
-            f" between them; this model has `{activation}`"
-            + ("" if plain else " and stores others"),
+            "`refit_down` knows experts of gate, up and down without biases, stored (out x in), and"
+            f" silu; this model has `{activation}`" + ("" if plain else " and stores others"),
             where,
             "leave `refit_down` out",
         )
+
+
+def _is_plain(own: Matrices) -> bool:
+    """Return whether experts are the three matrices alone, each as torch's linears have it."""
+    parts = {(held.part, held.leaf, held.axis, held.kind) for held in own.held}
+    down = ("down", "weight", "columns", "alone")
+    apart = {(part, "weight", "rows", "alone") for part in ("gate", "up")}
+    return own.known and parts in ({*apart, down}, {("gate_up", "weight", "rows", "halves"), down})

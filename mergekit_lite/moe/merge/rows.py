@@ -34,6 +34,9 @@ class MergedRows:
     def __init__(self, merging: Merging, rows: Rows, recipe: Recipe) -> None:
         self.merging, self.rows, self.recipe = merging, rows, recipe
         self._base = rows.found[BASE]
+        self._roots = {
+            held.name: root for root, own in merging.matrices.items() for held in own.held
+        }
 
     def jobs(self, frame: Frame) -> Iterator[Job]:
         """Yield every row of the result, in the base's order."""
@@ -71,7 +74,7 @@ class MergedRows:
         whole = [self._base.read(held.name.format(e=member)) for member in group.members]
         if group.moved:
             return replace(job, reads=(whole[0],))
-        if held.part == "down" and self.merging.merge.refit_down is not None:
+        if self._is_fitted(held, group):
             made = Read(GATE, refit_name(root, group.lead), nbytes=4 * prod(job.shape))
             return replace(job, kind="merge", reads=(made,), base=None, steps=(_COPIED,))
         reads = []
@@ -82,6 +85,10 @@ class MergedRows:
             reads.append(read if order is None else _window(read, (block,), read.nbytes))
         mean = Step("linear", {"normalize": True, "weights": list(group.shares())})
         return replace(job, kind="merge", reads=tuple(reads), base=None, steps=(mean,))
+
+    def _is_fitted(self, held: Held, group: Group) -> bool:
+        down = held.part == "down" and held.leaf == "weight" and not group.moved
+        return down and self.merging.merge.refit_down is not None
 
     def _order(
         self, name: str, held: Held, member: int, group: Group, experts: int
@@ -111,7 +118,11 @@ class MergedRows:
 
     def _slot(self, whole: Read, held: Held, group: Group, slot: int, count: int) -> Block:
         size = (held.rows, held.columns)
-        if slot >= len(group.members):
+        fitted = self._is_fitted(held, group)
+        if fitted and slot == 0:
+            made = Read(GATE, refit_name(self._roots[held.name], group.lead), nbytes=4 * prod(size))
+            return Block(made, size, (0, 0), size)
+        if fitted or slot >= len(group.members):
             # Times -1, so that it is -0.0, which leaves every number as it is, -0.0 too.
             return Block(Read("", "", zero=True), (0, held.columns), (0, 0), size, scale=-1.0)
         member, share = group.members[slot], group.shares()[slot]
