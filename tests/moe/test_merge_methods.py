@@ -17,7 +17,12 @@ from mergekit_lite.calibrate.run import Settings, calibrate
 from mergekit_lite.calibrate.texts import prompts
 from mergekit_lite.calibrate.tokens import load_tokenizer
 from mergekit_lite.errors import RecipeError
-from mergekit_lite.moe.merge.align import alike_by_activations, alike_by_weights, order
+from mergekit_lite.moe.merge.align import (
+    alike_by_activations,
+    alike_by_both,
+    alike_by_weights,
+    order,
+)
 from mergekit_lite.moe.merge.clusters import kernel_means, medoid
 from mergekit_lite.moe.merge.collapse import frequency_rows, lse_rows, mass
 from mergekit_lite.moe.merge.groups import group_of
@@ -262,6 +267,26 @@ def test_an_expert_in_another_order_is_put_back(seed: int) -> None:
     np.testing.assert_array_equal(at[back], np.arange(10))
     by_use = alike_by_activations(neurons(lead, inputs), neurons(other, inputs))
     np.testing.assert_array_equal(order(by_use), back)
+
+
+def test_weights_and_activations_count_the_same_together() -> None:
+    """Neurons 0 and 1 have the same weights and say other things; 2 and 3 the other way round."""
+    generator = np.random.default_rng(4)
+    lead = expert_of(generator, width=4)
+    for part in ("gate", "up"):
+        lead[part][1] = lead[part][0]
+    lead["down"][:, 1] = lead["down"][:, 0]
+    said = generator.normal(size=(20, 4)).astype(np.float32)
+    said[:, 3] = said[:, 2]
+    at = np.array([2, 0, 3, 1])
+    other = {
+        "gate": 9 * lead["gate"][at],
+        "up": 9 * lead["up"][at],
+        "down": 9 * lead["down"][:, at],
+    }
+    alike = alike_by_both(lead, other, alike_by_activations(said, said[:, at]))
+    np.testing.assert_array_equal(order(alike), [1, 3, 0, 2])
+    np.testing.assert_allclose(np.diagonal(alike[:, [1, 3, 0, 2]]), 2, rtol=1e-5)
 
 
 def test_the_assignment_is_best_in_sum_where_nearest_ones_clash() -> None:

@@ -39,10 +39,25 @@ def alike_by_activations(lead: Floats, other: Floats) -> Floats:
     return product(_unit(lead).T, _unit(other))
 
 
-def norms_of(expert: Mapping[str, Floats]) -> Floats:
-    """Return the norm of each neuron's weights."""
-    squares = np.square(expert["gate"]).sum(1) + np.square(expert["up"]).sum(1)
-    found: Floats = np.sqrt(squares + np.square(expert["down"]).sum(0))
+def alike_by_both(
+    lead: Mapping[str, Floats], other: Mapping[str, Floats], by_activations: Floats
+) -> Floats:
+    """Return the cosine of neurons' weights plus that of what they say.
+
+    Args:
+        lead, other: see `alike_by_weights`.
+        by_activations: what `alike_by_activations` returns.
+    """
+    norms = [np.sqrt(_squares(expert)) for expert in (lead, other)]
+    found = alike_by_weights(lead, other)
+    found /= np.maximum(np.outer(*norms), 1e-30)
+    return found + by_activations
+
+
+def _squares(expert: Mapping[str, Floats]) -> Floats:
+    """Return the sum of squares of each neuron's weights."""
+    inward = np.square(expert["gate"]).sum(1) + np.square(expert["up"]).sum(1)
+    found: Floats = inward + np.square(expert["down"]).sum(0)
     return found
 
 

@@ -13,8 +13,8 @@ from mergekit_lite.errors import DataError
 from mergekit_lite.moe.fewer.statistics import Numbers, layer_statistics
 from mergekit_lite.moe.merge.align import (
     alike_by_activations,
+    alike_by_both,
     alike_by_weights,
-    norms_of,
     order,
     stored_order,
 )
@@ -96,10 +96,10 @@ class Maker:
             alike = self._by_activations(root, lead, member)
         else:
             first, other = self._lead(root, lead), self._base.expert(matrices, member)
-            alike = alike_by_weights(first, other)
             if self._align == "both":
-                alike /= np.maximum(np.outer(norms_of(first), norms_of(other)), 1e-30)
-                alike += self._by_activations(root, lead, member)
+                alike = alike_by_both(first, other, self._by_activations(root, lead, member))
+            else:
+                alike = alike_by_weights(first, other)
         self._ordered = (root, member, order(alike))
         return self._ordered[2]
 
