@@ -18,6 +18,7 @@ from mergekit_lite.calibrate.texts import read_texts
 from mergekit_lite.calibrate.tokens import Samples, batches
 from mergekit_lite.calibrate.weights import Weights
 from mergekit_lite.errors import DataError, Problem
+from mergekit_lite.moe.refit.cost import held_bytes
 from mergekit_lite.moe.refit.solve import Domain, harc, regmean, start_of
 from mergekit_lite.plan.stages import as_model
 from mergekit_lite.plan.types import Plan
@@ -126,7 +127,9 @@ class RouterFitter:
         prepared = prepare(self._models[BASE], texts, [], settings)
         samples = _with_held_out(prepared.samples, self._experts)
         width, tokens = prepared.skeleton.width, samples.tokens
-        held = 4 * tokens * width + 16 * tokens * 256 + 8 * prepared.estimate.hidden // 4
+        names = self._asked["rows"]
+        experts = max(job.shape[0] for job in self._plan.jobs if job.name in names)
+        held = held_bytes(tokens, width, experts)
         prepared = replace(
             prepared,
             samples=samples,

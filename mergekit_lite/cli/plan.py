@@ -167,9 +167,10 @@ def chains_text(plan: Plan, *, full: bool) -> str:
 
 def chain_text(job: Job, *, full: bool = False) -> str:
     """Return the chain of one row on a line; transforms that all experts share are named once."""
+    from mergekit_lite.plan.types import GATE
+
     if job.kind == "copy":
         from mergekit_lite.plan.runs import runs_of
-        from mergekit_lite.plan.types import GATE
 
         inputs = sorted({run.source for run in runs_of(job.reads[0], prod(job.shape))})
         return f"copy from {' and '.join(inputs)}".replace(GATE, "the gates")
@@ -184,7 +185,9 @@ def chain_text(job: Job, *, full: bool = False) -> str:
         else f"{text} of {', '.join(dict.fromkeys(experts))}"
         for text, experts in shared.items()
     ]  # fmt: skip
-    return f"{' > '.join(parts)}  of {', '.join(sources)}"
+    if not any(sources):
+        return "zeros"
+    return f"{' > '.join(parts)}  of {', '.join(sources)}".replace(GATE, "the gates")
 
 
 def _step(op: str, params: Mapping[str, Any], sources: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.moe.gates import registry
 from mergekit_lite.moe.gates._scale import SAMPLE
+from mergekit_lite.moe.refit import cost as refit
 from mergekit_lite.ops import registry as ops
 from mergekit_lite.plan.row_memory import TEXT_BYTES, TORCH_BYTES, made_bytes
 from mergekit_lite.plan.types import Job, Plan
@@ -38,6 +39,8 @@ class GateCost:
 
 def gate_cost(plan: Plan) -> GateCost:
     """Return what making the gates of a plan costs."""
+    if "routers" in plan.moe:
+        return GateCost(refit.memory(plan), refit.text(plan))
     if "gate" not in plan.moe:
         return GateCost()
     return _Texts(plan).cost()

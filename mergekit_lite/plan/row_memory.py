@@ -132,7 +132,7 @@ def torch_bytes(plan: Plan, device: str = "cpu") -> int:
 
 def runs_texts(plan: Plan) -> bool:
     """Return whether texts are run before the rows, which leaves torch and more in memory."""
-    if "gate" not in plan.moe:
+    if not plan.moe.keys() & {"gate", "routers"}:
         return False
     from mergekit_lite.moe.gate_cost import gate_cost
 

@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergekit_lite import api
-from mergekit_lite.errors import DataError, RecipeError
+from mergekit_lite.errors import DataError, RecipeError, ResourceError
+from mergekit_lite.moe.refit.cost import memory
+from mergekit_lite.plan.estimate import estimate
+from mergekit_lite.plan.row_memory import TEXT_BYTES
 from mergekit_lite.plan.types import GATE
 from tests.calibrate.conftest import save_model
 from tests.moe.dense import load, tensor
@@ -138,6 +141,21 @@ def test_routers_that_keep_too_little_are_refused(recipe: Recipe, tmp_path: Path
     assert told.value.exit_code == 3
     assert len(told.value.problems) == 3
     assert not (tmp_path / "out").exists()
+
+
+def test_what_fitting_costs_is_told_before_a_weight_is_read(recipe: Recipe, tmp_path: Path) -> None:
+    plan = api.plan(recipe(tokens=1000))
+    cost = estimate(plan)
+    assert cost.peak_memory >= memory(plan) > TEXT_BYTES
+    told = "`harc`: texts (at most 2,000 tokens) run through the merged model"
+    assert cost.gates.startswith(told)
+    assert "3 routers are fitted" in cost.gates
+    more = memory(api.plan(recipe(tokens=2000))) - memory(plan)
+    # States before a layer and behind it, inputs in three forms, probabilities in fp64.
+    assert more == 2000 * (3 * 5 * 32 + 12 * 32 + 8 * 8)
+    with pytest.raises(ResourceError, match=r"needs .* of memory") as caught:
+        api.run(recipe(), tmp_path / "out", max_memory=300_000_000)
+    assert "fewer `tokens` need less" in str(caught.value.problems[0].hint)
 
 
 def test_a_rule_that_names_routers_wins(recipe: Recipe) -> None:
