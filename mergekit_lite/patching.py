@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.api import load, run
+from mergekit_lite.errors import RecipeError
 
 if TYPE_CHECKING:
     from mergekit_lite.engine.events import Event
@@ -50,6 +51,12 @@ def compress(
     from mergekit_lite.report.patches import summarise_patch
     from mergekit_lite.sources import resolve
 
+    if resolve(model, relative_to=Path()).kind == "adapter":
+        raise RecipeError(
+            f"`{model}` is a LoRA adapter, which is smaller than a patch of what it adds",
+            hint="keep the adapter: recipes read it as it is; patches are of whole models",
+        )
+    resolve(model, relative_to=Path(), kind="checkpoint")
     codec = codec_named(method)
     chosen = codec.resolved(params)
     recipe = {

@@ -177,7 +177,7 @@ class _Work:
 
     def _values(self, job: Job) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         size = math.prod(job.shape)
-        values = []
+        values: list[NDArray[np.float32]] = []
         for slot in slots_of(job, self.readers):
             if slot.supply is None:
                 raise DataError(f"`{job.name}` is not in both models", where=slot.read.source)
@@ -187,7 +187,7 @@ class _Work:
             if not np.isfinite(value).all():
                 hint = "the input is broken: fetch or train it again"
                 raise DataError("NaN or infinite entries", f"{slot.read.source}: {job.name}", hint)
-            values.append(value)
+            values.append(values[0] + value if slot.is_delta else value)  # of a patch
         return values[0], values[-1]
 
     def _factors(self, job: Job, module: str, delta: Any) -> _Part:

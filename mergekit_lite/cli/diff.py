@@ -70,7 +70,8 @@ def _checkpoint(reference: str) -> Model:
     model = resolve(reference, relative_to=Path.cwd())
     if model.adapter is not None:
         hint = "merge it first, or compare two checkpoints"
-        raise RecipeError("is an adapter, which has no weights of its own", reference, hint)
+        what = f"is {'a patch' if model.kind == 'patch' else 'an adapter'}"
+        raise RecipeError(f"{what}, which has no weights of its own", reference, hint)
     return model
 
 

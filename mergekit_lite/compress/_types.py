@@ -28,13 +28,15 @@ class Delta:
         shape: of the tensor.
         values: its entries in fp32, flat; finite and not all zero.
         found: what a survey of the whole model has found, for a codec that asks for one.
-        ties: how many of the entries that equal the threshold of `found` are kept.
+        kept: how many of the entries are kept that reach the threshold of `found`.
+        ties: how many of them equal it.
     """
 
     name: str
     shape: tuple[int, ...]
     values: Floats
     found: Found | None = None
+    kept: int = 0
     ties: int = 0
 
     @property

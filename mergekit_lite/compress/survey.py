@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mergekit_lite.kernels.survey import LOWER, UPPER, reach_tile, refine_tile, survey_tile
 
 _UPPERS, _LOWERS = 1 << UPPER, 1 << LOWER
-Size = Literal["std", "l2", "mean_abs"]
+_ABOUT = 16  # upper parts on either side of a guess; each is 0.2 to 0.4 % of the magnitude
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Found:
         threshold: bits of the least magnitude that is kept.
         ties: how many entries of just that magnitude are kept.
         std: sample standard deviation of all entries.
-        mean_abs: mean magnitude of the kept ones.
-        l2: root of the mean square of the kept ones.
+        mean_abs: mean magnitude of the kept ones; NaN unless it was asked for.
+        l2: root of the mean square of the kept ones; NaN unless it was asked for.
     """
 
     entries: int
@@ -40,7 +40,9 @@ class Found:
 
 @dataclass
 class Survey:
-    """Two sweeps over differences: `look` at all, `choose` how many are kept, `refine` over all.
+    """Sweeps over differences: `look` at all, `choose` how many are kept, `refine` if need be.
+
+    The second sweep is spared where a sample has told well enough where the threshold will be.
 
     Sums are taken tensor by tensor in the order of the entries and added exactly, so that they
     depend on nothing else.
@@ -52,13 +54,32 @@ class Survey:
     _kept: int = 0
     _upper: int = 0
     _above: int = 0
+    _first: int = 0
+    _fine: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, _LOWERS), np.int64))
     _lower: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_LOWERS, np.int64))
     _beyond: list[NDArray[np.float64]] = field(default_factory=list)
 
+    def guess(self, sample: Iterable[tuple[float, NDArray[np.float32]]], share: float) -> None:
+        """Take down finely what lies about the threshold that a sample gives.
+
+        Args:
+            sample: some of the differences, each with how many entries one stands for.
+            share: of the entries that will be kept.
+        """
+        total, none = np.zeros(_UPPERS, np.float64), np.zeros((0, _LOWERS), np.int64)
+        for weight, delta in sample:
+            counts = np.zeros(_UPPERS, np.int64)
+            survey_tile(counts, np.zeros(2, np.float64), 0, none, delta)
+            total += weight * counts
+        beyond = np.cumsum(total[::-1])
+        place = min(int(np.searchsorted(beyond, share * beyond[-1])), _UPPERS - 1)
+        self._first = max(_UPPERS - 1 - place - _ABOUT, 0)
+        self._fine = np.zeros((2 * _ABOUT + 1, _LOWERS), np.int64)
+
     def look(self, delta: NDArray[np.float32]) -> None:
         """Take a tensor in."""
-        sums = np.zeros(3, np.float64)
-        survey_tile(delta, self.counts, sums)
+        sums = np.zeros(2, np.float64)
+        survey_tile(self.counts, sums, self._first, self._fine, delta)
         self._sums.append(sums)
         self.entries += delta.size
 
@@ -69,11 +90,21 @@ class Survey:
         place = int(np.searchsorted(beyond, kept))
         self._upper = _UPPERS - 1 - place
         self._above = int(beyond[place] - self.counts[self._upper])
+        row = self._upper - self._first
+        if 0 <= row < len(self._fine):
+            self._lower = self._fine[row]
+
+    @property
+    def knows(self) -> bool:
+        """Whether the threshold is known without another sweep; means of what is kept are not."""
+        return int(self._lower.sum()) == int(self.counts[self._upper])
 
     def refine(self, delta: NDArray[np.float32]) -> None:
         """Take the same tensors in once more."""
+        if not self._beyond:
+            self._lower = np.zeros(_LOWERS, np.int64)
         sums = np.zeros(2, np.float64)
-        refine_tile(delta, self._upper, self._lower, sums)
+        refine_tile(self._upper, self._lower, sums, delta)
         self._beyond.append(sums)
 
     def found(self) -> Found:
@@ -102,8 +133,8 @@ class Survey:
             threshold=threshold,
             ties=ties,
             std=self._deviation(),
-            mean_abs=absolute / max(kept, 1),
-            l2=math.sqrt(squares / max(kept, 1)),
+            mean_abs=absolute / max(kept, 1) if self._beyond else math.nan,
+            l2=math.sqrt(squares / max(kept, 1)) if self._beyond else math.nan,
         )
 
     def _deviation(self) -> float:

@@ -20,8 +20,10 @@ from mergekit_lite.kernels.codec import CODES
 from mergekit_lite.kernels.survey import difference_tile
 from mergekit_lite.plan.types import Job
 
-TILE = 1 << 17
+TILE = 1 << 18
 """Entries that are read at a time."""
+SAMPLE = 1 << 14
+"""Entries that are read at a time of a sample."""
 
 Floats = NDArray[np.float32]
 
@@ -46,25 +48,32 @@ class Difference:
         """Number of entries."""
         return prod(self.job.shape)
 
-    def tiles(self, digest: Digest | None = None) -> Iterator[Floats]:
+    def tiles(
+        self, digest: Digest | None = None, into: Floats | None = None, step: int = TILE
+    ) -> Iterator[Floats]:
         """Yield the difference, tile by tile, in a buffer that is used again.
 
         Args:
             digest: updated with the base's bytes.
+            into: in place of that buffer, memory for all of the difference.
+            step: entries from one tile to the next; with more than `TILE` a sample, of small tiles.
 
         Raises:
             DataError: an entry is not finite.
         """
-        out, work = np.empty(min(TILE, max(self.size, 1)), np.float32), np.empty(4096, np.float32)
+        out = np.empty(min(TILE, max(self.size, 1)), np.float32)
+        work = np.empty(4096, np.float32)
         bad = np.zeros(2, np.int64)
         sides = [_Side(slot) for slot in (self.base, self.tuned)]
-        for first in range(0, self.size, TILE):
-            count = min(TILE, self.size - first)
+        subtract = difference_tile.on(sides[0].code, sides[1].code, bad, work)
+        most = TILE if step == TILE else SAMPLE
+        for first in range(0, self.size, step):
+            count = min(most, self.size - first)
             base, tuned = (side.read(first, count) for side in sides)
             if digest is not None:
                 digest.update(base.data)
-            part = out[:count]
-            difference_tile(base, sides[0].code, tuned, sides[1].code, bad, work, part)
+            part = out[:count] if into is None else into[first : first + count]
+            subtract(base, tuned, part)
             yield part
         if bad.any():
             hint = "the input is broken: fetch or train it again"
@@ -80,12 +89,16 @@ class Difference:
                 ]
             )
 
-    def whole(self, digest: Digest | None = None) -> Floats:
-        """Return all of the difference; `digest` is updated with the base's bytes."""
-        out, at = np.empty(self.size, np.float32), 0
-        for tile in self.tiles(digest):
-            out[at : at + tile.size] = tile
-            at += tile.size
+    def whole(self, memory: Floats, digest: Digest | None = None) -> Floats:
+        """Return all of the difference, in memory that has room for it.
+
+        Args:
+            memory: as many entries as it has, or more.
+            digest: updated with the base's bytes.
+        """
+        out = memory[: self.size]
+        for _ in self.tiles(digest, out):
+            pass
         return out
 
 

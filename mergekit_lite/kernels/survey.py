@@ -18,23 +18,23 @@ _BLOCK: Final = 4096
 _ONE: Final = np.uint64(1)
 
 
-@kernel("u1[::1]", "i8", "u1[::1]", "i8", "i8[::1]", "f4[::1]", "f4[::1]")
+@kernel("i8", "i8", "i8[::1]", "f4[::1]", "u1[::1]", "u1[::1]", "f4[::1]")
 def difference_tile(
-    base: NDArray[np.uint8],
     base_code: int,
-    tuned: NDArray[np.uint8],
     tuned_code: int,
     bad: NDArray[np.int64],
     work: NDArray[np.float32],
+    base: NDArray[np.uint8],
+    tuned: NDArray[np.uint8],
     out: NDArray[np.float32],
 ) -> None:
     """Write the difference of stored entries, in fp32.
 
     Args:
-        base, tuned: stored entries.
-        base_code, tuned_code: their dtypes, of `codec.CODES`.
+        base_code, tuned_code: dtypes, of `codec.CODES`.
         bad: entries that are not finite are added up here: the base's, the other's.
         work: scratch of 4096 entries.
+        base, tuned: stored entries.
         out: tuned - base.
     """
     base_width = base.shape[0] // max(out.shape[0], 1)
@@ -48,40 +48,51 @@ def difference_tile(
             part[i] = part[i] - work[i]
 
 
-@kernel("f4[::1]", "i8[::1]", "f8[::1]")
+@kernel("i8[::1]", "f8[::1]", "i8", "i8[:,::1]", "f4[::1]")
 def survey_tile(
-    delta: NDArray[np.float32], counts: NDArray[np.int64], sums: NDArray[np.float64]
+    counts: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    first: int,
+    fine: NDArray[np.int64],
+    delta: NDArray[np.float32],
 ) -> None:
-    """Count magnitudes by their upper bits, and add up entries, squares and magnitudes.
+    """Count magnitudes by their upper bits, and add up entries and their squares.
 
     Args:
-        delta: differences.
         counts: of 2 ** 16 upper parts of a magnitude.
-        sums: of x, x squared and |x|, in the order of the entries.
+        sums: of x and x squared, in the order of the entries.
+        first: the upper part that `fine` begins with.
+        fine: counts by the 2 ** 15 lower parts, for some upper parts.
+        delta: differences.
     """
     bits = delta.view(np.uint32)
-    shift = np.uint32(LOWER)
-    one, two, three = sums[0], sums[1], sums[2]
+    shift, low = np.uint32(LOWER), np.uint32((1 << LOWER) - 1)
+    begin, rows = np.uint32(first), np.uint32(fine.shape[0])
+    one, two = sums[0], sums[1]
     for i in range(delta.shape[0]):
-        counts[np.uint64((bits[i] & MAGNITUDE) >> shift)] += 1
+        magnitude = np.uint32(bits[i] & MAGNITUDE)
+        upper = np.uint32(magnitude >> shift)
+        counts[np.uint64(upper)] += 1
+        row = np.uint32(upper - begin)  # of a smaller one it is far too large
+        if row < rows:
+            fine[np.uint64(row), np.uint64(magnitude & low)] += 1
         x = np.float64(delta[i])
         one += x
         two += x * x
-        three += abs(x)
-    sums[0], sums[1], sums[2] = one, two, three
+    sums[0], sums[1] = one, two
 
 
-@kernel("f4[::1]", "i8", "i8[::1]", "f8[::1]")
+@kernel("i8", "i8[::1]", "f8[::1]", "f4[::1]")
 def refine_tile(
-    delta: NDArray[np.float32], upper: int, counts: NDArray[np.int64], sums: NDArray[np.float64]
+    upper: int, counts: NDArray[np.int64], sums: NDArray[np.float64], delta: NDArray[np.float32]
 ) -> None:
     """Count magnitudes of one upper part by their lower bits, and add up those beyond it.
 
     Args:
-        delta: differences.
         upper: the upper part.
         counts: of 2 ** 15 lower parts.
         sums: of |x| and x squared, of magnitudes of a greater upper part.
+        delta: differences.
     """
     bits = delta.view(np.uint32)
     shift, low = np.uint32(LOWER), np.uint32((1 << LOWER) - 1)

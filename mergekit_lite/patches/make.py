@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,10 @@ from mergekit_lite.plan.types import Job, Plan
 
 if TYPE_CHECKING:
     from mergekit_lite.sources import Model
+
+
+_SAMPLED = 1 << 19
+"""Of so many entries some are looked at to tell where the threshold will be."""
 
 
 def compress(
@@ -103,6 +107,8 @@ class _Work:
     emit: Callable[[Event], None]
     done: int = 0
     digests: dict[str, str] = field(default_factory=dict)
+    # Used for one tensor after the other: new memory takes as long as what is done in it.
+    memory: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     def patch(self, spool: Spool) -> Patch:
         """Compress all tensors; what is stored goes into `spool`."""
@@ -125,16 +131,17 @@ class _Work:
         return Patch(self.codec.name, self.params, named, rows)
 
     def _survey(self) -> Found:
-        """Find what is kept of the whole model, in two sweeps."""
+        """Find what is kept of the whole model, in one sweep or two."""
         sweep = Survey()
         floats = [job for job in self.plan.jobs if job.dtype in FLOAT_DTYPES]
+        keep = float(self.params[self.codec.keep])
+        sweep.guess(self._sample(floats), keep)
         for job in floats:
             digest = sha256()
             for tile in difference_of(job, self.readers).tiles(digest):
                 sweep.look(tile)
             self.digests[job.name] = digest.hexdigest()[:32]
             self._tell(job)
-        keep = float(self.params[self.codec.keep])
         kept = int(keep * sweep.entries)
         if kept < 1:
             raise RecipeError(
@@ -142,10 +149,11 @@ class _Work:
                 hint=f"keep {1 / max(sweep.entries, 1):.2g} at least",
             )
         sweep.choose(kept)
-        for job in floats:
-            for tile in difference_of(job, self.readers).tiles():
-                sweep.refine(tile)
-            self._tell(job)
+        if not sweep.knows or self.params.get("scale", "std") != "std":
+            for job in floats:
+                for tile in difference_of(job, self.readers).tiles():
+                    sweep.refine(tile)
+                self._tell(job)
         found = sweep.found()
         if found.kept and found.std == 0:
             raise DataError(
@@ -153,6 +161,15 @@ class _Work:
                 hint="compress with `intq`, which keeps it, or `topk_sparse`",
             )
         return found
+
+    def _sample(self, floats: Sequence[Job]) -> Iterator[tuple[float, NDArray[np.float32]]]:
+        """Yield some of the difference of every tensor, with how many entries one stands for."""
+        for job in floats:
+            difference = difference_of(job, self.readers)
+            tiles = [tile.copy() for tile in difference.tiles(step=_SAMPLED)]
+            if tiles:
+                sample = np.concatenate(tiles)
+                yield difference.size / sample.size, sample
 
     def _float(
         self, job: Job, found: Found | None, left: int, spool: Spool
@@ -163,18 +180,22 @@ class _Work:
         info = self.models["base"].header.tensors[base.name or job.name]
         digest = sha256()
         known = self.digests.get(job.name)
-        values = difference.whole(None if known else digest)
+        if difference.size > self.memory.size:
+            self.memory = np.empty(difference.size, np.float32)
+        values = difference.whole(self.memory, None if known else digest)
         row = _Row(info.dtype, job.shape, known or digest.hexdigest()[:32])
-        if not values.any():
+        if reach(values, 0)[0] == 0:
             return row.told(SAME), 0
-        ties = 0
+        delta = Delta(job.name, job.shape, values)
         if found is not None:
-            ties = min(left, reach(values, found.threshold)[1])
-        encoded = self.codec.encode(Delta(job.name, job.shape, values, found, ties), **self.params)
+            above, equal = reach(values, found.threshold)
+            ties = min(left, equal)
+            delta = replace(delta, found=found, kept=above + ties, ties=ties)
+        encoded = self.codec.encode(delta, **self.params)
         if encoded is None:
             norm = math.sqrt(_squares(values, None)[0])
-            return self._whole(job, difference.tuned, row, norm, spool), ties
-        return _stored(job.name, encoded, values, row, spool), ties
+            return self._whole(job, difference.tuned, row, norm, spool), delta.ties
+        return _stored(job.name, encoded, values, row, spool), delta.ties
 
     def _whole(self, job: Job, tuned: Slot, row: _Row, norm: float, spool: Spool) -> PatchRow:
         raw = np.empty(math.prod(job.shape) * DTYPE_BYTES[tuned.dtype], np.uint8)

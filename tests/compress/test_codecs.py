@@ -36,8 +36,8 @@ def encoded(method: str, values: np.ndarray, **params: Any) -> Encoded | None:
     found = None
     if codec.keep:
         found = largest(values.reshape(-1), max(int(chosen[codec.keep] * values.size), 1))
-    ties = found.ties if found else 0
-    delta = Delta(NAME, values.shape, values.reshape(-1), found, ties)
+    kept, ties = (found.kept, found.ties) if found else (0, 0)
+    delta = Delta(NAME, values.shape, values.reshape(-1), found, kept, ties)
     return codec.encode(delta, **chosen)
 
 
@@ -66,7 +66,8 @@ def test_vectors(method: str, number: int) -> None:
     found = None
     if codec.keep:
         found = largest(values.reshape(-1), int(params[codec.keep] * values.size))
-    delta = Delta(vector.name, values.shape, values.reshape(-1), found, found.ties if found else 0)
+    kept, ties = (found.kept, found.ties) if found else (0, 0)
+    delta = Delta(vector.name, values.shape, values.reshape(-1), found, kept, ties)
     result = codec.encode(delta, **params)
     if vector.expect is None:
         assert result is None

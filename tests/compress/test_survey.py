@@ -59,3 +59,26 @@ def test_parts_do_not_matter() -> None:
     one, other = survey.found(), largest(values, 500)
     assert (one.threshold, one.ties, one.kept) == (other.threshold, other.ties, other.kept)
     assert one.std == pytest.approx(other.std, rel=1e-12)
+
+
+def test_a_good_guess_spares_the_second_sweep_and_changes_nothing() -> None:
+    random = np.random.default_rng(6)
+    parts = [random.normal(size=50_000, scale=s).astype(np.float32) for s in (1e-3, 4e-3)]
+    for sample, spared in ((parts, True), ([parts[0] * 100], False)):
+        survey = Survey()
+        survey.guess(((2.5, part[:20_000]) for part in sample), 0.05)
+        for part in parts:
+            survey.look(part)
+        survey.choose(5000)
+        assert survey.knows is spared
+        once = survey.found() if spared else None
+        for part in parts:
+            survey.refine(part)
+        found, wanted = survey.found(), largest(np.concatenate(parts), 5000)
+        assert (found.threshold, found.ties) == (wanted.threshold, wanted.ties)
+        assert found.l2 == pytest.approx(wanted.l2, rel=1e-12)
+        if once is not None:
+            assert (once.threshold, once.ties, once.std) == (
+                found.threshold, found.ties, found.std,
+            )  # fmt: skip
+            assert np.isnan(once.l2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from math import prod
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mergekit_lite import api, patching
 from mergekit_lite.checkpoint.patch import KEY
+from mergekit_lite.checkpoint.spool import Spool
 from mergekit_lite.compress import scheme_named
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.packed import unpacked
@@ -315,6 +318,8 @@ def test_what_is_taken_for_what(patch: Path, base_folder: Path, tmp_path: Path) 
         api.plan({**recipe, "experts": {"a": {"lora": str(patch)}}})
     with pytest.raises(RecipeError, match="is a model, not a patch"):
         patching.apply(str(base_folder), str(base_folder), tmp_path / "out")
+    with pytest.raises(RecipeError, match="is a patch of base, not a model"):
+        patching.compress(str(patch), str(base_folder), tmp_path / "q.safetensors")
     folder = tmp_path / "folder"
     folder.mkdir()
     shutil.copy(patch, folder)
@@ -339,3 +344,48 @@ def test_a_scheme_nobody_knows_is_refused_when_planned(
                 "steps": ["task_arithmetic"],
             }
         )
+
+
+def test_a_lora_of_a_patch_is_that_of_the_applied_model(
+    tmp_path: Path, base_folder: Path, expert_folders: dict[str, Path]
+) -> None:
+    file = made(tmp_path, expert_folders["math"], base_folder, method="svd", rank=3)
+    patching.apply(str(file), str(base_folder), tmp_path / "applied", dtype="float32")
+    for name, model in (("one", file), ("other", tmp_path / "applied")):
+        api.extract_lora(str(model), str(base_folder), tmp_path / name, rank=3, exact=True)
+    one, other = read_weights(tmp_path / "one"), read_weights(tmp_path / "other")
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if key.endswith("lora_B.weight"):
+            pair = [w[key] @ w[key.replace("lora_B", "lora_A")] for w in (one, other)]
+            assert torch.allclose(*pair, atol=1e-5)
+        elif "lora_A" not in key:
+            assert torch.allclose(value, other[key], atol=1e-6)
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path,
+    base_folder: Path,
+    expert_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(self: Spool, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Spool, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        made(tmp_path, expert_folders["math"], base_folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_is_no_model_to_compress(tmp_path: Path, base_folder: Path) -> None:
+    adapter = tmp_path / "lora"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
+    )
+    key = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
+    pair = {key.format("A"): torch.ones(1, 32), key.format("B"): torch.ones(64, 1)}
+    save_file(pair, adapter / "adapter_model.safetensors")
+    with pytest.raises(RecipeError, match="is a LoRA adapter"):
+        made(tmp_path, adapter, base_folder)

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from mergekit_lite.compress._spec import CodecVector, codec
 from mergekit_lite.compress._types import Delta, Encoded
 from mergekit_lite.compress.schemes import masks, rice
-from mergekit_lite.compress.survey import reach
 from mergekit_lite.errors import DataError
 from mergekit_lite.ops._parameters import Doc, Range
 
@@ -63,6 +62,6 @@ def compeft(
     size = alpha * {"std": found.std, "l2": found.l2, "mean_abs": found.mean_abs}[scale]
     if form == "masks":
         return masks.encoded(delta.values, found.threshold, delta.ties, scale=size)
-    above, _ = reach(delta.values, found.threshold)
-    kept = above + delta.ties
-    return rice.encoded(delta.values, found.threshold, kept, delta.ties, scale=size, signs=True)
+    return rice.encoded(
+        delta.values, found.threshold, delta.kept, delta.ties, scale=size, signs=True
+    )
