@@ -60,7 +60,7 @@ def agreement_of(asked: dict[str, Any], out: Path, given: argparse.Namespace) ->
     base, found = Base(plan, models, lambda text: None), []
     try:
         passed = base.passed(held_out_text(given.domain, "test"), tokens=2048, length=512)
-        with safe_open(out / "model.safetensors", "np") as weights:
+        with safe_open(out / "model.safetensors", "pt") as weights:
             for index, inputs in passed.layers:
                 gate, up, down = (base.matrix(index, part) for part in ("gate", "up", "down"))
                 layer = Layer(gate, up, down, inputs, 0)
@@ -68,7 +68,7 @@ def agreement_of(asked: dict[str, Any], out: Path, given: argparse.Namespace) ->
                 own = [one[one < layer.neurons] for one in slices]
                 split = Split(np.concatenate([*own[: given.shared], own[0][:0]]),
                               tuple(own[given.shared :]))  # fmt: skip
-                router = weights.get_tensor(rows[index]).astype(np.float64)
+                router = weights.get_tensor(rows[index]).double().numpy()
                 wanted = contributions(layer, split)
                 found.append(agreement(layer.seen() @ router.T, wanted, given.experts_per_token))
     finally:

@@ -19,6 +19,7 @@ from mergekit_lite.export.orders import with_orders
 from mergekit_lite.export.pruned import pruned_text, write_pruned
 from mergekit_lite.export.routers import routers_text, with_routers, write_routers
 from mergekit_lite.export.stages import stage_folder
+from mergekit_lite.export.switched import switched_text, with_switched
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
@@ -61,6 +62,8 @@ def with_gates(
         return with_mixed(plan, models, gate_folder(out), emit)
     if "orders" in plan.moe.get("dense", {}):
         return with_orders(plan, models, gate_folder(out))
+    if "switched" in plan.moe:
+        return with_switched(models, gate_folder(out))
     if "routers" in plan.moe:
         folder, limit = gate_folder(out), options.max_memory
         return with_routers(plan, models, folder, emit, device=_device(options), max_memory=limit)
@@ -131,6 +134,8 @@ def routed_text(moe: Mapping[str, Any]) -> str:
     """Return what a card says of a routed model."""
     if "routers" in moe:
         return routers_text(moe)
+    if "switched" in moe:
+        return switched_text(moe["switched"])
     if "pruned" in moe:
         return pruned_text(moe["pruned"])
     if "merged" in moe:
@@ -210,5 +215,5 @@ def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def remove_gates(plan: Plan, out: Path) -> None:
     """Remove the folder in which the gates were made."""
-    if plan.moe.keys() & {"gate", "grown", "merged", "mixture", "dense", "routers"}:
+    if plan.moe.keys() & {"switched", "gate", "grown", "merged", "mixture", "dense", "routers"}:
         shutil.rmtree(gate_folder(out), ignore_errors=True)

@@ -31,6 +31,9 @@ from mergekit_lite.moe.refit import settle as refit
 from mergekit_lite.moe.refit.settle import Refit
 from mergekit_lite.moe.rows import RoutedRows
 from mergekit_lite.moe.settle import settle as settle_assembly
+from mergekit_lite.moe.switch import rows as switched_rows
+from mergekit_lite.moe.switch.settle import Switched
+from mergekit_lite.moe.switch.settle import settle as settle_switched
 from mergekit_lite.moe.unfuse import unfuse as unfuse_dense
 from mergekit_lite.plan.types import Job
 
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Routed", "facts_of", "rows_of", "settings_of", "settle", "unfuse"]
 
-Routed = Assembly | Pruning | Merging | Growth | Densified | Joined | Mixture | Refit
+Routed = Assembly | Pruning | Merging | Growth | Densified | Joined | Mixture | Refit | Switched
 
 
 def unfuse(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
@@ -66,6 +69,8 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Rou
         return settle_growth(recipe, found, findings)
     if recipe.moe.dense is not None:
         return settle_dense(recipe, found, findings)
+    if recipe.moe.bias is not None:
+        return settle_switched(recipe, found, findings)
     if recipe.moe.carve is not None:
         return settle_carve(recipe, found, findings)
     if recipe.moe.target == "lora_moe":
@@ -96,13 +101,15 @@ def rows_of(
         return list(MixedRows(routed, rows, recipe, found, findings).jobs(frame))
     if isinstance(routed, Joined):
         return list(joined_rows.jobs(routed, rows, recipe, frame))
+    if isinstance(routed, Switched):
+        return list(switched_rows.jobs(routed, rows, recipe, frame))
     make = RoutedRows if routed.carve is None else CarvedRows
     return list(make(routed, rows, recipe, found, findings).jobs(frame))
 
 
 def settings_of(routed: Routed) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the entries of the result's config, and those of the donor's that it has not."""
-    if isinstance(routed, Refit):
+    if isinstance(routed, Refit | Switched):
         return {}, ()
     if isinstance(routed, Pruning | Merging | Growth):
         return dict(routed.config), ()

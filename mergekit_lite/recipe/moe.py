@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from mergekit_lite.errors import nearest
+from mergekit_lite.recipe.bias import read_bias
 from mergekit_lite.recipe.carve import CarveReader
 from mergekit_lite.recipe.grow import GrowReader
 from mergekit_lite.recipe.marks import Node, kind_of, show
@@ -54,6 +55,8 @@ class MoeReader:
             data["grow"] = GrowReader(self.shaper, node, self._name).read(entries["grow"])
         if "dense" in data:
             data["dense"] = read_dense(self.shaper, node, entries["dense"])
+        if "bias" in data:
+            data["bias"] = read_bias(self.shaper, node, entries["bias"])
         if "carve" in data:
             data["carve"] = CarveReader(self.shaper, node).read(entries["carve"])
         if isinstance(data.get("target"), str):

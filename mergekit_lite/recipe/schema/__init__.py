@@ -6,6 +6,7 @@ chains of ops are checked before (`order.py`, `steps.py`), where the place of ev
 
 from __future__ import annotations
 
+from mergekit_lite.recipe.schema.bias import SwitchExperts
 from mergekit_lite.recipe.schema.carve import Carve, CarveMethod, CarveRouter
 from mergekit_lite.recipe.schema.dense import ToDense
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
@@ -60,6 +61,7 @@ __all__ = [
     "SharedExpert",
     "Slice",
     "Stage",
+    "SwitchExperts",
     "Target",
     "ToDense",
     "TokenRule",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from mergekit_lite.recipe.schema.bias import SwitchExperts
 from mergekit_lite.recipe.schema.carve import Carve
 from mergekit_lite.recipe.schema.dense import ToDense
 from mergekit_lite.recipe.schema.fields import LayerRanges, Part, whole, whole_or_none
@@ -150,6 +151,8 @@ class Moe(Part):
     """Adds experts to a routed base, in place of assembling one."""
     dense: ToDense | None = None
     """Makes a dense model of a routed base, in place of assembling one."""
+    bias: SwitchExperts | None = None
+    """Switches experts of a routed base on or off, in place of assembling one."""
     carve: Carve | None = None
     """Cuts the feed-forward layers of the base into experts, in place of assembling models."""
     allow: tuple[str, ...] = ()
