@@ -146,11 +146,13 @@ def routed_text(moe: Mapping[str, Any]) -> str:
         return mixed_card(moe, MANIFEST_FILE)
     if "dense" in moe:
         return f"Each routed layer is one feed-forward layer now: `{moe['dense']['method']}`."
+    from mergekit_lite.moe.gates import name_of
+
     rows = ["| expert | made of | besides |", "|---|---|---|"]
     for number, expert in enumerate(moe["experts"]):
         besides = [f"{key} {expert[key]}" for key in ("residual_scale",) if key in expert]
         besides += [key for key in ("noise", "redraw") if key in expert]
-        rows.append(f"| {number} | {expert['expert']} | {', '.join(besides)} |")
+        rows.append(f"| {number} | {name_of(expert)} | {', '.join(besides)} |")
     shared = moe["shared"]
     said = f" The shared expert is `{shared['expert']}`." if shared else ""
     gate = moe["gate"]["method"]
@@ -210,6 +212,10 @@ def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return where an expert comes from; texts are counted, not repeated."""
     kept = {key: value for key, value in entry.items() if key not in ("prompts", "negative")}
     counts = {key: len(entry[key]) for key in ("prompts", "negative") if entry.get(key)}
+    from mergekit_lite.moe.gates import name_of
+
+    if entry.get("child") is not None:
+        return {"expert": name_of(entry), "model": "two of the others", **counts}
     return {**kept, "model": short_name(plan.inputs[entry["expert"]]), **counts}
 
 

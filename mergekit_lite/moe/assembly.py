@@ -11,7 +11,7 @@ from mergekit_lite.checkpoint import TensorInfo
 from mergekit_lite.moe.donors import Donor
 from mergekit_lite.moe.families import PARTS, Family, Sizes
 from mergekit_lite.moe.families.routed import EXACT, NULLS
-from mergekit_lite.recipe.schema import Carve, MoeExpert, Routing, SharedExpert
+from mergekit_lite.recipe.schema import BASE, Carve, Expand, MoeExpert, Routing, SharedExpert
 
 _MLP = re.compile(r"(?P<root>.+\.layers\.(?P<layer>\d+))\.mlp\.(?P<part>gate|up|down)_proj\.weight")
 
@@ -50,6 +50,7 @@ class Assembly:
         routing: what routers with code of their own do; None for a family of stock loaders.
         carve: how the base is cut into these experts; None where they are models of their own.
         settings: entries of the config that are other than usual in the family.
+        expand: how experts are made of others; None where none are.
     """
 
     family: Family
@@ -64,6 +65,13 @@ class Assembly:
     routing: Routing | None = None
     carve: Carve | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    expand: Expand | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The inputs of which further experts are made."""
+        names = [one.expert for one in self.experts if one.child is None and one.expert != BASE]
+        return tuple(dict.fromkeys(names))
 
     @property
     def expert_map(self) -> tuple[int, ...] | None:
@@ -74,7 +82,8 @@ class Assembly:
         found = []
         for number, expert in enumerate(self.experts):
             # Noise and new neurons are drawn for each by itself.
-            alone = number if expert.noise is not None or expert.redraw is not None else -1
+            made = (expert.noise, expert.redraw, expert.child) != (None, None, None)
+            alone = number if made else -1
             key = (expert.expert, expert.residual_scale, alone)
             found.append(stored.setdefault(key, len(stored)))
         return tuple(found)
@@ -120,6 +129,7 @@ class Assembly:
             "experts": [
                 expert.model_dump(mode="json", exclude_defaults=True) for expert in self.experts
             ],
+            **({"expand": self.expand.model_dump(mode="json")} if self.expand else {}),
             "experts_per_token": sizes.per_token,
             **({"expert_map": list(self.expert_map)} if self.expert_map else {}),
             **({"split": sizes.split} if sizes.split > 1 else {}),

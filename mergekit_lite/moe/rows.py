@@ -126,6 +126,9 @@ class RoutedRows:
         Each slice gets a part of the weight that the whole would have, which its down projection
         makes up for.
         """
+        if expert.child is not None:
+            yield expert, self._born(layer, expert.child)
+            return
         split, width = self.assembly.sizes.split, self.assembly.sizes.width
         scales = {"down": expert.residual_scale * split}
         whole = {
@@ -142,6 +145,34 @@ class RoutedRows:
                     for part, found in whole.items()
                 },
             )
+
+    def _born(self, layer: int, child: int) -> dict[str, Part]:
+        """Return the matrices of an expert that is made of two others."""
+        width, found = self.assembly.sizes.width, {}
+        expand, seed = self.assembly.expand, self.recipe.seed
+        for part in PARTS:
+            name = self.feed.names[layer][part]
+            sides = [self.part(layer, part, one, width) for one in (BASE, *self.assembly.parents)]
+            jobs = [side.job for side in sides if side is not None]
+            if expand is None or len(jobs) < len(sides):
+                continue
+            params = {
+                "child": child,
+                "density": expand.density,
+                # As JSON numbers go no further.
+                "lots": random_key(seed, "upit", "", "") >> 12,
+                "draw": random_key(seed, "upit", "", name) >> 12,
+                "weights": [1.0] * (len(jobs) - 1),
+            }
+            job = replace(
+                jobs[0],
+                kind="merge",
+                base=jobs[0].reads[0],
+                reads=tuple(job.reads[0] for job in jobs[1:]),
+                steps=(Step("upit", params),),
+            )
+            found[part] = Part(job, self._shape(part, width))
+        return found
 
     def _shape(self, part: str, width: int) -> Matrix:
         hidden = self.assembly.donor.hidden

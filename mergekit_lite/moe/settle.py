@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from mergekit_lite.errors import nearest
 from mergekit_lite.moe.assembly import Assembly, FeedForward
+from mergekit_lite.moe.children import check_children, children
 from mergekit_lite.moe.choose import choose
 from mergekit_lite.moe.compat import config_warnings
 from mergekit_lite.moe.config import config_of
@@ -61,6 +62,7 @@ class Settler:
             return None
         check_experts(self.recipe, donor, experts, self.found, self.feed, self.findings)
         sizes, shared = self._sizes(donor, family, experts)
+        check_children(self.recipe, family, experts, self.found, self.feed, self.findings)
         params = self.moe.gate.params if self.moe.gate else {}
         check_routing(self.recipe, family, donor.layers, self.findings)
         check_gate(
@@ -72,6 +74,7 @@ class Settler:
         found = Assembly(
             family, donor, sizes, experts, shared, gate.name, params, roots, self.moe.for_training,
             routing=(self.moe.routing or Routing()) if family is FAMILIES["routed"] else None,
+            expand=self.moe.expand,
         )  # fmt: skip
         self.warn_of_loaders(found)
         return found
@@ -129,7 +132,8 @@ class Settler:
                 self.recipe.at("moe"),
                 "name models under `experts`, or `moe: {experts: [base, base]}` for copies",
             )
-        return tuple(expert for expert in experts if expert.expert in self.found)
+        known = tuple(expert for expert in experts if expert.expert in self.found)
+        return (*known, *children(self.recipe, known, self.findings))
 
     def _gate(self, experts: tuple[MoeExpert, ...]) -> GateSpec | None:
         known, where = registry(), self.recipe.at("moe", "gate")

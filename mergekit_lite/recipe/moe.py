@@ -68,6 +68,8 @@ class MoeReader:
                     "`moe.experts` is empty", entries["experts"].mark, "leave it out to take all"
                 )
             data["experts"] = [self._expert(entry) for entry in listed]
+        if "expand" in data and not isinstance(entries["expand"].value, dict):
+            data["expand"] = {"experts": data["expand"]}
         if "shared" in data:
             data["shared"] = self._shared(entries["shared"])
         if "routing" in data:

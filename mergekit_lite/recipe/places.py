@@ -41,7 +41,7 @@ OTHER_TOOLS = {
 
 def keys_of(model: type) -> list[str]:
     """Return the keys that a user may write into one of the schema's models."""
-    hidden = {"where", "name", "folder"} if model is not Match else set()
+    hidden = {"where", "name", "folder", "child"} if model is not Match else set()
     return [name for name in model.model_fields if name not in hidden]  # type: ignore[attr-defined]
 
 

@@ -7,10 +7,10 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 
-from mergekit_lite.moe.gates._measure import Measure
+from mergekit_lite.moe.gates._measure import Measure, name_of
 from mergekit_lite.moe.gates._spec import GATES, GateRequest, Gates, GateSpec, gate
 
-__all__ = ["GateRequest", "GateSpec", "Gates", "Measure", "gate", "registry"]
+__all__ = ["GateRequest", "GateSpec", "Gates", "Measure", "gate", "name_of", "registry"]
 
 
 @cache

@@ -128,9 +128,16 @@ class Measure(Protocol):
         """Return what an expert's gate and up projections add to the base's, (2 width, d)."""
 
 
+def name_of(expert: Mapping[str, Any]) -> str:
+    """Return what an expert of a plan is called: as its model, or as the child of others."""
+    if expert.get("child") is not None:
+        return f"child-{int(expert['child']) + 1}"
+    return str(expert["expert"])
+
+
 def topics_of(experts: Sequence[Any], texts: Path) -> list[Topic]:
     """Return the texts that each expert of a plan is for."""
-    names = [str(expert["expert"]) for expert in experts]
+    names = [name_of(expert) for expert in experts]
     return [
         Topic(
             index,

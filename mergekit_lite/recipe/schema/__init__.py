@@ -14,6 +14,7 @@ from mergekit_lite.recipe.schema.grow import Addition, Grow
 from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
 from mergekit_lite.recipe.schema.merge import MergeExperts, MergeMethod
 from mergekit_lite.recipe.schema.moe import (
+    Expand,
     Gate,
     Moe,
     MoeExpert,
@@ -39,6 +40,7 @@ __all__ = [
     "Carve",
     "CarveMethod",
     "CarveRouter",
+    "Expand",
     "Expert",
     "Gate",
     "Grow",

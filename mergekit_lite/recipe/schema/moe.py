@@ -76,7 +76,17 @@ class MoeExpert(Part):
     `redraw: 0.5` is Drop-Upcycling."""
     residual_scale: float = 1.0
     """Factor of what it adds to the residual stream; its down projection is multiplied by it."""
+    child: SkipJsonSchema[int | None] = None
     where: SkipJsonSchema[str] = Field("", exclude=True)
+
+
+class Expand(Part):
+    """Experts that are made of those that are there, as UpIT does, for training."""
+
+    experts: Annotated[int, Field(ge=3), BeforeValidator(whole)]
+    """How many there are in the end."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Which part of a parent's change a child gets; the rest is dropped at random, as in DARE."""
 
 
 class SharedExpert(Part):
@@ -124,6 +134,9 @@ class Moe(Part):
     """The family of the result; `auto` takes the one that fits the base and most loaders know."""
     experts: tuple[MoeExpert, ...] = ()
     """The routed experts in order: names, or mappings; by default all experts of the recipe."""
+    expand: Expand | None = None
+    """Make more experts, so that `expand: 8` has 8: each is a random mixture of two whose changes
+    are the least alike."""
     experts_per_token: Annotated[
         int | None, Field(ge=1, default=None), BeforeValidator(whole_or_none)
     ] = None
