@@ -75,7 +75,10 @@ def with_written(
 
     found: dict[str, ExpertReport] = {}
     for stage in plan.written:
-        told = json.loads((stage_folder(out, stage) / REPORT_FILE).read_text())
+        path = stage_folder(out, stage) / REPORT_FILE
+        if not path.is_file():
+            continue  # a result that is used again is its weights: nothing else of it is needed
+        told = json.loads(path.read_text())
         for name, part in told["inputs"].items():
             if "tensors_compared" in part:
                 # Those of stages within it are told by these stages' names.
