@@ -31,7 +31,7 @@ VERBS: Mapping[str, str] = {
     "extract-lora": "Take a LoRA adapter out of a fine-tuned model.",
     "compress": "Compress a fine-tune into a patch of its base.",
     "apply": "Make the model that a patch stands for.",
-    "adapter": "Fold, mask or split off adapters.",
+    "adapter": "Fold, mask, split off or route adapters.",
     "convert": "Turn a checkpoint of PyTorch pickles into safetensors.",
     "import": "Convert a mergekit recipe.",
     "schema": "Print the JSON schema of recipes.",

@@ -55,8 +55,9 @@ def _what_wants_statistics(data: dict[str, Any]) -> str:
     """Return what of a recipe's words cannot be done without a measurement."""
     if data["method"] != "listed":
         return str(data["method"])
-    for key, free in (("weights", "equal"), ("align", ""), ("router", "centroid")):
-        if key in data and data[key] != free and not (key == "align" and _by_weights(data)):
+    free = {"weights": ("equal",), "align": (), "router": ("centroid", "map")}
+    for key, words in free.items():
+        if key in data and data[key] not in words and not (key == "align" and _by_weights(data)):
             return f"{key}: {data[key]}"
     return "refit_down" if "refit_down" in data else ""
 

@@ -52,7 +52,8 @@ def rows_of(config: Config, experts: int) -> int:
     mapped = value(config, "expert_map")
     if not isinstance(mapped, list) or not mapped:
         return experts
-    return len(mapped[0]) if isinstance(mapped[0], list) else len(mapped)
+    each = [len(rows) for rows in mapped if isinstance(rows, list)]
+    return max(each) if each else len(mapped)
 
 
 def _counts(config: Mapping[str, Any], family: str, experts: int) -> Iterator[Told]:

@@ -68,7 +68,7 @@ def made_of(
             if merge.refit_down is not None and not group.moved:
                 size = (stored.hidden, stored.neurons)
                 yield Made(refit_name(root, group.lead), size, "down", root, group.lead)
-        if merge.router != "centroid":
+        if merge.router in ("frequency", "lse"):
             for name in own.routers:
                 shape = base.tensors[name].shape
                 flat = len(shape) == 2 and shape[0] == 1 and shape[1] == own.experts

@@ -43,6 +43,7 @@ class MergedRows:
         alone: dict[str, tuple[str, Group, Held]] = {}
         stacked: dict[str, tuple[str, Held]] = {}
         routers: set[str] = set()
+        targets = {target.name: target for target in frame.targets}
         for root, stored in self.merging.matrices.items():
             for held in stored.held:
                 if stored.stacked:
@@ -50,13 +51,17 @@ class MergedRows:
                     continue
                 for group in self.merging.groups[root]:
                     alone[held.name.format(e=group.lead)] = root, group, held
-            if self.merging.merge.router != "centroid":
+            if self.merging.merge.router in ("frequency", "lse", "map"):
                 routers.update(self.merging.modules[root].routers)
         for name, job in fewer_jobs(self.merging, self.rows, self.recipe, frame, "merge"):
             if name in alone:
                 yield self._one(job, *alone[name])
             elif name in stacked and not self._all_moved(stacked[name][0]):
                 yield self._stack(job, *stacked[name])
+            elif name in routers and self.merging.merge.router == "map":
+                whole = self.rows.taken(targets[name], BASE, self.recipe.at("moe", "merge"), "map")
+                if whole is not None:
+                    yield whole
             elif name in routers:
                 made = Read(GATE, router_name(name), nbytes=4 * prod(job.shape))
                 yield replace(job, kind="merge", reads=(made,), base=None, steps=(_COPIED,))

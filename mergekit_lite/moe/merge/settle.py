@@ -12,6 +12,7 @@ from mergekit_lite.moe.fewer.stored import RoutedModule
 from mergekit_lite.moe.merge.checks import check_base, check_groups
 from mergekit_lite.moe.merge.groups import Group
 from mergekit_lite.moe.merge.made import Made, made_of, working
+from mergekit_lite.moe.merge.mapped import check_map, mapped_config
 from mergekit_lite.moe.merge.matrices import Matrices, matrices_of
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
@@ -57,6 +58,7 @@ class Merging:
             for root, own in self.groups.items()
         }
         return {
+            **({"target": "routed"} if "auto_map" in self.config else {}),
             "merged": {
                 "merge": self.merge.model_dump(mode="json", exclude_defaults=True),
                 "method": self.merge.method,
@@ -64,7 +66,7 @@ class Merging:
                 "working": working(self.merge, self.made, self.groups, self.matrices),
                 "made": [made.plain() for made in self.made],
                 "matrices": {root: own.plain() for root, own in self.matrices.items()},
-            }
+            },
         }
 
 
@@ -74,6 +76,7 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Mer
     if moe is None or moe.merge is None or base.settled:
         return None
     merge = moe.merge
+    mapped = merge.router == "map"
     asked = Asked("merge", lambda experts: _number_kept(merge, experts), merge.mtp, False)
     fewer = settle_base(recipe, asked, base, findings)
     if fewer is None:
@@ -81,6 +84,8 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Mer
     before = len(findings.problems)
     matrices = matrices_of(fewer.modules, base)
     check_base(recipe, merge, fewer.modules, matrices, base, findings)
+    if mapped:
+        check_map(recipe, fewer, base, findings)
     # Here, because assembling a model needs no numpy.
     from mergekit_lite.moe.merge.decide import decide
 
@@ -97,7 +102,7 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Mer
         matrices,
         tuple(made_of(merge, fewer.modules, groups, matrices, base)),
         fewer.without,
-        fewer.config,
+        mapped_config(fewer, groups, base) if mapped else fewer.config,
     )
 
 

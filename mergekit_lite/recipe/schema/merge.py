@@ -31,10 +31,11 @@ class MergeExperts(Part):
     align: Literal["weights", "activations", "both", "none"] = "weights"
     """How neurons are put in the order of the leading expert's before they are averaged: by their
     weights, by what they say of the same tokens, by both, or not at all."""
-    router: Literal["centroid", "frequency", "lse"] = "centroid"
+    router: Literal["centroid", "frequency", "lse", "map"] = "centroid"
     """The merged expert's row of the router: the leading expert's (`centroid`), the mean of all by
     `frequency`, or a row fitted so that the group is as likely as its experts were together
-    (`lse`)."""
+    (`lse`). `map` keeps all rows, each of which then stands for its group's expert: exact, but in a
+    class with code of its own, for Qwen3-MoE models and those of `target: routed`."""
     refit_down: Literal["ridge"] | None = None
     """Fit down projections of merged experts anew, to what their group said of measured tokens."""
     penalty: Annotated[float, Field(gt=0)] = 0.01
