@@ -119,20 +119,27 @@ def expert_names(folder: Path, skeleton: Skeleton) -> tuple[str, ...]:
         folder: of the model; `moe_manifest.json` in it says what it is made of.
         skeleton: the model, whose config says how many experts it has.
     """
-    file = folder / "moe_manifest.json"
-    if file.is_file():
-        try:
-            return tuple(str(one["expert"]) for one in json.loads(file.read_bytes())["experts"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"`{file}` does not say what the experts are: {error}",
-                hint="name them with `--experts`",
-            ) from error
     routers = [router for place in skeleton.layers if (router := place.router())]
     if not routers:
         return ()
     rows = next(weight for weight in routers[0][1].parameters() if weight.dim() == 2)
-    return tuple(map(str, range(rows.shape[0])))
+    return _named(folder / "moe_manifest.json") or tuple(map(str, range(rows.shape[0])))
+
+
+def _named(file: Path) -> tuple[str, ...]:
+    """Return the names in a manifest; nothing where it tells of experts that were there before."""
+    if not file.is_file():
+        return ()
+    try:
+        told = json.loads(file.read_bytes())
+        names = [str(one["expert"]) for one in told.get("experts", ())]
+        # Slices of one expert stand beside each other.
+        return tuple(name for name in names for _ in range(told.get("split", 1)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"`{file}` does not say what the experts are: {error}",
+            hint="name them with `--experts`",
+        ) from error
 
 
 def probe(

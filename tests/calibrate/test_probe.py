@@ -250,6 +250,11 @@ def test_the_command_shows_layers_and_losses(planted: Path, tmp_path: Path) -> N
 def test_experts_are_named_by_the_manifest_or_numbered(planted: Path, tmp_path: Path) -> None:
     skeleton = build(planted)
     assert expert_names(planted, skeleton) == ("0", "1", "2")
-    (tmp_path / "moe_manifest.json").write_text("{}")
+    manifest = tmp_path / "moe_manifest.json"
+    manifest.write_text('{"pruned": {}}')  # which experts a base had has no names
+    assert expert_names(tmp_path, skeleton) == ("0", "1", "2")
+    manifest.write_text('{"experts": [{"expert": "a"}, {"expert": "b"}], "split": 2}')
+    assert expert_names(tmp_path, skeleton) == ("a", "a", "b", "b")
+    manifest.write_text('{"experts": [1]}')
     with pytest.raises(DataError, match="does not say what the experts are"):
         expert_names(tmp_path, skeleton)
