@@ -183,7 +183,8 @@ def _window(block: Block, part: str, models: Mapping[str, Model]) -> list[dict[s
     at = f" from row {block.first[0]}, column {block.first[1]}" if any(block.first) else ""
     label = "whole" if whole else f"{rows}x{columns}{at}"
     times = "" if block.scale == 1.0 else f", times {block.scale:g}"
-    return _places(block.read, f"{part}, {label}{times}", models)
+    order = f", {block.order.axis} in the order `{block.order.name}`" if block.order else ""
+    return _places(block.read, f"{part}, {label}{times}{order}", models)
 
 
 def _stored(read: Read, part: str, model: Model) -> list[tuple[str, TensorInfo]]:

@@ -180,6 +180,7 @@ def test_a_merged_row_is_explained(mixtral: Path) -> None:
     text = explain_text(explain(api.plan(recipe), recipe, name))
     assert "experts.1.w1.weight 0.5" in text
     assert "experts.4.w1.weight 0.5" in text
+    assert "rows in the order `model.layers.0.block_sparse_moe.order.4`" in text
 
 
 def stacked(base: Path, folder: Path) -> Path:
