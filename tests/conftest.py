@@ -13,7 +13,7 @@ settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
-ROOMS_WITH_KERNELS = {"engine", "export", "kernels", "seams", "zoo"}
+ROOMS_WITH_KERNELS = {"engine", "export", "kernels", "quality", "seams", "zoo"}
 
 
 @pytest.fixture(scope="session", autouse=True)

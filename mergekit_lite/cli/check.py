@@ -29,7 +29,12 @@ def command(recipe: Path, changes: tuple[str, ...], strict: bool, as_json: bool)
     from mergekit_lite.plan.names import plural
 
     try:
-        ready = api.plan(api.load(recipe, changes, models=True))
+        loaded = api.load(recipe, changes, models=True)
+        if loaded.expect is not None:
+            from mergekit_lite.quality.expected import expected
+
+            expected(loaded)
+        ready = api.plan(loaded)
     except MergekitLiteError as error:
         if not as_json:
             raise

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from mergekit_lite.cli import _parameters as parameters
-from mergekit_lite.cli._output import note, print_json, table
+from mergekit_lite.cli._output import note, print_json
+from mergekit_lite.cli._scores import score_table, tell_verdicts, write_junit
 
 if TYPE_CHECKING:
+    from mergekit_lite.quality.forward import Settings
     from mergekit_lite.quality.results import Baseline
-    from mergekit_lite.quality.scores import Evaluation, Score
+    from mergekit_lite.quality.scores import Evaluation
+    from mergekit_lite.quality.verdicts import Verdict
+
+Scored = tuple["Evaluation", list["Verdict"], "Baseline | None", Path | None]
 
 
 @click.command(short_help="Score a model, and compare it with its parents.")
@@ -21,7 +26,6 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     multiple=True,
-    required=True,
     metavar="[NAME=]FILE",
     help="Texts or questions, .txt or .jsonl, or zoo:NAME; may be repeated.",
 )
@@ -32,6 +36,11 @@ if TYPE_CHECKING:
     help="A model that this one was made of; `base` is the base. May be repeated.",
 )
 @click.option(
+    "--recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Check the bounds of this recipe's `expect`, on its data.",
+)
+@click.option(
     "--baseline",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Results of an earlier model; getting worse than it is exit code 3.",
@@ -40,16 +49,12 @@ if TYPE_CHECKING:
 @click.option(
     "--windows",
     type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Most windows of a text, or questions of a file, that are scored.",
+    help="Most windows of a text, or questions of a file, that are scored.  [default: 16]",
 )
 @click.option(
     "--window-bytes",
     type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Bytes of a window; it ends with a line.",
+    help="Bytes of a window; it ends with a line.  [default: 512]",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where it is computed.")
 @click.option(
@@ -71,10 +76,11 @@ def command(
     model: str,
     data: tuple[str, ...],
     parent: tuple[str, ...],
+    recipe: Path | None,
     baseline: Path | None,
     update_baseline: bool,
-    windows: int,
-    window_bytes: int,
+    windows: int | None,
+    window_bytes: int | None,
     device: str,
     dtype: str,
     max_memory: int | None,
@@ -95,49 +101,83 @@ def command(
     Examples:
       mergekit-lite eval merged --data german=heldout.txt --parent base=./base --parent german=./de
       mergekit-lite eval merged --data quiz.jsonl --baseline scores.json --junit eval.xml
+      mergekit-lite eval merged --recipe recipe.yaml
     """
-    from mergekit_lite.quality.bounds import against_baseline
-    from mergekit_lite.quality.data import named_files, read_data
-    from mergekit_lite.quality.evaluate import evaluate
     from mergekit_lite.quality.forward import Settings
-    from mergekit_lite.quality.results import (
-        read_baseline,
-        record,
-        require_version,
-        write_results,
-    )
-    from mergekit_lite.quality.subjects import MERGE, parents, subject
-    from mergekit_lite.quality.verdicts import junit as as_junit
-    from mergekit_lite.quality.verdicts import require_all, verdicts_of
+    from mergekit_lite.quality.results import record, write_results
 
-    if update_baseline and baseline is None:
-        raise click.UsageError("name the file to write with --baseline")
-    read = read_data(named_files(data), most=windows, size=window_bytes)
-    earlier = None
-    if baseline is not None and not update_baseline:
-        earlier = read_baseline(baseline)
-        require_version(earlier, {each.name: each.version for each in read}, baseline)
-    names = _named(parent)
-    found = evaluate(
-        subject(MERGE, model, base=names.get("base", "")),
-        parents(names),
-        read,
-        Settings(device=device, dtype=dtype, max_memory=max_memory),
-        tell=note,
-    )
-    verdicts = verdicts_of(found)
-    if earlier is not None:
-        verdicts += against_baseline(found, earlier)
-    if junit is not None:
-        junit.write_text(as_junit(verdicts, f"mergekit-lite eval {model}"), encoding="utf-8")
+    settings = Settings(device=device, dtype=dtype, max_memory=max_memory)
+    if recipe is not None:
+        if data or parent or baseline or windows or window_bytes:
+            raise click.UsageError("--recipe says what data, parents, baseline and windows are")
+        scored = _by_recipe(model, recipe, settings, update=update_baseline)
+    else:
+        if not data:
+            raise click.UsageError("give --data or --recipe")
+        most, size = windows or 16, window_bytes or 512
+        scored = _by_hand(model, data, parent, baseline, (most, size), settings, update_baseline)
+    found, verdicts, earlier, file = scored
+    write_junit(verdicts, junit, f"eval {model}")
     if as_json:
         print_json(record(found))
     else:
         click.echo(score_table(found, earlier))
-    if update_baseline and baseline is not None:
-        write_results(found, baseline)
-        note(f"written: {baseline}")
-    require_all(verdicts)
+    if update_baseline:
+        if file is None:
+            raise click.UsageError("name the file to write with --baseline")
+        write_results(found, file)
+        note(f"written: {file}")
+    tell_verdicts(verdicts)
+
+
+def _by_hand(
+    model: str,
+    data: Sequence[str],
+    parent: Sequence[str],
+    baseline: Path | None,
+    windows: tuple[int, int],
+    settings: Settings,
+    update: bool,
+) -> Scored:
+    """Score on the data, and against the parents, of the command line."""
+    from mergekit_lite.quality.bounds import against_baseline
+    from mergekit_lite.quality.data import named_files, read_data
+    from mergekit_lite.quality.evaluate import evaluate
+    from mergekit_lite.quality.results import read_baseline, require_version
+    from mergekit_lite.quality.subjects import MERGE, parents, subject
+    from mergekit_lite.quality.verdicts import verdicts_of
+
+    if update and baseline is None:
+        raise click.UsageError("name the file to write with --baseline")
+    read = read_data(named_files(data), most=windows[0], size=windows[1])
+    earlier = None
+    if baseline is not None and not update:
+        earlier = read_baseline(baseline)
+        require_version(earlier, {each.name: each.version for each in read}, baseline)
+    names = _named(parent)
+    merged = subject(MERGE, model, base=names.get("base", ""))
+    found = evaluate(merged, parents(names), read, settings, tell=note)
+    verdicts = verdicts_of(found)
+    if earlier is not None:
+        verdicts += against_baseline(found, earlier)
+    return found, verdicts, earlier, baseline
+
+
+def _by_recipe(model: str, recipe: Path, settings: Settings, *, update: bool) -> Scored:
+    """Score on the data, and against the models, of a recipe's `expect`."""
+    from mergekit_lite import api
+    from mergekit_lite.quality.expected import check, expected
+
+    loaded = api.load(recipe)
+    wanted = expected(loaded, baseline=not update)
+    if wanted is None:
+        raise click.UsageError(f"`{recipe}` has no `expect` to check")
+    named = wanted.expect.baseline
+    if update and named is None:
+        raise click.UsageError(f"the `expect` of `{recipe}` names no `baseline` to write")
+    found, verdicts = check(wanted, Path(model), settings, tell=note)
+    earlier = wanted.baseline
+    return found, verdicts, earlier, None if named is None else loaded.folder / named
 
 
 def _named(words: Sequence[str]) -> dict[str, str]:
@@ -150,44 +190,3 @@ def _named(words: Sequence[str]) -> dict[str, str]:
             raise click.UsageError(f"two parents are called `{name}`")
         found[name] = reference
     return found
-
-
-def score_table(found: Evaluation, earlier: Baseline | None = None) -> str:
-    """Return one line for each data and model: its score, and what MODEL has of it."""
-    from mergekit_lite.quality.measures import measured
-    from mergekit_lite.quality.subjects import MERGE
-
-    rows = []
-    for data in found.data:
-        own = found.scores[MERGE][data]
-        others = {name: scores[data] for name, scores in found.scores.items() if name != MERGE}
-        if earlier is not None:
-            others["baseline"] = earlier.scores[data]
-        rows.append((data, MERGE, *_cells(own), "", "", "", ""))
-        for name, score in others.items():
-            recovery = measured("recovery", own, score)
-            flips = ""
-            if not hasattr(own, "nats"):
-                flips = f"{100 * measured('flips', own, score).value:.1f} %"
-            like = found.likeness.get(name, {}).get(data)
-            rows.append(
-                (
-                    data,
-                    name,
-                    *_cells(score),
-                    f"{recovery.value:.3f} [{recovery.low:.3f}, {recovery.high:.3f}]",
-                    f"{like.mean_kl:.4f}" if like else "",
-                    f"{100 * like.agreement:.1f} %" if like else "",
-                    flips,
-                )
-            )
-    header = ("data", "model", "score", "", "recovery [95 %]", "KL", "agreement", "flips")
-    return table(header, rows, "llrlrrrr")
-
-
-def _cells(score: Score) -> tuple[str, str]:
-    from mergekit_lite.quality.scores import TextScore
-
-    if isinstance(score, TextScore):
-        return f"{score.bits_per_byte:.4f}", f"bits/byte, perplexity {score.perplexity:.4g}"
-    return f"{100 * score.accuracy:.1f} %", f"right of {len(score.answers)}"

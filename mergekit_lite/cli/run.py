@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from mergekit_lite.cli._output import note
 if TYPE_CHECKING:
     from mergekit_lite.engine.options import Report
     from mergekit_lite.plan.types import Plan
+    from mergekit_lite.quality.expected import Expected
     from mergekit_lite.recipe import Recipe
 
 
@@ -33,6 +35,18 @@ if TYPE_CHECKING:
     default="cpu",
     show_default=True,
     help="Where the arithmetic runs; the bytes are the same.",
+)
+@click.option(
+    "--check/--no-check",
+    default=None,
+    help="Check the bounds of `expect`, which is done anyway where there are any; with --check, "
+    "-o may be left out, and the model is removed afterwards.",
+)
+@click.option(
+    "--junit",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write what was checked as JUnit XML, for CI.",
 )
 @click.option("--dry-run", is_flag=True, help="Check and size everything; write nothing.")
 @click.option("--fresh", is_flag=True, help="Discard what an interrupted run has left.")
@@ -52,6 +66,8 @@ def command(
     out: Path | None,
     changes: tuple[str, ...],
     shard_size: str | None,
+    check: bool | None,
+    junit: Path | None,
     dry_run: bool,
     quiet: bool,
     log_format: str,
@@ -67,13 +83,22 @@ def command(
     Examples:
       mergekit-lite run recipe.yaml -o merged
       mergekit-lite run recipe.yaml -o merged --set steps.0.ties.density=0.3 --max-memory 2GB
+      mergekit-lite run recipe.yaml --check --junit quality.xml
     """
     from mergekit_lite import api
     from mergekit_lite.cli._progress import ProgressSink, choose_style
 
-    if out is None and not dry_run:
+    if out is None and not dry_run and not check:
         raise click.UsageError("name the folder to make with -o/--out, or give --dry-run")
     loaded = api.load(recipe, parameters.all_changes(changes, shard_size), models=True)
+    wanted = _wanted(loaded, check)
+    if out is None and not dry_run:
+        with TemporaryDirectory(prefix="mergekit-lite-check-") as folder:
+            out = Path(folder) / "merged"
+            api.run(loaded, out, **options)
+            _check(wanted, out, options, junit)
+        click.echo(f"{recipe}: all bounds hold")
+        return
     if dry_run or out is None:
         _dry_run(api.plan(loaded), out, as_json=as_json, options=options)
         return
@@ -87,6 +112,42 @@ def command(
         click.echo((out / "merge_report.json").read_text(encoding="utf-8").rstrip())
     else:
         click.echo(str(out))
+    if wanted is not None:
+        _check(wanted, out, options, junit)
+
+
+def _wanted(recipe: Recipe, check: bool | None) -> Expected | None:
+    """Return what the recipe expects, read before the merge begins; None where nothing is checked.
+
+    Raises:
+        RecipeError, DataError, SourceError: it cannot be checked.
+    """
+    if recipe.expect is None and check:
+        raise click.UsageError(f"`{recipe.name}` has no `expect` to check")
+    if recipe.expect is None or check is False:
+        return None
+    from mergekit_lite.quality.expected import expected
+
+    return expected(recipe)
+
+
+def _check(wanted: Expected | None, out: Path, options: dict[str, Any], junit: Path | None) -> None:
+    """Score the result and tell what came of every bound; the model stays where it is.
+
+    Raises:
+        DataError: a bound fell.
+    """
+    from mergekit_lite.cli._scores import tell_verdicts, write_junit
+    from mergekit_lite.engine.shard import chosen_device
+    from mergekit_lite.quality.expected import check
+    from mergekit_lite.quality.forward import Settings
+
+    if wanted is None:
+        return
+    settings = Settings(device=chosen_device(options["device"]), max_memory=options["max_memory"])
+    _, verdicts = check(wanted, out, settings, tell=note)
+    write_junit(verdicts, junit, f"run {wanted.recipe.name}")
+    tell_verdicts(verdicts)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

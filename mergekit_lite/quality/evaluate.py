@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mergekit_lite.errors import Problem
 from mergekit_lite.quality.data import Data, Texts
+from mergekit_lite.quality.faults import Kin, faults_of, kin_of
 from mergekit_lite.quality.forward import Pass, Predicted, Settings, Tell, require_memory
 from mergekit_lite.quality.scores import ChoiceScore, Evaluation, Likeness, Score, TextScore
 from mergekit_lite.quality.subjects import Subject
@@ -23,6 +24,7 @@ def evaluate(
     data: Sequence[Data],
     settings: Settings | None = None,
     *,
+    kin: Kin | None = None,
     tell: Tell = lambda text: None,
 ) -> Evaluation:
     """Run all data through the model and each parent, and score them.
@@ -35,6 +37,8 @@ def evaluate(
         parents: the base and the experts that it is compared with.
         data: what to score on, one or more.
         settings: how it is run.
+        kin: what the model was made of, by which faults of its weights are told; by default the
+            parents.
         tell: called with sentences on what it takes and how far it is.
 
     Raises:
@@ -49,7 +53,7 @@ def evaluate(
     tell(f"{_counted(own, len(others))}; about {need / 1e6:,.0f} MB of memory")
     scores: dict[str, dict[str, Score]] = {}
     likeness: dict[str, dict[str, Likeness]] = {}
-    faults: list[Problem] = []
+    faults = faults_of(subject.model, kin_of(parents) if kin is None else kin)
     with _running(own, tell):
         scores[subject.name] = _scores(own, data, faults)
         for parent in others:

@@ -6,7 +6,7 @@ models of a comparison, gives its paired bootstrap interval.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,48 +15,12 @@ from numpy.typing import NDArray
 
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.quality.scores import ChoiceScore, Likeness, Score, TextScore
+from mergekit_lite.recipe.schema import SCORES
 
 Counts = NDArray[np.float64]
 DRAWS = 2000
 SEED = 20260101
 """Of all intervals, so that the same scores always give the same ones."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A number that can be said of a model on some data.
-
-    Attributes:
-        about: what it is, for people.
-        of: what data has it: `text`, `questions` or `any`.
-        rises: whether more is better.
-        against: what it is compared with: nothing, a `parent` whose tokens it predicts as well, or
-            a `model` with scores of its own.
-    """
-
-    about: str
-    of: str
-    rises: bool
-    against: str = ""
-
-
-KINDS: Mapping[str, Kind] = {
-    "bits_per_byte": Kind("bits that a byte of the text needs", "text", False),
-    "perplexity": Kind("exp of the mean loss of a token", "text", False),
-    "accuracy": Kind("part of the questions answered right", "questions", True),
-    "recovery": Kind(
-        "score over that of another model; of texts the other way", "any", True, "model"
-    ),
-    "flips": Kind(
-        "part of the questions that another model had right and this one has wrong",
-        "questions",
-        False,
-        "model",
-    ),
-    "kl": Kind("divergence from a parent in nats for a token", "text", False, "parent"),
-    "agreement": Kind("part of the tokens that a parent predicts alike", "text", True, "parent"),
-}
-"""All of them, by name."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +44,7 @@ def measured(
     """Return one number of a model, with the interval that drawing units again gives.
 
     Args:
-        kind: a name of `KINDS`.
+        kind: a name of `SCORES`.
         score: of the model.
         other: what it is compared with: scores, or for `kl` and `agreement` the likeness.
         confidence: part of the draws that the interval holds, 0 to 1; 0 gives the value alone.
@@ -120,7 +84,7 @@ def _function(
     if kind == "flips" and isinstance(score, ChoiceScore) and isinstance(other, ChoiceScore):
         pairs = zip(score.right, other.right, strict=True)
         return _ratio([before and not now for now, before in pairs]), len(score.right)
-    kinds = "texts" if KINDS[kind].of == "text" else "questions"
+    kinds = "texts" if SCORES[kind].of == "text" else "questions"
     raise RecipeError(f"`{kind}` is a number of {kinds}", hint="name data of that kind")
 
 

@@ -16,8 +16,6 @@ from mergekit_lite.quality.scores import Evaluation, Score, score_of, score_reco
 from mergekit_lite.quality.subjects import MERGE
 
 FORMAT = 1
-BASELINE = "baseline"
-"""What an earlier model is called that a file of results speaks of."""
 
 
 @dataclass(frozen=True)

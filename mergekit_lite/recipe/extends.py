@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +184,8 @@ class Extender:
             entries["stages"] = stages.with_value(moved_stages)
         if "base" in entries:
             entries["base"] = moved(entries["base"])
+        if "expect" in entries:
+            entries["expect"] = _expect_moved(entries["expect"], moved)
         if "experts" in entries:
             experts = {
                 name: expert.with_value(
@@ -195,3 +198,16 @@ class Extender:
             if experts:
                 entries["experts"] = replace(entries["experts"], value=experts)
         return root.with_value(entries)
+
+
+def _expect_moved(expect: Node, moved: Callable[[Node], Node]) -> Node:
+    """Return bounds with the files that they name spelt anew."""
+    if not isinstance(expect.value, dict):
+        return expect
+    entries = dict(expect.value)
+    if "baseline" in entries:
+        entries["baseline"] = moved(entries["baseline"])
+    if (data := entries.get("data")) is not None and isinstance(data.value, dict):
+        files = {name: moved(file) for name, file in data.value.items()}
+        entries["data"] = data.with_value(files)
+    return expect.with_value(entries)

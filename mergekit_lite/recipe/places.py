@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from mergekit_lite.ops import OpSpec
 from mergekit_lite.recipe.schema import (
+    Bound,
+    Expect,
     Expert,
     Match,
     Moe,
@@ -17,7 +19,6 @@ from mergekit_lite.recipe.schema import (
 )
 
 NOT_YET = {
-    "expect": "bounds on quality",
     "output.quantize": "quantised output",
     "output.push": "uploading the result",
 }
@@ -47,6 +48,8 @@ def keys_of(model: type) -> list[str]:
 
 TOP = [*keys_of(Recipe), "extends", "vars"]
 _HOMES: dict[str, str] = {
+    **{key: f"in a bound: `expect: {{bounds: [{{{key}: ...}}]}}`" for key in keys_of(Bound)},
+    **{key: f"under `expect`: `expect: {{{key}: ...}}`" for key in keys_of(Expect)},
     **{key: f"in a rule: `rules: [{{match: ..., {key}: ...}}]`" for key in keys_of(Rule)},
     "stack": "in a slice: `slices: [{layers: ..., stack: ...}]`",
     **{key: f"in a rule's match: `match: {{{key}: ...}}`" for key in ("layers", "role")},

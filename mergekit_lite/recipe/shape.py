@@ -13,6 +13,7 @@ from typing import Any
 
 from mergekit_lite.errors import nearest
 from mergekit_lite.ops import OpSpec
+from mergekit_lite.recipe.expect import ExpectReader
 from mergekit_lite.recipe.lora_output import LoraReader
 from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
 from mergekit_lite.recipe.moe import MoeReader
@@ -98,6 +99,8 @@ class Shaper:
             data["moe"] = MoeReader(self).read(entries["moe"])
         if "tokenizer" in data:
             data["tokenizer"] = tokens.read(entries["tokenizer"])
+        if "expect" in data:
+            data["expect"] = ExpectReader(self).read(entries["expect"])
         tokens.check(*(entries.get(key) for key in ("vocab", "tokenizer", "chat_template")))
         if self.outer:
             return self._as_stage(data)

@@ -60,7 +60,7 @@ def test_a_baseline_is_written_compared_with_and_fallen_below(home: Path, tmp_pa
     file.write_text(json.dumps(value))
     found = called(home, "--baseline", str(file), "--junit", str(xml))
     assert found.exit_code == 3
-    assert "words: recovery of baseline: 0.5000, worse than the baseline" in found.stderr
+    assert "words: recovery against baseline is 0.5000" in found.stderr
     assert ElementTree.fromstring(xml.read_text()).get("failures") == "1"
 
     other = called(home, "--baseline", str(file), "--windows", "2")

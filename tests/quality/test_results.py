@@ -68,7 +68,7 @@ def test_worse_than_the_baseline_falls_and_as_good_holds(tmp_path: Path) -> None
     german, quiz = against_baseline(worse, earlier)
     assert (german.holds, quiz.holds) == (False, True)
     assert german.found == "0.9091 [0.9091, 0.9091]"
-    with pytest.raises(DataError, match="worse than the baseline"):
+    with pytest.raises(DataError, match="must be at least 1"):
         require_all([german, quiz])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mergekit_lite.recipe.schema.bias import SwitchExperts
 from mergekit_lite.recipe.schema.carve import Carve, CarveMethod, CarveRouter
 from mergekit_lite.recipe.schema.dense import ToDense
+from mergekit_lite.recipe.schema.expect import BASELINE, SCORES, Bound, Expect
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
 from mergekit_lite.recipe.schema.grow import Addition, Grow
 from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
@@ -34,13 +35,17 @@ from mergekit_lite.recipe.schema.tokens import Tokenizer, TokenRule, TokenSource
 __all__ = [
     "ACTIONS",
     "BASE",
+    "BASELINE",
     "ROLES",
+    "SCORES",
     "SIZE_FORMS",
     "Addition",
+    "Bound",
     "Carve",
     "CarveMethod",
     "CarveRouter",
     "Expand",
+    "Expect",
     "Expert",
     "Gate",
     "Grow",

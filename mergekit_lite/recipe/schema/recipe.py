@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
+from mergekit_lite.recipe.schema.expect import Expect
 from mergekit_lite.recipe.schema.fields import Part, Scope, whole
 from mergekit_lite.recipe.schema.inputs import Expert, Steps
 from mergekit_lite.recipe.schema.moe import Moe
@@ -65,6 +66,8 @@ class Recipe(Part):
     """What to do with tensors of an expert that the base lacks."""
     moe: Moe | None = None
     """Assemble a routed model whose experts are the feed-forward layers of these models."""
+    expect: Expect | None = None
+    """How good the result must be, as `run` and `eval --recipe` check."""
 
     stages: Mapping[str, Stage] = {}
     """Recipes by name whose results are models of this one, named `@NAME`; see below."""

@@ -1,0 +1,83 @@
+"""What a recipe may say about how good its result must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from mergekit_lite.recipe.schema.fields import Part, whole
+
+ScoreName = Literal[
+    "bits_per_byte", "perplexity", "accuracy", "recovery", "flips", "kl", "agreement"
+]
+BASELINE = "baseline"
+"""What the earlier model is called that `expect.baseline` speaks of."""
+
+
+@dataclass(frozen=True)
+class ScoreKind:
+    """A number that can be said of a model on some data.
+
+    Attributes:
+        of: what data has it: `text`, `questions` or `any`.
+        rises: whether more is better.
+        against: what it is compared with: nothing, a `parent` whose tokens it predicts as well, or
+            a `model` with scores of its own.
+    """
+
+    of: Literal["text", "questions", "any"]
+    rises: bool
+    against: Literal["", "parent", "model"] = ""
+
+
+SCORES: Mapping[str, ScoreKind] = {
+    "bits_per_byte": ScoreKind("text", False),
+    "perplexity": ScoreKind("text", False),
+    "accuracy": ScoreKind("questions", True),
+    "recovery": ScoreKind("any", True, "model"),
+    "flips": ScoreKind("questions", False, "model"),
+    "kl": ScoreKind("text", False, "parent"),
+    "agreement": ScoreKind("text", True, "parent"),
+}
+"""All of them, by name."""
+
+
+class Bound(Part):
+    """One score and how bad it may be."""
+
+    data: str
+    """Name of the data that it is of."""
+    score: ScoreName
+    """Which number: of texts `bits_per_byte`, `perplexity`, `kl`, `agreement`; of questions
+    `accuracy`, `flips`; of both `recovery`."""
+    against: str | None = None
+    """Of `recovery`, `flips`, `kl` and `agreement`: the other model, `base`, an expert's name or
+    `baseline`."""
+    at_least: float | None = None
+    """The least value, of `accuracy`, `recovery` and `agreement`."""
+    at_most: float | None = None
+    """The largest value, of `bits_per_byte`, `perplexity`, `flips` and `kl`."""
+    confidence: Annotated[float | None, Field(ge=0, lt=1)] = None
+    """A bound falls where the whole bootstrap interval of this confidence is beyond it; 0 takes
+    the value alone. By default 0.95 for `recovery` and `flips`, and 0 for the others."""
+    where: SkipJsonSchema[str] = Field("", exclude=True)
+
+
+class Expect(Part):
+    """How good the result must be: a run whose result is not exits with code 3."""
+
+    data: Mapping[str, str]
+    """Held-out texts (`.txt`, `.jsonl`, `zoo:NAME`) and questions (`.jsonl`) by name, from the
+    recipe's folder."""
+    bounds: Annotated[tuple[Bound, ...], Field(min_length=1)]
+    """What must hold, one score each."""
+    baseline: str | None = None
+    """Results of an earlier model, which `eval --update-baseline` writes."""
+    windows: Annotated[int, Field(ge=1), BeforeValidator(whole)] = 16
+    """Most windows of a text, and questions of a file, that are scored."""
+    window_bytes: Annotated[int, Field(ge=1), BeforeValidator(whole)] = 512
+    """Bytes of a window of text; it ends with a line."""
