@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+# How long an example takes says more of a busy machine than of the code.
+settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # In CI the same examples every time: a new one that fails belongs to whoever looks for it.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+settings.register_profile("ci", settings.get_profile("any"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "any")
 
 ROOMS_WITH_KERNELS = {"engine", "export", "kernels", "quality", "seams", "zoo"}
 

@@ -126,7 +126,7 @@ def test_a_quantised_dtype_of_the_format_is_refused_as_quantised() -> None:
         read(blob({"a": entry}, 2))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damage_anywhere_gives_one_of_our_errors_or_a_sound_layout(data: st.DataObject) -> None:
     content = bytearray(save({"a": torch.zeros(3), "b": torch.zeros(2, 2, dtype=torch.int8)}))
@@ -150,7 +150,7 @@ names = st.text(
 ).filter(lambda name: name != "__metadata__")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         names,

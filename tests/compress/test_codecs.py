@@ -87,7 +87,7 @@ def test_every_codec_has_vectors_and_words() -> None:
 
 
 @pytest.mark.parametrize(("method", "params"), CASES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     shape=st.sampled_from([(1, 1), (1,), (7,), (3, 5), (17, 9), (2, 3, 4), (40, 33), (5, 1)]),
     tile=st.integers(1, 70),

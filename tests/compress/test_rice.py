@@ -33,7 +33,7 @@ def read(coded: Encoded, size: int, tile: int = 0) -> np.ndarray:
     return out
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.sampled_from([1, 8, 100, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5]),
     share=st.floats(1e-5, 1),
@@ -76,7 +76,7 @@ def test_bits_for_the_extremes() -> None:
     assert bits_for(1e-9) == 16
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 10_000), signs=st.booleans(), bits=st.integers(0, 16))
 def test_damaged_codes_stay_inside_memory(seed: int, signs: bool, bits: int) -> None:
     random = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mergekit_lite.compress.survey import Survey, largest, reach
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     sizes=st.lists(st.integers(0, 300), min_size=1, max_size=4),
     share=st.floats(0, 1),

@@ -136,7 +136,7 @@ places = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(places, min_size=1, max_size=12), st.integers(1, 40))
 def test_tiles_change_nothing(rows: list[tuple[Place, ...]], tile: int) -> None:
     parts = [Held(numbers(5) / 7), Held(numbers(5, start=50) / 3)]

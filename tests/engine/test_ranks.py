@@ -168,7 +168,7 @@ def test_any_tile_gives_the_same_cut(layout: Callable[[int], Values], tile: int)
     check([layout(100_003)], 0.25, tile=tile)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 9000),
     st.integers(1, 6),

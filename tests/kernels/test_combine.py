@@ -28,7 +28,7 @@ from mergekit_lite.ops.combine.ramplus import factors
 from tests.kernels.arrays import AWKWARD, Floats, same
 
 WEIGHTS = st.one_of(st.sampled_from([1.0, 0.0, -1.0, 0.5, 0.1, 1e-30]), st.floats(-4, 4, width=32))
-CALM = settings(deadline=None, max_examples=100)
+CALM = settings(max_examples=100)
 
 
 @st.composite

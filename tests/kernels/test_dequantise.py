@@ -16,7 +16,7 @@ def numbers_of(rows: np.ndarray, table: np.ndarray, shift: int) -> np.ndarray:
     return found.reshape(len(rows), -1)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     shift=st.sampled_from([0, 1, 2]),
     rows=st.integers(1, 5),
@@ -63,7 +63,7 @@ def test_a_rectangle_of_rows_is_that_of_the_formula(
     assert same(out, value[top : top + height, column : column + columns])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     width=st.one_of(st.integers(1, 5), st.integers(STRIP - 1, 2 * STRIP + 1)),
     blocks=st.integers(1, 4),

@@ -26,7 +26,7 @@ def units(got: float, wanted: float) -> float:
     return abs(got - wanted) / math.ulp(wanted)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(POWERS)
 def test_an_exponential_is_within_two_units_and_the_same_in_torch(x: float) -> None:
     got = exponential(x)
@@ -34,7 +34,7 @@ def test_an_exponential_is_within_two_units_and_the_same_in_torch(x: float) -> N
     assert exponential_(torch.tensor([x], dtype=torch.float64)).item() == got
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(POSITIVE)
 def test_a_logarithm_is_within_two_units_and_the_same_in_torch(y: float) -> None:
     got = logarithm(y)

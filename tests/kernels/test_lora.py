@@ -19,7 +19,7 @@ def one_after_the_other(left: torch.Tensor, right: torch.Tensor, scale: float) -
     return total * torch.tensor(scale, dtype=torch.float32)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.integers(1, 9),
     st.one_of(st.integers(1, 9), st.integers(COLUMNS - 1, 2 * ROWS * COLUMNS + 1)),

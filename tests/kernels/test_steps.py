@@ -18,7 +18,7 @@ from mergekit_lite.ops.transform.dare import rescale_factor
 from mergekit_lite.ops.transform.deviation import bounds
 from tests.kernels.arrays import Floats, awkward, same
 
-CALM = settings(deadline=None, max_examples=200)
+CALM = settings(max_examples=200)
 
 
 def bits_of(cut: Cut) -> np.uint32:

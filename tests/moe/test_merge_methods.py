@@ -180,7 +180,7 @@ def test_spectral_clusters_are_blocks_of_the_affinity() -> None:
     assert sorted(METHODS["uncurl"].groups(seen, 2)) == [[3, 1], [4, 2, 0]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 9), st.data())
 def test_clusters_are_as_many_as_wanted_and_hold_everything_once(size: int, data: Any) -> None:
     values = st.integers(-2, 2)
@@ -253,7 +253,7 @@ def expert_of(generator: np.random.Generator, width: int = 10, d: int = 6) -> di
     return {key: generator.normal(size=s).astype(np.float32) for key, s in shapes.items()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_an_expert_in_another_order_is_put_back(seed: int) -> None:
     """The output does not depend on the order of neurons (10.16), and aligning finds it."""

@@ -39,7 +39,7 @@ def same_bits(got: torch.Tensor, expected: np.ndarray) -> None:
 
 
 @given(weights=WEIGHTS, seed=st.integers(0, 99), normalize=st.booleans(), factor=st.floats(0.1, 2))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_task_arithmetic_in_numpy(
     weights: list[float], seed: int, normalize: bool, factor: float
 ) -> None:
@@ -86,7 +86,7 @@ def consensus(deltas: list[np.ndarray], weights: list[float], elect: str, agg: s
     elect=st.sampled_from(["mass", "count"]),
     agg=st.sampled_from(["mean", "sum", "max"]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_sign_consensus_in_numpy(weights: list[float], seed: int, elect: str, agg: str) -> None:
     base, experts = models(seed)
     params = {"weights": weights, "elect": elect, "agg": agg}
@@ -98,7 +98,7 @@ def test_sign_consensus_in_numpy(weights: list[float], seed: int, elect: str, ag
 
 
 @given(weights=WEIGHTS, seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_linear_in_numpy(weights: list[float], seed: int) -> None:
     weights = [abs(weight) for weight in weights]
     _, experts = models(seed)

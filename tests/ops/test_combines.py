@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(t=st.floats(0, 1), angle=st.floats(0.05, 3.0))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_slerp_moves_at_constant_speed_on_the_circle(t: float, angle: float) -> None:
     start = torch.tensor([1.0, 0.0])
     end = torch.tensor([math.cos(angle), math.sin(angle)])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_lite.errors import RecipeError
@@ -29,14 +29,12 @@ def of_each(
 
 
 @given(ENTRIES)
-@settings(deadline=None)
 def test_magmax_keeps_the_last_of_the_largest(entry: list[float]) -> None:
     top = max(map(abs, entry))
     of_each("magmax", lambda xs: [x for x in xs if abs(x) == top][-1], entry)
 
 
 @given(ENTRIES, st.sampled_from([0.0, 1e-5, 0.75]))
-@settings(deadline=None)
 def test_ram_averages_what_is_active(entry: list[float], epsilon: float) -> None:
     limit = float(torch.tensor(epsilon))
 
@@ -52,7 +50,6 @@ def test_ram_averages_what_is_active(entry: list[float], epsilon: float) -> None
     st.lists(st.integers(-256, 256).map(lambda x: x / 64), min_size=2, max_size=5),
     st.integers(1, 2),
 )
-@settings(deadline=None)
 def test_consensus_counts_claims(entry: list[float], least: int) -> None:
     def one(xs: list[float]) -> float:
         total = sum(xs)
@@ -67,7 +64,6 @@ def test_consensus_of_fewer_than_must_agree_is_refused() -> None:
 
 
 @given(st.floats(-4, 4, width=32), st.floats(0, 3))
-@settings(deadline=None)
 def test_nearswap_is_the_published_interpolation(delta: float, t: float) -> None:
     weight = min(1.0, t / abs(delta)) if delta else 0.0
     of_each("nearswap", lambda xs: weight * xs[0], [delta], t=t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_lite.ops._place import Place, random_key
@@ -30,7 +30,6 @@ def draw(index: int, key: int) -> int:
     indices=st.lists(st.integers(0, 2**42), min_size=1, max_size=20),
     key=st.integers(0, 2**64 - 1),
 )
-@settings(deadline=None)
 def test_draws_are_those_of_the_definition(indices: list[int], key: int) -> None:
     got = draws(torch.tensor(indices), key).tolist()
     assert got == [draw(index, key) for index in indices]

@@ -17,7 +17,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(size=st.integers(1, 300), density=st.floats(1e-4, 1.0))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_gamma_zero_is_magnitude_pruning_at_every_size(size: int, density: float) -> None:
     delta = (normal(1, size, seed=size) * 4).round()  # many ties
     pruned = merge_tensors("magnitude", [delta], density=density)
@@ -153,7 +153,7 @@ def test_ties_by_deviation_takes_no_density_for_1d_tensors() -> None:
 
 
 @given(share=st.floats(1e-3, 0.999), seed=st.integers(0, 50))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_share_of_the_norm_takes_the_fewest_entries(share: float, seed: int) -> None:
     delta = (normal(9, 7, seed=seed) * 8).round() / 8  # with ties, and exact squares
     kept = merge_tensors("norm_share", [delta], share=share)

@@ -195,7 +195,7 @@ def test_svc_is_its_formula() -> None:
 
 
 @given(count=st.integers(1, 5), rows=st.integers(2, 20), columns=st.integers(2, 20))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_svc_gives_one_of_many_copies_back(count: int, rows: int, columns: int) -> None:
     delta = normal(rows, columns)
     torch.testing.assert_close(merge_tensors("svc", [delta] * count), delta, atol=1e-4, rtol=1e-4)

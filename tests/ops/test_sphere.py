@@ -45,7 +45,7 @@ def dense_karcher(given: list[Tensor], weights: list[float], steps: int = 60) ->
 @given(
     count=st.integers(2, 5), seed=st.integers(0, 10**6), near=st.sampled_from([1e-3, 0.3, 1.0, 3.0])
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_karcher_is_the_mean_on_the_sphere(count: int, seed: int, near: float) -> None:
     given_ = vectors(count, 40, seed=seed, near=near)
     weights = [1.0 + 0.5 * i for i in range(count)]
@@ -70,7 +70,7 @@ def test_karcher_of_opposite_directions_stays_finite() -> None:
 
 
 @given(count=st.integers(2, 5), seed=st.integers(0, 10**6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_multislerp_is_a_direction_times_a_length(count: int, seed: int) -> None:
     given_ = vectors(count, 5, 8, seed=seed)
     weights = [0.5 + i for i in range(count)]
@@ -83,7 +83,7 @@ def test_multislerp_is_a_direction_times_a_length(count: int, seed: int) -> None
 
 
 @given(t=st.floats(0, 1), angle=st.floats(0.01, 3.1))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_an_arc_keeps_its_speed(t: float, angle: float) -> None:
     left, right = arc(t, math.cos(angle))
     x, y = left + right * math.cos(angle), right * math.sin(angle)
@@ -127,7 +127,7 @@ def stock(given_: list[Tensor], clamp: bool) -> Tensor:
 
 @pytest.mark.parametrize("clamp", [True, False])
 @given(count=st.integers(2, 5), seed=st.integers(0, 10**6), near=st.sampled_from([0.3, 3.0]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_model_stock_of_rows_and_of_tensors(
     clamp: bool, count: int, seed: int, near: float
 ) -> None:
@@ -171,7 +171,7 @@ def test_products_of_columns_are_sums_whatever_the_number_of_columns(rows: int) 
 
 
 @given(rows=st.integers(1, 4), width=st.integers(0, 70), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_row_sums_are_sums_whatever_the_number_of_rows(rows: int, width: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, width, generator=generator, dtype=torch.float64)

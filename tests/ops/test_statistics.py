@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_lite.ops._place import Cut
@@ -35,7 +35,6 @@ def largest(values: list[float], k: int) -> set[int]:
 
 
 @given(values=ENTRIES, rank=st.integers(0, 45))
-@settings(deadline=None)
 def test_a_cut_keeps_exactly_the_k_largest(values: list[float], rank: int) -> None:
     tensor = torch.tensor(values, dtype=torch.float32)
     (cut,) = order_cuts(tensor, (rank,))
@@ -44,7 +43,6 @@ def test_a_cut_keeps_exactly_the_k_largest(values: list[float], rank: int) -> No
 
 
 @given(values=ENTRIES.filter(bool), rank=st.integers(1, 40))
-@settings(deadline=None)
 def test_a_threshold_is_the_kth_value_and_keeps_all_ties(values: list[float], rank: int) -> None:
     tensor = torch.tensor(values, dtype=torch.float32)
     rank = min(rank, len(values))

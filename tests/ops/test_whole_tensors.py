@@ -20,7 +20,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 99))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_rows_are_ranked_as_a_stable_sort_does(rows: int, width: int, seed: int) -> None:
     x = (normal(rows, width, seed=seed) * 3).round()
     expected = x.abs().sort(dim=-1, stable=True).indices
@@ -28,7 +28,7 @@ def test_rows_are_ranked_as_a_stable_sort_does(rows: int, width: int, seed: int)
 
 
 @given(st.integers(1, 3000), st.sampled_from(["normal", "ties", "zeros"]), st.data())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_a_cut_is_that_of_a_sort(size: int, kind: str, data: st.DataObject) -> None:
     values = normal(size, seed=size).abs()
     values = {"normal": values, "ties": (values * 2).round(), "zeros": values * (values > 1)}[kind]

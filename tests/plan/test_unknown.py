@@ -20,7 +20,7 @@ STEPS = ("task_arithmetic", "ties", "linear", "slerp: {t: 0.5}", "dare_ties: {de
 
 
 @given(names, st.sampled_from(STEPS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_made_up_model_type_with_any_names(
     tmp_path_factory: object, found: list[str], step: str
 ) -> None:

@@ -79,7 +79,7 @@ def test_a_number_that_the_data_does_not_have_is_refused(kind: str) -> None:
         measured(kind, TEXT, TEXT)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.floats(0.1, 9), st.integers(1, 9)), min_size=2, max_size=9))
 def test_the_value_lies_between_the_best_and_the_worst_unit(units: list[tuple[float, int]]) -> None:
     score = TextScore(

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_lite.errors import RecipeError
@@ -41,7 +41,6 @@ def test_a_map_by_expert() -> None:
         at({"math": 1}, 1, expert="code")
 
 
-@settings(deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=6), st.integers(1, 40))
 def test_gradients_stay_between_their_neighbours(points: list[float], layers: int) -> None:
     found = [at(points, layer, layers) for layer in range(layers)]

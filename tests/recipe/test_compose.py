@@ -116,7 +116,7 @@ def test_a_missing_parent(refused: Refused) -> None:
     assert "recipe.yaml" in problem.hint
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(MAPS, MAPS)
 def test_of_two_laid_over_the_upper_is_all_there(under: Any, over: Any) -> None:
     low, high = from_plain(under, "x"), from_plain(over, "x")
@@ -180,7 +180,7 @@ def test_wrong_variables(refused: Refused) -> None:
     assert problems[1].hint == "did you mean `density`?"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from("abcde"), st.integers() | st.text("xyz "), min_size=1))
 def test_a_whole_variable_is_its_value(declared: dict[str, Any]) -> None:
     root = from_plain({"vars": declared, **{k: f"${{{k}}}" for k in declared}}, "x")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_lite.recipe.layers import covers, format_layers, parse_layers
@@ -56,13 +56,11 @@ def test_what_is_no_layer_range(written: Any, reason: str) -> None:
         parse_layers(written)
 
 
-@settings(deadline=None)
 @given(RANGES)
 def test_ranges_survive_being_written(ranges: Any) -> None:
     assert parse_layers(format_layers(ranges)) == ranges
 
 
-@settings(deadline=None)
 @given(RANGES, st.integers(0, 300))
 def test_covers_is_membership(ranges: Any, layer: int) -> None:
     named: set[int] = set()

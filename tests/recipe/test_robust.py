@@ -55,7 +55,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 CHANGES = st.lists(st.tuples(st.sampled_from(paths(FULL)), JUNK), min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from(paths(FULL)), JUNK), min_size=1, max_size=3), st.booleans()
 )

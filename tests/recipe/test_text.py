@@ -116,14 +116,14 @@ def test_a_bomb_of_aliases_is_refused() -> None:
     assert "more than 50,000 values" in problem("\n".join(lines))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4))
 def test_json_is_read_as_json(tree: dict[str, Any]) -> None:
     text = json.dumps(tree, ensure_ascii=False)
     assert parse(text, "r.yaml").plain() == json.loads(text)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4))
 def test_quoted_text_with_tags_is_read_back(tree: dict[str, Any]) -> None:
     text = yaml.safe_dump(tree, default_style='"', allow_unicode=True)

@@ -22,7 +22,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(st.sampled_from(["model", "added_tokens", "x", 'a"}\\']), values, max_size=4),
     values,

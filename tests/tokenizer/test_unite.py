@@ -109,7 +109,7 @@ def some(own: list[str], special: list[str]) -> dict[str, Any]:
     return word_level(vocab, [(token, len(vocab) + n) for n, token in enumerate(special)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(words, specials, words, specials, words, specials, st.sampled_from([None, 0, 2]))
 def test_every_token_has_one_id_and_the_bases_ids_stay(
     w0: list[str],
