@@ -73,6 +73,28 @@ threads = click.option(
 max_memory = click.option(
     "--max-memory", callback=_bytes, metavar="SIZE", help="Cap on resident memory, such as 2GB."
 )
+length = click.option(
+    "--length",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Most tokens of a sample.",
+)
+max_tokens = click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=16384,
+    show_default=True,
+    help="Most tokens of a domain.",
+)
+device = click.option("--device", default="cpu", show_default=True, help="Where it is computed.")
+pass_dtype = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Dtype of the forward pass; sums are fp64 always.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 

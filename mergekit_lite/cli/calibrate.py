@@ -27,20 +27,8 @@ from mergekit_lite.cli._output import note, print_json
     metavar="KIND,...",
     help="What to collect: gram, router, hidden, rates, outputs, merging.",
 )
-@click.option(
-    "--length",
-    type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Most tokens of a sample.",
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=16384,
-    show_default=True,
-    help="Most tokens of a domain.",
-)
+@parameters.length
+@parameters.max_tokens
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
@@ -48,14 +36,8 @@ from mergekit_lite.cli._output import note, print_json
     show_default=True,
     help="Most tokens side by side, padding counted.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where it is computed.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Dtype of the forward pass; sums are fp64 always.",
-)
+@parameters.device
+@parameters.pass_dtype
 @parameters.max_memory
 @click.option("--overwrite", is_flag=True, help="Replace a folder that holds statistics.")
 @parameters.as_json

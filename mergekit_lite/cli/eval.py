@@ -56,14 +56,8 @@ Scored = tuple["Evaluation", list["Verdict"], "Baseline | None", Path | None]
     type=click.IntRange(min=1),
     help="Bytes of a window; it ends with a line.  [default: 512]",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where it is computed.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Dtype of the forward pass; sums are fp64 always.",
-)
+@parameters.device
+@parameters.pass_dtype
 @parameters.max_memory
 @click.option(
     "--junit",

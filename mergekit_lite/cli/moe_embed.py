@@ -19,9 +19,9 @@ from mergekit_lite.cli._output import note
     metavar="[DOMAIN=]FILE",
     help="Texts, .txt or .jsonl; may be repeated.",
 )
-@click.option("--length", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(min=1), default=16384, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Where it is computed.")
+@parameters.length
+@parameters.max_tokens
+@parameters.device
 @parameters.max_memory
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File."

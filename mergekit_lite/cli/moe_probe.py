@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--no-baselines", is_flag=True, help="Leave out gateless and single experts.")
 @click.option("--length", type=click.IntRange(min=2), default=512, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(min=2), default=8192, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Where it is computed.")
+@parameters.device
 @parameters.as_json
 def command(
     model: str,
