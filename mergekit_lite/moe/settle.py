@@ -58,17 +58,18 @@ class Settler:
         family = choose(self.recipe, donor, self.findings) if donor else None
         experts = self._experts()
         gate = self._gate(experts)
-        if donor is None or family is None or not experts or gate is None:
+        if donor is None or family is None or not experts:
             return None
         check_experts(self.recipe, donor, experts, self.found, self.feed, self.findings)
         sizes, shared = self._sizes(donor, family, experts)
         check_children(self.recipe, family, experts, self.found, self.feed, self.findings)
         params = self.moe.gate.params if self.moe.gate else {}
         check_routing(self.recipe, family, donor.layers, self.findings)
-        check_gate(
-            self.recipe, gate, family, sizes, donor.hidden, experts, self.found, self.findings
-        )
-        if len(self.findings.problems) > before:
+        if gate is not None:
+            check_gate(
+                self.recipe, gate, family, sizes, donor.hidden, experts, self.found, self.findings
+            )
+        if gate is None or len(self.findings.problems) > before:
             return None
         roots = {layer: self.feed.roots[layer] for layer in sizes.routed}
         found = Assembly(

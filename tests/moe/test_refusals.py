@@ -60,6 +60,12 @@ def test_more_experts_a_token_than_there_are(dense: Dense) -> None:
     assert "tokens cannot pass 3 of 2 experts" in refused(routed(dense, experts_per_token=3))  # F20
 
 
+def test_an_unknown_gate_hides_no_other_problem(dense: Dense) -> None:
+    text = refused(routed(dense, gate="randm", experts_per_token=3))
+    assert "did you mean `random`" in text
+    assert "tokens cannot pass 3 of 2 experts" in text
+
+
 def test_gates_of_zeros_need_all_experts_or_training(dense: Dense) -> None:
     text = refused(routed(dense, gate="zeros", experts_per_token=1))  # F9
     assert "leave it to chance which 1 of 2" in text
