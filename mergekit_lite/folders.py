@@ -1,7 +1,8 @@
-"""Where this package keeps what it may use again: kernels, digests, the zoo's base."""
+"""Where this package keeps what it may use again, and how it writes files that people read."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -20,3 +21,8 @@ def cache_folder(part: str) -> Path:
     if not os.access(nearest, os.W_OK):
         root = Path(tempfile.gettempdir()) / f"mergekit-lite-{os.getuid()}"
     return root / "mergekit-lite" / part
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as a JSON file that people can read."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

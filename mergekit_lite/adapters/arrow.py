@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.adapters.files import plan_of, write_json
+from mergekit_lite.adapters.files import plan_of
 from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.place import making
 from mergekit_lite.adapters.together import Member, base_name, members_of
@@ -18,6 +18,7 @@ from mergekit_lite.checkpoint.spool import Spool
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.errors import RecipeError
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.adapter_config import PREFIX, WEIGHT_FILE, lora_config
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.adapters.files import write_json
 from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.place import making
 from mergekit_lite.checkpoint import role_of
@@ -25,6 +24,7 @@ from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.supplies import slots_of
 from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.errors import DataError, Problem, RecipeError
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.adapter_config import PREFIX, WEIGHT_FILE, lora_config
 from mergekit_lite.plan.layout import OUTPUT_DTYPES
 from mergekit_lite.plan.types import Job, Plan

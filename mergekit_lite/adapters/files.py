@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergekit_lite.plan.types import Input, Plan
@@ -26,8 +24,3 @@ def plan_of(models: Mapping[str, Model]) -> Plan:
         for name, model in models.items()
     }
     return Plan(inputs=inputs, jobs=(), shards=(), seed=0, layers=0, dtype="F32")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a value as a JSON file that people can read."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

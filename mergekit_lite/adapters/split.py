@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mergekit_lite.adapters.files import plan_of, write_json
+from mergekit_lite.adapters.files import plan_of
 from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.place import making
 from mergekit_lite.checkpoint import FLOAT_DTYPES, FileReader, read_checkpoint, role_of
@@ -17,6 +17,7 @@ from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.tiles import as_float32
 from mergekit_lite.errors import DataError, Problem, RecipeError
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.adapter_config import PREFIX, WEIGHT_FILE, lora_config
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekit_lite.adapters.files import plan_of, write_json
+from mergekit_lite.adapters.files import plan_of
 from mergekit_lite.adapters.lock import Making
 from mergekit_lite.adapters.place import making
 from mergekit_lite.adapters.together import Member, base_name, members_of
 from mergekit_lite.checkpoint.spool import Spool
 from mergekit_lite.engine.events import Event
 from mergekit_lite.errors import RecipeError
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.adapter_config import WEIGHT_FILE
 from mergekit_lite.plan.configs import value
 

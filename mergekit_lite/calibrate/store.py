@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_lite.checkpoint import ShardWriter, header_text, read_checkpoint
 from mergekit_lite.checkpoint.index import INDEX_NAME, index_text
 from mergekit_lite.errors import DataError, RecipeError, SourceError
+from mergekit_lite.folders import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,8 +80,7 @@ class Store:
         (self.work / STATE).unlink()
         for file in self.work.glob("hidden-*.safetensors"):
             file.unlink()
-        text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
-        (self.work / RECORD).write_text(text, encoding="utf-8")
+        write_json(self.work / RECORD, self.record)
         if self.out.exists():
             shutil.rmtree(self.out)
         self.work.rename(self.out)

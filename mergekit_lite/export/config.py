@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lite.errors import DataError
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.configs import NESTED
 from mergekit_lite.plan.types import Plan
 
@@ -37,8 +38,7 @@ def write_config(plan: Plan, root: Path, folder: Path) -> bool:
 
 def write_adapter_config(plan: Plan, folder: Path) -> str:
     """Write the `adapter_config.json` of an output that is an adapter; return the file's name."""
-    text = json.dumps(dict(plan.adapter), indent=2, ensure_ascii=False) + "\n"
-    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    write_json(folder / ADAPTER_CONFIG, dict(plan.adapter))
     return ADAPTER_CONFIG
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from mergekit_lite.export.pruned import pruned_text, write_pruned
 from mergekit_lite.export.routers import routers_text, with_routers, write_routers
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.export.switched import switched_text, with_switched
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
@@ -203,8 +203,7 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
             "made": read_facts(made),
         },
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST_FILE, manifest)
     return [*written, MANIFEST_FILE]
 
 

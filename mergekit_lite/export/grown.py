@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.labels import short_name
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
 
@@ -81,7 +81,7 @@ def write_grown(plan: Plan, folder: Path, name: str, version: int) -> list[str]:
         for one in plan.moe["grown"]["added"]
     ]
     compared = {source: len(pairs) for source, pairs in plan.moe["grown"]["same"].items()}
-    _write(
+    write_json(
         folder / name,
         {
             "manifest_version": version,
@@ -91,7 +91,7 @@ def write_grown(plan: Plan, folder: Path, name: str, version: int) -> list[str]:
             "tensors_compared": compared,
         },
     )
-    _write(folder / FREEZE_FILE, _frozen(plan))
+    write_json(folder / FREEZE_FILE, _frozen(plan))
     return [name, FREEZE_FILE]
 
 
@@ -108,7 +108,3 @@ def _frozen(plan: Plan) -> dict[str, Any]:
         elif not number.isdigit() or int(number) < before:
             whole.append(job.name)
     return {"frozen": whole, "frozen_experts": rows}
-
-
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

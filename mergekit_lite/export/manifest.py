@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_lite import __version__
 from mergekit_lite.checkpoint.index import INDEX_SUFFIX, index_text, part_of
 from mergekit_lite.export.labels import short_name, stored_dtypes, without_folders
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.layout import job_bytes, stored_name
 from mergekit_lite.plan.lock import LOCK_FILE, lock_inputs, lock_outputs, lock_text
 from mergekit_lite.plan.names import plural
@@ -108,8 +109,7 @@ def _contribution(report: Report, name: str) -> dict[str, Any]:
 
 def write_report(data: Mapping[str, Any], folder: Path) -> None:
     """Write `merge_report.json` into `folder`."""
-    text = json.dumps(data, indent=2, ensure_ascii=False)
-    (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / REPORT_FILE, data)
 
 
 def report_sha256(data: Mapping[str, Any]) -> str:

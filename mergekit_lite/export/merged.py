@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from mergekit_lite.engine.events import Event
 from mergekit_lite.errors import MergekitLiteError
 from mergekit_lite.export.labels import short_name
 from mergekit_lite.export.pruned import statistic_sums
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
 
@@ -131,6 +131,5 @@ def write_merged(plan: Plan, folder: Path, name: str, version: int) -> str:
         manifest["statistics"] = {
             kind: statistic_sums(Path(plan.folder), stats, kind) for kind in KINDS
         }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / name).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / name, manifest)
     return name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.labels import short_name
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
@@ -154,8 +154,7 @@ def write_mixed(plan: Plan, folder: Path, name: str, version: int) -> str:
         "modules": {module: facts["rank"] for module, facts in mixture["modules"].items()},
         **({"files": rows} if rows else {}),
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / name).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / name, manifest)
     return name
 
 

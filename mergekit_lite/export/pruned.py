@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mergekit_lite.export.labels import short_name
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import Plan
 
@@ -30,8 +30,7 @@ def write_pruned(plan: Plan, folder: Path, name: str, version: int) -> str:
     if stats := pruned["prune"].get("stats"):
         kind = "outputs" if pruned["method"] == "naee" else "rates"
         manifest["statistics"] = statistic_sums(Path(plan.folder), stats, kind)
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / name).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / name, manifest)
     return name
 
 

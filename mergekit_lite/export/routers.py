@@ -11,6 +11,7 @@ from typing import Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.labels import short_name
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
@@ -105,8 +106,7 @@ def write_routers(plan: Plan, made: Path, folder: Path, name: str, version: int)
         "routers": {key: asked[key] for key in asked if key not in ("rows", "stored")},
         "layers": read_facts(made),
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / name).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / name, manifest)
     return name
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit_lite.errors import DataError
 from mergekit_lite.export.companions import ROUTED_FILES, copy_companions
 from mergekit_lite.export.config import edit_config
+from mergekit_lite.folders import write_json
 from mergekit_lite.plan.types import Plan
 from mergekit_lite.plan.vocabulary.ids import GENERATION
 from mergekit_lite.tokenizer.document import decoded, edited
@@ -88,9 +89,9 @@ def _write_union(root: Path, additions: Mapping[str, Any], folder: Path) -> set[
             for entry in additions["entries"]:
                 kept = {key: value for key, value in entry.items() if key != "id"}
                 listed[str(entry["id"])] = kept
-            _write(folder / SETTINGS, settings)
+            write_json(folder / SETTINGS, settings)
     if (added := read_object(folder / ADDED)) is not None:
-        _write(
+        write_json(
             folder / ADDED,
             {**added, **{entry["content"]: entry["id"] for entry in additions["entries"]}},
         )
@@ -108,7 +109,7 @@ def _write_vocabulary(text: str, folder: Path) -> None:
     united = json.loads(text)
     pieces = regular(united)
     if (folder / VOCAB_JSON).exists():
-        _write(folder / VOCAB_JSON, pieces)
+        write_json(folder / VOCAB_JSON, pieces)
     if (folder / VOCAB_TEXT).exists():
         lines = sorted(pieces, key=lambda token: pieces[token])
         (folder / VOCAB_TEXT).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -133,14 +134,10 @@ def _write_template(
     settings = read_object(folder / SETTINGS)
     # Older loaders read it there, and would not look at the file.
     if settings is not None and settings.pop("chat_template", None) is not None:
-        _write(folder / SETTINGS, {**settings, "chat_template": template["text"]})
+        write_json(folder / SETTINGS, {**settings, "chat_template": template["text"]})
     return gone
 
 
 def _edit(path: Path, changes: Mapping[str, Any]) -> None:
     if (data := read_object(path)) is not None:
-        _write(path, edit_config(data, changes))
-
-
-def _write(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, edit_config(data, changes))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mergekit_lite.checkpoint import read_checkpoint
 from mergekit_lite.checkpoint.header import header_text
 from mergekit_lite.errors import DataError, MergekitLiteError
+from mergekit_lite.folders import write_json
 from mergekit_lite.moe.carve._layer import Material
 from mergekit_lite.moe.carve.make import make_carve
 from mergekit_lite.moe.gates import GateRequest, Gates, Measure, registry
@@ -71,8 +72,7 @@ def make_gates(
     else:
         spec = registry()[plan.moe["gate"]["method"]]
         gates = spec.make(request, **spec.arguments(plan.moe["gate"]["params"]))
-    facts = json.dumps(dict(gates.facts), indent=2, ensure_ascii=False)
-    (folder / FACTS_FILE).write_text(facts + "\n", encoding="utf-8")
+    write_json(folder / FACTS_FILE, dict(gates.facts))
     # Last, and whole or not at all: a folder that has it needs no gates made.
     unfinished = path.with_suffix(".partial")
     write_tensors(unfinished, _tensors(plan, gates), {"mergekit_lite.plan": digest})

