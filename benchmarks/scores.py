@@ -62,6 +62,8 @@ METHODS: Mapping[str, Method] = {
     "magmax": Method(["magmax"]),
     "ties": Method(["ties"]),
     "ties-model": Method([{"ties": {"scope": "model"}}]),
+    "ties-std": Method([{"ties": {"trim": "std"}}]),
+    "ties-norm": Method([{"ties": {"trim": "norm"}}]),
     "dare_linear": Method(["dare_linear"]),
     "dare_ties": Method(["dare_ties"]),
     "breadcrumbs": Method(["breadcrumbs", "task_arithmetic"]),
@@ -72,6 +74,7 @@ METHODS: Mapping[str, Method] = {
     "ram": Method(["ram"]),
     "ramplus": Method(["ramplus"]),
     "consensus": Method(["consensus"]),
+    "consensus_ties": Method(["consensus_ties"]),
     "tatr": Method(["tatr"]),
     "pcb": Method(["pcb"]),
     "localize_and_stitch": Method(["localize_and_stitch"]),
@@ -91,6 +94,17 @@ METHODS: Mapping[str, Method] = {
     "nuslerp": Method(["nuslerp"], TWO, is_scaled=False),
     "nearswap": Method([{"nearswap": {"t": 0.001}}], ("german",), is_scaled=False),
     "arcee_fusion": Method(["arcee_fusion"], ("german",), is_scaled=False),
+    "mediator_split": Method([{"mediator_split": {"keep": "german"}}], TWO, is_scaled=False),
+    "layer_swap": Method(
+        [{"layer_swap": {"from": "german", "into": "dictionary", "bottom": 8, "top": 4}}],
+        ("german", "dictionary"),
+        is_scaled=False,
+    ),
+    "bspline_blend": Method(
+        [{"bspline_blend": {"source": "german", "control_points": [0, 0.2, 1, 1, 0.6, 0.2]}}],
+        ("german",),
+        is_scaled=False,
+    ),
     "half_reset": Method([{"half_reset": {"source": "german"}}], ("german",), is_scaled=False),
 }
 
