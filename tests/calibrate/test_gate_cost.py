@@ -20,12 +20,12 @@ from mergekit_lite.plan.row_memory import TEXT_BYTES
 from tests.calibrate.conftest import save_model
 from tests.calibrate.test_gates import PROMPTS, recipe
 from tests.checkpoints import perturbed
+from tests.engine.processes import TELL_PEAK, told_peak
 
-PEAK = """
-import json, resource, sys
+RUN = """
+import json, sys
 from mergekit_lite import api
 api.run(json.loads(sys.argv[1]), sys.argv[2], threads=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
@@ -54,9 +54,9 @@ def test_the_estimate_is_an_upper_bound_and_not_half_as_much_again(
 
     told = estimate(api.plan(asked), threads=1).peak_memory
 
-    command = [sys.executable, "-c", PEAK, json.dumps(asked), str(tmp_path / "out")]
+    command = [sys.executable, "-c", TELL_PEAK + RUN, json.dumps(asked), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
-    taken = int(done.stdout.split()[-1])
+    taken = told_peak(done.stderr)
     assert taken <= told <= 1.5 * taken, (taken, told)
 
 

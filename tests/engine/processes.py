@@ -16,6 +16,15 @@ from typing import Any
 from mergekit_lite.kernels._jit import kernel_folder
 
 ROOT = Path(__file__).parents[2]
+# Not what `getrusage` says, which of a new process is at least what its parent has.
+TELL_PEAK = """
+import atexit, sys
+def tell():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            print(line.strip(), file=sys.stderr)
+atexit.register(tell)
+"""
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -92,3 +101,9 @@ class Command:
         assert self.process.stderr is not None
         self.process.stderr.close()
         return Ended(code, "".join(self._lines))
+
+
+def told_peak(said: str) -> int:
+    """Return the most resident bytes of a process that began with `TELL_PEAK`."""
+    (line,) = (line for line in said.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

@@ -15,7 +15,7 @@ from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.row_memory import KEPT_BYTES, LEAST_TILE, PROCESS_BYTES, TILE_ENTRIES
 from mergekit_lite.plan.types import Job, Plan, Read, Step
 from tests.engine.plans import each, plan_for, save_models
-from tests.engine.processes import Command
+from tests.engine.processes import TELL_PEAK, Command, told_peak
 
 SECONDS = 10.0
 SUM = (Step("task_arithmetic"),)
@@ -166,14 +166,6 @@ def test_inputs_are_kept_only_where_the_cap_leaves_room(tmp_path: Path) -> None:
     assert keep_for(made, Options(threads=2, max_memory=free - 1)) == 0
 
 
-TELL_PEAK = """
-import atexit, sys
-def tell():
-    for line in open("/proc/self/status"):
-        if line.startswith("VmHWM"):
-            print(line.strip(), file=sys.stderr)
-atexit.register(tell)
-"""
 RECIPE = """\
 base: base.safetensors
 experts:
@@ -208,8 +200,7 @@ def peak(folder: Path, *words: object) -> int:
     ended = Command(folder, words, cache=folder / "cache", before=TELL_PEAK).end()
     assert ended.code == 0, ended.said
     assert out.exists()
-    (line,) = (line for line in ended.said.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return told_peak(ended.said)
 
 
 @pytest.mark.slow

@@ -11,8 +11,7 @@ import pytest
 from mergekit_lite import api
 from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.row_memory import PROCESS_BYTES
-from tests.engine.processes import Command
-from tests.engine.test_memory import TELL_PEAK
+from tests.engine.processes import TELL_PEAK, Command, told_peak
 from tests.moe.dense import make
 
 MEGABYTE = 1_000_000
@@ -60,5 +59,4 @@ def peak(folder: Path, target: str, cache: Path) -> int:
     words = ("recipe.yaml", "-o", "out", "--threads", 2)
     ended = Command(folder, words, cache=cache, before=TELL_PEAK).end()
     assert ended.code == 0, ended.said
-    (line,) = (line for line in ended.said.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return told_peak(ended.said)
