@@ -44,7 +44,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gate", [{"method": "ridge", "through": "expert"}, "phatgoose"])
-def test_the_estimate_is_an_upper_bound_and_not_half_as_much_again(
+def test_the_estimate_is_an_upper_bound_and_not_twice_as_much(
     tmp_path: Path, gate: Any
 ) -> None:
     home = zoo_of(tmp_path, vocab_size=60_000, hidden_size=256, tie_word_embeddings=False)
@@ -57,7 +57,7 @@ def test_the_estimate_is_an_upper_bound_and_not_half_as_much_again(
     command = [sys.executable, "-c", TELL_PEAK + RUN, json.dumps(asked), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     taken = told_peak(done.stderr)
-    assert taken <= told <= 1.5 * taken, (taken, told)
+    assert taken <= told <= 2 * taken, (taken, told)
 
 
 def test_what_gates_cost_is_told_before_a_weight_is_read(zoo: Path) -> None:
