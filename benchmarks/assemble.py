@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 import yaml
+from process import Usage, measure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -47,19 +47,17 @@ def make(folder: Path, experts: int, layers: int) -> Path:
     return path
 
 
-def assemble(recipe: Path, out: Path) -> float:
-    """Return the seconds of a run in a process of its own."""
-    began = time.monotonic()
+def assemble(recipe: Path, out: Path) -> Usage:
+    """Return what a run took, in a process of its own, after all before it is on the disk."""
+    os.sync()
     command = ["run", str(recipe), "-o", str(out), "--quiet", "--overwrite"]
-    subprocess.run(
-        [sys.executable, "-m", "mergekit_lite", *command], check=True, stdout=subprocess.DEVNULL
-    )
-    return time.monotonic() - began
+    return measure([sys.executable, "-m", "mergekit_lite", *command], recipe.parent / "log")
 
 
 def copied(out: Path, target: Path) -> float:
     """Return the seconds of copying a result with `cp` until it is on the disk."""
     target.mkdir()
+    os.sync()
     began = time.monotonic()
     for file in sorted(out.glob("*.safetensors")):
         subprocess.run(["cp", str(file), str(target)], check=True)
@@ -77,11 +75,12 @@ def main() -> None:
         folder = Path(name)
         recipe, out = make(folder, asked.experts, asked.layers), folder / "routed"
         first, again = assemble(recipe, out), assemble(recipe, out)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+        peak = max(first.peak, again.peak) // 1_000_000
         plain = copied(out, folder / "copy")
         size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-        print(f"result {size / 1e9:.2f} GB; first run {first:.1f} s, again {again:.1f} s")
-        print(f"copying it {plain:.1f} s; again / copying {again / plain:.2f}x; peak {peak} MB")
+        print(f"result {size / 1e9:.2f} GB; first run {first.wall:.1f} s, again {again.wall:.1f} s")
+        print(f"copying it {plain:.1f} s; peak {peak} MB")
+        print(f"first / copying {first.wall / plain:.2f}x, again {again.wall / plain:.2f}x")
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def _children() -> dict[int, list[int]]:
     return found
 
 
-def _resident(pid: int) -> tuple[int, int]:
-    """Return (all, anonymous) resident bytes of one process; zeros once it is gone."""
-    total = anonymous = 0
+def _resident(pid: int) -> tuple[int, int, int]:
+    """Return (all, anonymous, at its peak) resident bytes of one process; zeros once it is gone."""
+    total = anonymous = peak = 0
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -61,9 +61,11 @@ def _resident(pid: int) -> tuple[int, int]:
                     total = int(line.split()[1]) * 1024
                 elif line.startswith("RssAnon:"):
                     anonymous = int(line.split()[1]) * 1024
+                elif line.startswith("VmHWM:"):
+                    peak = int(line.split()[1]) * 1024
     except (OSError, IndexError, ValueError):
-        return 0, 0
-    return total, anonymous
+        return 0, 0, 0
+    return total, anonymous, peak
 
 
 class _Watch(threading.Thread):
@@ -74,6 +76,8 @@ class _Watch(threading.Thread):
         self.pid = pid
         self.tree = 0
         self.anonymous = 0
+        # Not what `wait4` says, which of a new process is at least what its parent has.
+        self.peak = 0
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -83,8 +87,10 @@ class _Watch(threading.Thread):
             while waiting:
                 pid = waiting.pop()
                 waiting += children.get(pid, [])
-                resident, private = _resident(pid)
+                resident, private, peak = _resident(pid)
                 total, anonymous = total + resident, anonymous + private
+                if pid == self.pid:
+                    self.peak = max(self.peak, peak)
             self.tree = max(self.tree, total)
             self.anonymous = max(self.anonymous, anonymous)
 
@@ -121,11 +127,10 @@ def measure(
     if process.returncode:
         tail = log.read_text(errors="replace")[-2000:]
         raise CommandFailed(f"{' '.join(command)}\nexited {process.returncode}:\n{tail}")
-    peak = usage.ru_maxrss * 1024
     return Usage(
         wall=wall,
         cpu=usage.ru_utime + usage.ru_stime,
-        peak=peak,
-        tree=max(peak, watch.tree),
+        peak=watch.peak,
+        tree=max(watch.peak, watch.tree),
         anonymous=watch.anonymous,
     )
