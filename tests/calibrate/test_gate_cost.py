@@ -44,9 +44,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gate", [{"method": "ridge", "through": "expert"}, "phatgoose"])
-def test_the_estimate_is_an_upper_bound_and_not_twice_as_much(
-    tmp_path: Path, gate: Any
-) -> None:
+def test_the_estimate_is_an_upper_bound_and_not_twice_as_much(tmp_path: Path, gate: Any) -> None:
     home = zoo_of(tmp_path, vocab_size=60_000, hidden_size=256, tie_word_embeddings=False)
     asked = recipe(home, gate)
     for last, expert in enumerate(asked["moe"]["experts"], 7):
