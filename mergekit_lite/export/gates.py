@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
-from mergekit_lite.export.grown import grown_text, with_grown, write_grown
+from mergekit_lite.export.grown import FREEZE_FILE, frozen, grown_facts, grown_text, with_grown
 from mergekit_lite.export.labels import short_name
-from mergekit_lite.export.merged import merged_text, with_merged, write_merged
-from mergekit_lite.export.mixed import mixed_card, with_mixed, write_mixed
+from mergekit_lite.export.merged import merged_facts, merged_text, with_merged
+from mergekit_lite.export.mixed import mixed_card, mixed_facts, with_mixed
 from mergekit_lite.export.orders import with_orders
-from mergekit_lite.export.pruned import pruned_text, write_pruned
-from mergekit_lite.export.routers import routers_text, with_routers, write_routers
+from mergekit_lite.export.pruned import pruned_facts, pruned_text
+from mergekit_lite.export.routers import routers_facts, routers_text, with_routers
 from mergekit_lite.export.stages import stage_folder
 from mergekit_lite.export.switched import switched_text, with_switched
 from mergekit_lite.folders import write_json
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "moe_manifest.json"
 MANIFEST_VERSION = 1
+_CHANGED: Mapping[str, Callable[[Plan], dict[str, Any]]] = {
+    "pruned": pruned_facts,
+    "merged": merged_facts,
+    "grown": grown_facts,
+    "mixture": mixed_facts,
+}
+"""What the manifest of a model says that was not assembled, by what was done to it."""
 
 
 def gate_folder(out: Path) -> Path:
@@ -171,16 +178,14 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
         out: final folder, beside which the gates are.
         folder: of the output, which exists.
     """
-    if "routers" in plan.moe:
-        return [write_routers(plan, gate_folder(out), folder, MANIFEST_FILE, MANIFEST_VERSION)]
-    if "pruned" in plan.moe:
-        return [write_pruned(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
-    if "merged" in plan.moe:
-        return [write_merged(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
-    if "grown" in plan.moe:
-        return write_grown(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)
-    if "mixture" in plan.moe:
-        return [write_mixed(plan, folder, MANIFEST_FILE, MANIFEST_VERSION)]
+    if (facts := _facts(plan, gate_folder(out))) is not None:
+        model = short_name(plan.inputs["base"])
+        manifest = {"manifest_version": MANIFEST_VERSION, "model": model, **facts}
+        write_json(folder / MANIFEST_FILE, manifest)
+        if "grown" not in plan.moe:
+            return [MANIFEST_FILE]
+        write_json(folder / FREEZE_FILE, frozen(plan))
+        return [MANIFEST_FILE, FREEZE_FILE]
     if "gate" not in plan.moe:
         return []
     from mergekit_lite.moe.gate_file import BESIDE, GATE_FILE, read_facts
@@ -205,6 +210,21 @@ def write_manifest(plan: Plan, out: Path, folder: Path) -> list[str]:
     }
     write_json(folder / MANIFEST_FILE, manifest)
     return [*written, MANIFEST_FILE]
+
+
+def _facts(plan: Plan, made: Path) -> dict[str, Any] | None:
+    """Return what the manifest says beside the model; None where gates, or nothing, were made.
+
+    Args:
+        plan: what was run.
+        made: folder in which routers were fitted.
+    """
+    if "routers" in plan.moe:
+        return routers_facts(plan, made)
+    for key, facts in _CHANGED.items():
+        if key in plan.moe:
+            return facts(plan)
+    return None
 
 
 def _expert(plan: Plan, entry: Mapping[str, Any]) -> dict[str, Any]:

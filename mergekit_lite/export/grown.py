@@ -9,7 +9,6 @@ from typing import Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.labels import short_name
-from mergekit_lite.folders import write_json
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
 
@@ -66,36 +65,18 @@ def _said(one: Mapping[str, Any]) -> str:
     return f"{one['number']} is {which}`{one['model']}`{chance}"
 
 
-def write_grown(plan: Plan, folder: Path, name: str, version: int) -> list[str]:
-    """Write what was added, and what training may leave as it is; return the files' names.
-
-    Args:
-        plan: what was run.
-        folder: of the output, which exists.
-        name: of the manifest.
-        version: of its format.
-    """
+def grown_facts(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest says of experts that were added."""
     grown = {key: value for key, value in plan.moe["grown"].items() if key != "same"}
     added = [
         {**one, "model": short_name(plan.inputs[one["model"]])}
         for one in plan.moe["grown"]["added"]
     ]
     compared = {source: len(pairs) for source, pairs in plan.moe["grown"]["same"].items()}
-    write_json(
-        folder / name,
-        {
-            "manifest_version": version,
-            "model": short_name(plan.inputs["base"]),
-            **grown,
-            "added": added,
-            "tensors_compared": compared,
-        },
-    )
-    write_json(folder / FREEZE_FILE, _frozen(plan))
-    return [name, FREEZE_FILE]
+    return {**grown, "added": added, "tensors_compared": compared}
 
 
-def _frozen(plan: Plan) -> dict[str, Any]:
+def frozen(plan: Plan) -> dict[str, Any]:
     """Return the tensors that are as before, and the first rows of those that grew."""
     before = plan.moe["grown"]["experts_before"]
     modules = tuple(f"{root}." for root in plan.moe["grown"]["modules"])

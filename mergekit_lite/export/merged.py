@@ -13,9 +13,7 @@ from mergekit_lite.checkpoint.header import header_text
 from mergekit_lite.checkpoint.writer import ShardWriter
 from mergekit_lite.engine.events import Event
 from mergekit_lite.errors import MergekitLiteError
-from mergekit_lite.export.labels import short_name
 from mergekit_lite.export.pruned import statistic_sums
-from mergekit_lite.folders import write_json
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
 
@@ -112,24 +110,12 @@ def merged_text(merged: Mapping[str, Any]) -> str:
     )
 
 
-def write_merged(plan: Plan, folder: Path, name: str, version: int) -> str:
-    """Write the manifest of a model whose experts were merged, and return its name.
-
-    Args:
-        plan: what was run.
-        folder: of the output, which exists.
-        name: of the file.
-        version: of its format.
-    """
+def merged_facts(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest of a model says whose experts were merged."""
     merged = plan.moe["merged"]
-    manifest: dict[str, Any] = {
-        "manifest_version": version,
-        "model": short_name(plan.inputs["base"]),
-        **{key: merged[key] for key in ("merge", "method", "modules")},
-    }
-    if stats := merged["merge"].get("stats"):
-        manifest["statistics"] = {
-            kind: statistic_sums(Path(plan.folder), stats, kind) for kind in KINDS
-        }
-    write_json(folder / name, manifest)
-    return name
+    facts = {key: merged[key] for key in ("merge", "method", "modules")}
+    stats = merged["merge"].get("stats")
+    if not stats:
+        return facts
+    sums = {kind: statistic_sums(Path(plan.folder), stats, kind) for kind in KINDS}
+    return {**facts, "statistics": sums}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.labels import short_name
-from mergekit_lite.folders import write_json
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
@@ -127,23 +126,14 @@ def mixed_card(moe: Mapping[str, Any], name: str) -> str:
     )
 
 
-def write_mixed(plan: Plan, folder: Path, name: str, version: int) -> str:
-    """Write what a mixture is made of and return the file's name.
-
-    Args:
-        plan: what was run.
-        folder: of the output, which exists.
-        name: of the manifest.
-        version: of its format.
-    """
+def mixed_facts(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest of a mixture of adapters says."""
     mixture = plan.moe["mixture"]
     rows = {
         key: file_sha256(Path(plan.folder) / Path(file).expanduser())
         for key, file in _files(mixture).items()
     }
-    manifest = {
-        "manifest_version": version,
-        "model": short_name(plan.inputs["base"]),
+    return {
         "target": plan.moe["target"],
         "parameters": plan.moe["parameters"],
         **mixture,
@@ -154,8 +144,6 @@ def write_mixed(plan: Plan, folder: Path, name: str, version: int) -> str:
         "modules": {module: facts["rank"] for module, facts in mixture["modules"].items()},
         **({"files": rows} if rows else {}),
     }
-    write_json(folder / name, manifest)
-    return name
 
 
 def _files(mixture: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Writes which experts of a pruned model stayed, and why."""
+"""Tells which experts of a pruned model stayed, and why."""
 
 from __future__ import annotations
 
@@ -6,32 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergekit_lite.export.labels import short_name
-from mergekit_lite.folders import write_json
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import Plan
 
 
-def write_pruned(plan: Plan, folder: Path, name: str, version: int) -> str:
-    """Write the manifest of a pruned model and return its name.
-
-    Args:
-        plan: what was run.
-        folder: of the output, which exists.
-        name: of the file.
-        version: of its format.
-    """
+def pruned_facts(plan: Plan) -> dict[str, Any]:
+    """Return what the manifest of a pruned model says."""
     pruned = plan.moe["pruned"]
-    manifest: dict[str, Any] = {
-        "manifest_version": version,
-        "model": short_name(plan.inputs["base"]),
-        **pruned,
-    }
-    if stats := pruned["prune"].get("stats"):
-        kind = "outputs" if pruned["method"] == "naee" else "rates"
-        manifest["statistics"] = statistic_sums(Path(plan.folder), stats, kind)
-    write_json(folder / name, manifest)
-    return name
+    stats = pruned["prune"].get("stats")
+    if not stats:
+        return dict(pruned)
+    kind = "outputs" if pruned["method"] == "naee" else "rates"
+    return {**pruned, "statistics": statistic_sums(Path(plan.folder), stats, kind)}
 
 
 def statistic_sums(folder: Path, stats: str, kind: str) -> dict[str, str]:

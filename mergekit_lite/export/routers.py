@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lite.engine.events import Event
-from mergekit_lite.export.labels import short_name
-from mergekit_lite.folders import write_json
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
@@ -87,27 +85,18 @@ def _digest(plan: Plan) -> str:
     return digest.hexdigest()
 
 
-def write_routers(plan: Plan, made: Path, folder: Path, name: str, version: int) -> str:
-    """Write how the routers were fitted and return the manifest's name.
+def routers_facts(plan: Plan, made: Path) -> dict[str, Any]:
+    """Return what the manifest says of fitted routers.
 
     Args:
         plan: what was run.
         made: folder in which they were made.
-        folder: of the output, which exists.
-        name: of the file.
-        version: of its format.
     """
     from mergekit_lite.moe.gate_file import read_facts
 
     asked: dict[str, Any] = dict(plan.moe["routers"])
-    manifest = {
-        "manifest_version": version,
-        "model": short_name(plan.inputs["base"]),
-        "routers": {key: asked[key] for key in asked if key not in ("rows", "stored")},
-        "layers": read_facts(made),
-    }
-    write_json(folder / name, manifest)
-    return name
+    said = {key: asked[key] for key in asked if key not in ("rows", "stored")}
+    return {"routers": said, "layers": read_facts(made)}
 
 
 def routers_text(moe: Mapping[str, Any]) -> str:
