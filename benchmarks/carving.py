@@ -21,6 +21,7 @@ from safetensors import safe_open
 
 import mergekit_lite
 from mergekit_lite.calibrate.carving import Base
+from mergekit_lite.calibrate.host import Host
 from mergekit_lite.moe.carve._layer import Layer, Split
 from mergekit_lite.moe.carve.routers import agreement, contributions
 from mergekit_lite.plan.build import prepare
@@ -57,7 +58,7 @@ def agreement_of(asked: dict[str, Any], out: Path, given: argparse.Namespace) ->
     plan, models = prepare(load(asked))
     orders = json.loads((out / "carve_neurons.json").read_text())
     rows = {layer: name for name, _, kind, layer in plan.moe["rows"] if kind == "router"}
-    base, found = Base(plan, models, lambda text: None), []
+    base, found = Base(plan, models, Host()), []
     try:
         passed = base.passed(held_out_text(given.domain, "test"), tokens=2048, length=512)
         with safe_open(out / "model.safetensors", "pt") as weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from mergekit_lite.moe.families import FAMILIES
 from mergekit_lite.plan.types import Block, Job, Plan
 
 if TYPE_CHECKING:
+    from mergekit_lite.calibrate.host import Host
     from mergekit_lite.calibrate.run import Prepared
     from mergekit_lite.sources import Model
 
@@ -33,22 +34,11 @@ class Base:
     Args:
         plan: of the carved model.
         models: its inputs, opened.
-        say: tells the user what is going on.
-        device: of torch, where texts are run.
-        max_memory: most bytes that running them may take.
+        host: on which texts are run.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        models: Mapping[str, Model],
-        say: Callable[[str], object],
-        *,
-        device: str = "cpu",
-        max_memory: int | None = None,
-    ) -> None:
-        self._plan, self._base, self._say = plan, models[BASE], say
-        self._device, self._max_memory = device, max_memory
+    def __init__(self, plan: Plan, models: Mapping[str, Model], host: Host) -> None:
+        self._plan, self._base, self._host = plan, models[BASE], host
         self._readers = Readers(models, plan.row_maps)
         self._blocks = dict(_blocks(plan))
 
@@ -70,17 +60,15 @@ class Base:
         """Run texts through the base and give what routers would be shown of them."""
         import transformers
 
-        from mergekit_lite.calibrate.estimate import require_memory
-        from mergekit_lite.calibrate.run import Settings, model_digest, prepare, sentence
+        from mergekit_lite.calibrate.run import Settings, model_digest, prepare
         from mergekit_lite.calibrate.texts import read_texts
 
         texts = [replace(text, domain="texts") for text in read_texts([file])]
-        settings = Settings(length=length, max_tokens=tokens, device=self._device)
+        settings = Settings(length=length, max_tokens=tokens, device=self._host.device)
         prepared = prepare(self._base, texts, [], settings)
         taken = replace(prepared.estimate, sums=self._held(prepared))
         prepared = replace(prepared, estimate=taken)
-        self._say(f"running texts to carve the base by: {sentence(prepared)}")
-        require_memory(prepared.estimate, self._max_memory)
+        self._host.accept(prepared, "running texts to carve the base by")
         facts: dict[str, Any] = {
             "base_sha256": model_digest(self._base),
             "texts_sha256": prepared.samples.digest,

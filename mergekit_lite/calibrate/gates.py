@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -15,6 +15,7 @@ from mergekit_lite.calibrate.collect import Collector
 from mergekit_lite.calibrate.collect.inputs import InputCollector
 from mergekit_lite.calibrate.estimate import require_memory
 from mergekit_lite.calibrate.experts import BASE, DenseView
+from mergekit_lite.calibrate.host import Host
 from mergekit_lite.calibrate.losses import sample_losses, text_vectors
 from mergekit_lite.calibrate.run import Prepared, Settings, measure, model_digest, prepare, sentence
 from mergekit_lite.calibrate.skeleton import Skeleton, build
@@ -48,33 +49,21 @@ class Measurer:
     Args:
         plan: of the routed model.
         models: its inputs, opened.
-        say: tells the user what is going on.
-        device: of torch, where texts are run.
-        max_memory: most bytes that running them may take.
+        host: on which texts are run.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        models: Mapping[str, Model],
-        say: Callable[[str], object],
-        *,
-        device: str = "cpu",
-        max_memory: int | None = None,
-    ) -> None:
-        self._base, self._say, self._device = models[BASE], say, device
-        self._max_memory = max_memory
+    def __init__(self, plan: Plan, models: Mapping[str, Model], host: Host) -> None:
+        self._base, self._host = models[BASE], host
         self._view = DenseView(plan, models)
 
     def sums(self, topics: Sequence[Topic], reading: Reading) -> Sums:
         """Run texts and take down what routers are shown of them."""
-        settings = Settings(length=reading.length, max_tokens=reading.tokens, device=self._device)
+        settings = self._settings(reading)
         texts = _texts(topics)
         if reading.labels == "perplexity":
             texts = _once(texts)
         prepared = prepare(self._base, texts, ["router"], settings)
-        self._say(f"running texts for the gates: {sentence(prepared)}")
-        require_memory(prepared.estimate, self._max_memory)
+        self._host.accept(prepared, "running texts for the gates")
         facts = {**_facts(self._base, prepared, reading), "rest": self._rest(prepared)}
         if reading.labels == "perplexity":
             prepared = self._relabelled(prepared, topics, settings)
@@ -91,8 +80,8 @@ class Measurer:
         prepared = self._prepared([topic], reading)
         # Inputs in two precisions, and what they are multiplied with.
         held = prepared.samples.tokens * prepared.skeleton.width * (4 + 8 + 8)
-        require_memory(replace(prepared.estimate, sums=held), self._max_memory)
-        self._say(f"training a gate for `{topic.name}`: {sentence(prepared)}")
+        require_memory(replace(prepared.estimate, sums=held), self._host.max_memory)
+        self._host.say(f"training a gate for `{topic.name}`: {sentence(prepared)}")
         return changes_of(prepared, self._view, topic.expert)
 
     def facts(self, topics: Sequence[Topic], reading: Reading) -> Mapping[str, Any]:
@@ -111,9 +100,12 @@ class Measurer:
                 digest.update(weights.read(name).numpy().data)
         return digest.hexdigest()
 
+    def _settings(self, reading: Reading) -> Settings:
+        device = self._host.device
+        return Settings(length=reading.length, max_tokens=reading.tokens, device=device)
+
     def _prepared(self, topics: Sequence[Topic], reading: Reading) -> Prepared:
-        settings = Settings(length=reading.length, max_tokens=reading.tokens, device=self._device)
-        return prepare(self._base, _texts(topics), [], settings)
+        return prepare(self._base, _texts(topics), [], self._settings(reading))
 
     def last_states(self, topics: Sequence[Topic], *, average: bool = False) -> list[Tensor]:
         """Return what enters the base's decoder layers at the last token of each topic's prompts.
@@ -123,7 +115,7 @@ class Measurer:
         import torch
 
         tokenizer = load_tokenizer(self._base.root)
-        settings = Settings(_ALL, _ALL, device=self._device, dtype="bfloat16")
+        settings = Settings(_ALL, _ALL, device=self._host.device, dtype="bfloat16")
         with ExitStack() as stack:
             running = []
             for topic in topics:
@@ -167,8 +159,7 @@ class Measurer:
         import numpy as np
 
         prepared = self._prepared(topics, reading)
-        self._say(f"running texts for the gates: {sentence(prepared)}")
-        require_memory(prepared.estimate, self._max_memory)
+        self._host.accept(prepared, "running texts for the gates")
         weights = Weights(prepared.skeleton, {BASE: self._base})
         total, count = np.zeros((len(topics), prepared.skeleton.width)), np.zeros(len(topics))
         try:
@@ -245,7 +236,7 @@ class Measurer:
         """
         best: dict[int, tuple[float, int]] = {}
         for index, topic in enumerate(topics):
-            self._say(f"running texts through expert {topic.expert + 1} of {len(topics)}")
+            self._host.say(f"running texts through expert {topic.expert + 1} of {len(topics)}")
             fresh = _with(prepared, prepared.samples, settings)
             with ExitStack() as stack:
                 weights = self._weights(stack, fresh, topic.expert)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ import numpy as np
 
 from mergekit_lite.calibrate.collect.inputs import InputCollector
 from mergekit_lite.calibrate.collect.rates import bias_of
-from mergekit_lite.calibrate.estimate import require_memory
-from mergekit_lite.calibrate.run import Prepared, Settings, prepare, sentence
+from mergekit_lite.calibrate.host import Host
+from mergekit_lite.calibrate.run import Prepared, Settings, prepare
 from mergekit_lite.calibrate.stream import Stream
 from mergekit_lite.calibrate.texts import read_texts
 from mergekit_lite.calibrate.tokens import Samples, batches
@@ -74,23 +74,12 @@ class RouterFitter:
     Args:
         plan: of a merge with fitted routers.
         models: its inputs, opened.
-        say: tells the user what is going on.
-        device: of torch, where texts are run.
-        max_memory: most bytes that running them may take.
+        host: on which texts are run.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        models: Mapping[str, Model],
-        say: Callable[[str], object],
-        *,
-        device: str = "cpu",
-        max_memory: int | None = None,
-    ) -> None:
-        self._plan, self._asked, self._say = plan, plan.moe["routers"], say
+    def __init__(self, plan: Plan, models: Mapping[str, Model], host: Host) -> None:
+        self._plan, self._asked, self._host = plan, plan.moe["routers"], host
         self._models = {RESULT: as_model(RESULT, plan, dict(models), named=True), **models}
-        self._device, self._max_memory = device, max_memory
         self._experts: list[str] = list(self._asked["data"])
         self._dtypes = {job.name: job.dtype for job in plan.jobs}
 
@@ -123,7 +112,7 @@ class RouterFitter:
             for expert, file in self._asked["data"].items()
             for text in read_texts([folder / file])
         ]
-        settings = Settings(self._asked["length"], self._asked["tokens"], device=self._device)
+        settings = Settings(self._asked["length"], self._asked["tokens"], device=self._host.device)
         prepared = prepare(self._models[BASE], texts, [], settings)
         samples = _with_held_out(prepared.samples, self._experts)
         width, tokens = prepared.skeleton.width, samples.tokens
@@ -136,8 +125,7 @@ class RouterFitter:
             batches=tuple(batches(samples, size=settings.batch)),
             estimate=replace(prepared.estimate, sums=held),
         )
-        self._say(f"running texts to fit routers: {sentence(prepared)}")
-        require_memory(prepared.estimate, self._max_memory)
+        self._host.accept(prepared, "running texts to fit routers")
         return prepared
 
     def _layers(self, prepared: Prepared, weights: Weights) -> Iterator[Fit]:
@@ -190,7 +178,7 @@ class RouterFitter:
         _put(bias, own)
         others = {way: sum(of.values()) / len(of) for way, of in overlap.items() if way}
         fit = Fit(place.index, names[0], final.numpy(), overlap[""], others, steps)
-        self._say(
+        self._host.say(
             f"layer {place.index}: {100 * fit.kept:.1f} % of the experts' choices are kept"
             f" (mean of the routers {100 * others['mean']:.1f} %, the base's"
             f" {100 * others['base']:.1f} %)"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.host import Host
 from mergekit_lite.engine.events import Event
 from mergekit_lite.export.grown import FREEZE_FILE, frozen, grown_facts, grown_text, with_grown
 from mergekit_lite.export.labels import short_name
@@ -72,49 +73,44 @@ def with_gates(
     if "switched" in plan.moe:
         return with_switched(models, gate_folder(out))
     if "routers" in plan.moe:
-        folder, limit = gate_folder(out), options.max_memory
-        return with_routers(plan, models, folder, emit, device=_device(options), max_memory=limit)
+        return with_routers(plan, models, gate_folder(out), _host(options, emit))
     if "gate" not in plan.moe:
         return dict(models)
     from mergekit_lite.moe.gate_file import make_gates
 
-    emit(Event("note", text=size_text(plan.moe)))
-
-    def say(text: str) -> None:
-        emit(Event("note", text=text))
-
+    host = _host(options, emit)
+    host.say(size_text(plan.moe))
     with ExitStack() as stack:
-        material = _material(plan, models, options, say, stack)
-        measure = None if material else _measure(plan, models, options, say)
-        path = make_gates(plan, models, gate_folder(out), measure, say, material)
+        material = _material(plan, models, host, stack)
+        measure = None if material else _measure(plan, models, host)
+        path = make_gates(plan, models, gate_folder(out), measure, host.say, material)
     gates = resolve(str(path), relative_to=path.parent)
     return {**models, GATE: replace(gates, reference=GATE)}
 
 
+def _host(options: Options, emit: Callable[[Event], None]) -> Host:
+    """Return what texts are run on."""
+
+    def say(text: str) -> None:
+        emit(Event("note", text=text))
+
+    return Host(say, "cuda" if options.device == "cuda" else "cpu", options.max_memory)
+
+
 def _material(
-    plan: Plan,
-    models: Mapping[str, Model],
-    options: Options,
-    say: Callable[[str], None],
-    stack: ExitStack,
+    plan: Plan, models: Mapping[str, Model], host: Host, stack: ExitStack
 ) -> Material | None:
     """Return what reads the base that is carved; None where none is."""
     if "carve" not in plan.moe:
         return None
     from mergekit_lite.calibrate.carving import Base
 
-    base = Base(plan, models, say, device=_device(options), max_memory=options.max_memory)
+    base = Base(plan, models, host)
     stack.callback(base.close)
     return base
 
 
-def _device(options: Options) -> str:
-    return "cuda" if options.device == "cuda" else "cpu"
-
-
-def _measure(
-    plan: Plan, models: Mapping[str, Model], options: Options, say: Callable[[str], None]
-) -> Measure | None:
+def _measure(plan: Plan, models: Mapping[str, Model], host: Host) -> Measure | None:
     """Return what runs texts, where the gates need any."""
     from mergekit_lite.moe.gates import registry
 
@@ -122,7 +118,7 @@ def _measure(
         return None
     from mergekit_lite.calibrate.gates import Measurer
 
-    return Measurer(plan, models, say, device=_device(options), max_memory=options.max_memory)
+    return Measurer(plan, models, host)
 
 
 def size_text(moe: Mapping[str, Any]) -> str:

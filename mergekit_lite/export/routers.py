@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergekit_lite.engine.events import Event
+from mergekit_lite.calibrate.host import Host
 from mergekit_lite.plan.digests import file_sha256
 from mergekit_lite.plan.types import GATE, Plan
 from mergekit_lite.sources import Model, resolve
 
 
 def with_routers(
-    plan: Plan,
-    models: Mapping[str, Model],
-    folder: Path,
-    emit: Callable[[Event], None],
-    *,
-    device: str,
-    max_memory: int | None,
+    plan: Plan, models: Mapping[str, Model], folder: Path, host: Host
 ) -> dict[str, Model]:
     """Return the models with the fitted routers among them, fitted if they must be.
 
@@ -30,35 +24,22 @@ def with_routers(
         plan: of a merge with fitted routers.
         models: its inputs, opened.
         folder: where the file goes; what is there of it is used if it is of this plan.
-        emit: called with events.
-        device: of torch, where texts are run.
-        max_memory: most bytes that running them may take.
+        host: on which texts are run.
     """
     from mergekit_lite.moe.gate_file import GATE_FILE, is_of
 
     path, digest = folder / GATE_FILE, _digest(plan)
     if not is_of(path, digest):
-        _make(plan, models, path, digest, emit, device, max_memory)
+        _make(plan, models, path, digest, host)
     made = resolve(str(path), relative_to=folder)
     return {**models, GATE: replace(made, reference=GATE)}
 
 
-def _make(
-    plan: Plan,
-    models: Mapping[str, Model],
-    path: Path,
-    digest: str,
-    emit: Callable[[Event], None],
-    device: str,
-    max_memory: int | None,
-) -> None:
+def _make(plan: Plan, models: Mapping[str, Model], path: Path, digest: str, host: Host) -> None:
     from mergekit_lite.calibrate.routers import RouterFitter
     from mergekit_lite.moe.gate_file import FACTS_FILE, write_tensors
 
-    def say(text: str) -> None:
-        emit(Event("note", text=text))
-
-    fits = RouterFitter(plan, models, say, device=device, max_memory=max_memory).fits()
+    fits = RouterFitter(plan, models, host).fits()
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = [
         {

@@ -44,7 +44,7 @@ def make_gates(
     models: Mapping[str, Model],
     folder: Path,
     measure: Measure | None,
-    say: Callable[[str], None],
+    say: Callable[[str], object],
     material: Material | None = None,
 ) -> Path:
     """Make the file of gates of a plan, unless an earlier run of the same plan has.
@@ -99,7 +99,7 @@ def request_of(
     models: Mapping[str, Model],
     folder: Path,
     measure: Measure | None,
-    say: Callable[[str], None],
+    say: Callable[[str], object],
 ) -> GateRequest:
     """Return what a method is asked for."""
     moe = plan.moe

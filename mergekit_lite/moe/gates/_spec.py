@@ -59,7 +59,7 @@ class GateRequest:
     texts: Path
     folder: Path
     measure: Measure | None = None
-    say: Callable[[str], None] = print
+    say: Callable[[str], object] = print
 
     def measured(self) -> Measure:
         """Return what runs texts.
