@@ -32,6 +32,7 @@ from mergekit_lite.zoo.score import score
 BASE = "zoo:smol"
 CASES: dict[str, dict[str, Any]] = {
     "cmoe, ridge": {"method": "cmoe", "router": "ridge"},
+    "coactivation, ridge": {"method": "coactivation", "router": "ridge"},
     "kmeans, ridge": {"method": "kmeans", "router": "ridge"},
     "kmeans, param": {"method": "kmeans", "router": "param"},
     "contiguous, factor": {"method": "contiguous", "router": "factor"},
@@ -48,7 +49,7 @@ def recipe(case: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
         "experts_per_token": given.experts_per_token,
         **case,
     }
-    if case["method"] == "cmoe" or case["router"] in ("ridge", "factor"):
+    if case["method"] in ("cmoe", "coactivation") or case["router"] in ("ridge", "factor"):
         carve["data"] = str(held_out_text(given.domain, "validation"))
     return {"base": BASE, "moe": {"carve": carve}}
 

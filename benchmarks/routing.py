@@ -44,12 +44,14 @@ class Case:
         gate: None for a merge into one dense model.
         scales: of the merged difference, to choose from on validation text.
         per_token: experts that a token passes.
+        target: the family of a routed model.
     """
 
     steps: Sequence[Any] = ()
     gate: Mapping[str, Any] | None = None
     scales: tuple[float, ...] = ()
     per_token: int = 2
+    target: str = "mixtral"
 
     def recipe(self, kind: str, scale: float | None) -> dict[str, Any]:
         """Return the recipe; `kind` is `full` or `adapters`."""
@@ -65,7 +67,7 @@ class Case:
         if self.gate is not None:
             routed = [self.expert(name) for name in DOMAINS]
             recipe["moe"] = {
-                "target": "mixtral",
+                "target": self.target,
                 "experts": routed,
                 "experts_per_token": self.per_token,
                 "gate": self.gate,
@@ -86,7 +88,8 @@ ISO: tuple[Any, ...] = ("iso_c",)
 
 
 def _gate(method: str, **params: Any) -> dict[str, Any]:
-    texts = {"length": 256} if method in ("ridge", "router_input_mean", "arrow") else {}
+    short = ("ridge", "router_input_mean", "arrow", "lda", "phatgoose")
+    texts = {"length": 256} if method in short else {}
     return {"method": method, **texts, **params}
 
 
@@ -101,6 +104,9 @@ CASES: Mapping[str, Case] = {
     "hidden": Case(gate=_gate("hidden")),
     "router_input_mean": Case(gate=_gate("router_input_mean")),
     "arrow": Case(gate=_gate("arrow")),
+    "lda": Case(gate=_gate("lda"), target="glm4_moe"),
+    "phatgoose": Case(gate=_gate("phatgoose")),
+    "domain_embed": Case(gate=_gate("domain_embed")),
     "ridge": Case(gate=_gate("ridge")),
     "ridge-through-expert": Case(gate=_gate("ridge", through="expert")),
     "ridge-1-per-token": Case(gate=_gate("ridge"), per_token=1),

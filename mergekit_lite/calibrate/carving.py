@@ -14,7 +14,8 @@ from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.supplies import supply_of
 from mergekit_lite.engine.tiles import float32_of
 from mergekit_lite.errors import DataError
-from mergekit_lite.moe.carve._layer import CHUNK, Passed
+from mergekit_lite.moe.carve._layer import Passed
+from mergekit_lite.moe.carve.cost import working_bytes
 from mergekit_lite.moe.families import FAMILIES
 from mergekit_lite.plan.types import Block, Job, Plan
 
@@ -81,7 +82,7 @@ class Base:
         """Return the bytes of one layer's inputs and matrices, and of what is made of some."""
         hidden, width = self._plan.moe["hidden"], self._plan.moe["carve"]["width"]
         matrices: int = 2 * 3 * 4 * hidden * width
-        working: int = 4 * 4 * CHUNK * width
+        working = working_bytes(self._plan.moe["carve"])
         return 4 * prepared.samples.tokens * int(hidden) + matrices + working
 
     def _layers(self, prepared: Prepared) -> Iterator[tuple[int, Floats]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
+from mergekit_lite.moe.carve.cost import working_bytes
 from mergekit_lite.moe.gates import registry
 from mergekit_lite.moe.gates._scale import SAMPLE
 from mergekit_lite.moe.refit import cost as refit
@@ -124,8 +125,9 @@ class _Texts:
     def _sums(self) -> int:
         square, d = self.hidden * self.hidden, self.hidden
         if self.alone or self.carve is not None:
+            beside = working_bytes(self.carve) if self.carve else 16 * _CHUNK * self.width
             # Inputs in two precisions, and what comes of them.
-            return 24 * self._tokens() * d + 16 * _CHUNK * self.width
+            return 24 * self._tokens() * d + beside
         if self.needs != "texts" or self.method == "domain_embed":
             return 0
         held = 28 * self.topics * square + 40 * square

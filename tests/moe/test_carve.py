@@ -177,13 +177,14 @@ def test_half_precision_keeps_the_bytes_of_all_but_the_down_projection(tmp_path:
     assert config(out)["routed_scaling_factor"] == 3.0
 
 
-def test_texts_decide_which_neurons_go_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["cmoe", "coactivation"])
+def test_texts_decide_which_neurons_go_together(tmp_path: Path, method: str) -> None:
     base = save_model(tmp_path / "base", "llama")
     data = tmp_path / "texts.jsonl"
     lines = [" ".join(f"w{3 + (i * j) % 60}" for i in range(12)) for j in range(1, 30)]
     data.write_text("\n".join(json.dumps({"text": line}) for line in lines))
     recipe = carved(
-        base, "mixtral", experts_per_token=2, method="cmoe", router="ridge", data=str(data)
+        base, "mixtral", experts_per_token=2, method=method, router="ridge", data=str(data)
     )
     api.run(recipe, tmp_path / "one")
     api.run(recipe, tmp_path / "two")
@@ -197,6 +198,9 @@ def test_texts_decide_which_neurons_go_together(tmp_path: Path) -> None:
     recipe["moe"]["carve"] |= {"router": "zeros", "experts_per_token": 5}
     api.run(recipe, tmp_path / "all")
     assert neurons(tmp_path / "all") == neurons(tmp_path / "one")
+    with torch.no_grad():
+        whole, dense = (load(one)(tokens() % 64).logits for one in (tmp_path / "all", base))
+    assert (whole - dense).abs().max() < 5e-6
 
 
 REFUSED = [
@@ -206,6 +210,7 @@ REFUSED = [
     ({"experts_per_token": 2}, "leave it to chance which 2 of 5 slices"),
     ({"router": "ridge"}, "`ridge` need texts"),
     ({"method": "cmoe"}, "`cmoe` need texts"),
+    ({"method": "coactivation"}, "`coactivation` need texts"),
     ({"method": "kmean"}, "did you mean `kmeans`"),
     ({"data": "x.txt"}, "says nothing to `random`"),
     ({"method": "cmoe", "data": "no.txt"}, "there is no file `no.txt`"),

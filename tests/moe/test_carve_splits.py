@@ -90,6 +90,14 @@ def test_neurons_of_a_topic_are_found(method: str) -> None:
         assert found == [{0}, {1}, {2}]
 
 
+def test_neurons_that_fire_together_go_together() -> None:
+    # A tenth of the neurons fires for a token: all of its topic.
+    layer, owner = planted(clusters=10, each=4)
+    split = METHODS["coactivation"](layer, Shares.of(layer.neurons, 10, 0))
+    assert sorted(set(owner[own].tolist()).pop() for own in split.routed) == list(range(10))
+    assert all(len(set(owner[own].tolist())) == 1 for own in split.routed)
+
+
 def test_shared_neurons_are_those_that_fire_most_often() -> None:
     layer, owner = planted(clusters=3, each=12)
     # All texts are about one topic, whose neurons are then the ones to share.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.moe.carve._layer import Layer, Material, Passed, Shares, Split, width_of
 from mergekit_lite.moe.carve.cmoe import cmoe
+from mergekit_lite.moe.carve.coactivation import coactivation
 from mergekit_lite.moe.carve.contiguous import contiguous
 from mergekit_lite.moe.carve.exact import exact_router
 from mergekit_lite.moe.carve.kmeans import kmeans
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 METHODS: Mapping[str, Callable[[Layer, Shares], Split]] = {
     "cmoe": cmoe,
+    "coactivation": coactivation,
     "kmeans": kmeans,
     "random": random,
     "contiguous": contiguous,
