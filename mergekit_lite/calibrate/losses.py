@@ -55,7 +55,7 @@ def sample_logits(
         batches: what was run.
         hidden: that left the last layer.
     """
-    for row, one, states in _one_by_one(batches, hidden):
+    for row, one, (states,) in one_by_one(batches, hidden):
         logits = stream.logits(one, states)[0, :-1].float()
         yield SampleLogits(row, one.ids[0, 1:].to(logits.device), logits)
 
@@ -85,7 +85,7 @@ def text_vectors(
     head = stream.skeleton.model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
     try:
-        for row, one, states in _one_by_one(batches, hidden):
+        for row, one, (states,) in one_by_one(batches, hidden):
             stream.logits(one, states)
             mean = entered.pop()[0].double().mean(0)
             yield row, (mean / mean.norm().clamp(min=1e-30)).cpu().numpy()
@@ -93,13 +93,18 @@ def text_vectors(
         hook.remove()
 
 
-def _one_by_one(
-    batches: Sequence[Batch], hidden: Sequence[Tensor]
-) -> Iterator[tuple[int, Batch, Tensor]]:
-    """Yield every text alone, without padding, and its hidden states."""
-    for batch, states in zip(batches, hidden, strict=True):
+def one_by_one(
+    batches: Sequence[Batch], *states: Sequence[Tensor]
+) -> Iterator[tuple[int, Batch, list[Tensor]]]:
+    """Yield every text alone, without padding, and its part of each of the states.
+
+    Args:
+        batches: what was run.
+        states: (samples, longest, width) of each batch, one or more of them.
+    """
+    for batch, *held in zip(batches, *states, strict=True):
         for number, row in enumerate(batch.rows):
             mask = batch.mask[number]
             domain = batch.domains[number : number + 1]
             one = Batch(batch.ids[number, mask][None], mask[mask][None], domain, (row,))
-            yield row, one, states[number, mask][None]
+            yield row, one, [each[number, mask][None] for each in held]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mergekit_lite
+from mergekit_lite.calibrate.backward import require_head, run_back
 from mergekit_lite.calibrate.collect import KINDS, Collector, collectors
 from mergekit_lite.calibrate.estimate import Estimate, estimate, require_memory
 from mergekit_lite.calibrate.skeleton import Place, Skeleton, build, require_transformers
+from mergekit_lite.calibrate.slopes import SLOPES
 from mergekit_lite.calibrate.store import Store, check_free
 from mergekit_lite.calibrate.stream import Stream
 from mergekit_lite.calibrate.texts import Text
@@ -77,14 +79,10 @@ def prepare(
         DataError: there is no tokenizer, it is not the model's, or there is no text.
     """
     require_transformers("calibrate")
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise RecipeError(
-            f"no statistic is called `{unknown[0]}`",
-            "--collect",
-            f"{nearest(unknown[0], KINDS)} there are {', '.join(KINDS)}".strip(),
-        )
+    _require_known(kinds)
     require_checkpoint(model)
     skeleton = build(model.root, device=settings.device, dtype=settings.dtype)
+    require_head(skeleton, kinds)
     samples = tokenise(
         texts,
         load_tokenizer(model.root),
@@ -102,6 +100,16 @@ def prepare(
     )
 
 
+def _require_known(kinds: Sequence[str]) -> None:
+    known = [*KINDS, *SLOPES]
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise RecipeError(
+            f"no statistic is called `{unknown[0]}`",
+            "--collect",
+            f"{nearest(unknown[0], known)} there are {', '.join(known)}".strip(),
+        )
+
+
 def measure(
     prepared: Prepared,
     weights: Weights,
@@ -110,6 +118,7 @@ def measure(
     hidden: list[Tensor] | None = None,
     first: int = 0,
     more: Sequence[Collector] = (),
+    entered: Callable[[list[Tensor]], object] = lambda states: None,
 ) -> Iterator[tuple[int, Mapping[str, Mapping[str, Tensor]], list[Tensor]]]:
     """Run the texts and yield, layer by layer, the statistics of each kind and the hidden states.
 
@@ -120,6 +129,7 @@ def measure(
         hidden: that enter layer `first`; None begins with the texts.
         first: layer to begin with.
         more: collectors of what `calibrate` does not write.
+        entered: called with the hidden states that enter the first layer.
     """
     stream = Stream(prepared.skeleton, weights)
     found: list[Collector] = [*collectors(kinds, prepared.samples, weights), *more]
@@ -133,7 +143,9 @@ def measure(
             each.before(batch, entering)
 
     states = stream.embed(prepared.batches) if hidden is None else hidden
-    if hidden is not None:
+    if hidden is None:
+        entered(states)
+    else:
         weights.load(None)
         weights.drop_vocabulary()
     for place in stream.layers(prepared.batches, states, first=first, watch=watch, before=before):
@@ -160,8 +172,8 @@ def calibrate(
         model: a checkpoint.
         texts: what to run.
         out: folder to make.
-        kinds: what to collect: `gram`, `router`, `hidden`, `rates`, `outputs`,
-            `merging`.
+        kinds: what to collect: `gram`, `router`, `hidden`, `rates`, `outputs`, `merging`,
+            `fisher`, `gradient`.
         settings: how texts are run.
         max_memory: most bytes that it may take.
         overwrite: replace a folder of statistics.
@@ -179,33 +191,59 @@ def calibrate(
     record = provenance(model, prepared, kinds, settings)
     store = Store(out, record, overwrite=overwrite)
     if store.done:
-        tell(f"{store.done} layers were done before")
+        tell(f"{store.done} steps of an earlier run, of a layer each, are taken up")
+    layers = len(prepared.skeleton.layers)
+    back = [kind for kind in SLOPES if kind in kinds]
+    if store.done < layers:
+        _forward(prepared, model, kinds, store, tell, whole=bool(back))
+    for number, kind in enumerate(back):
+        first = layers + number * (layers + 2)
+        if store.done < first + layers + 2:
+            run_back(prepared, model, kind, store, first, tell)
+    store.finish()
+    return record
+
+
+def _forward(
+    prepared: Prepared,
+    model: Model,
+    kinds: Sequence[str],
+    store: Store,
+    tell: Tell,
+    *,
+    whole: bool,
+) -> None:
+    """Run the texts through the layers that are not done; `whole` keeps all hidden states."""
     weights = Weights(prepared.skeleton, {"model": model})
     layers = len(prepared.skeleton.layers)
+
+    def entered(states: list[Tensor]) -> None:
+        if whole:
+            store.keep_states(0, "hidden-0", states)
+
     try:
         hidden = store.kept() if store.done else None
         for layer, found, states in measure(
-            prepared, weights, kinds, hidden=hidden, first=store.done
+            prepared, weights, kinds, hidden=hidden, first=store.done, entered=entered
         ):
             for kind, tensors in found.items():
                 store.put(layer, kind, tensors)
-            store.keep(layer, states)
+            store.keep(layer, states, earlier=whole)
             tell(f"layer {layer + 1} of {layers}")
     finally:
         weights.close()
-    store.finish()
-    return record
 
 
 def sentence(prepared: Prepared) -> str:
     """Return what will be run and what memory it takes, in one sentence."""
     samples, taken = prepared.samples, prepared.estimate
     left = f"; {samples.skipped} texts are left out" if samples.skipped else ""
+    disk = f", and {taken.disk / 1e6:,.0f} MB of disk" if taken.disk else ""
     return (
         f"{samples.tokens:,} tokens of {len(samples.samples):,} samples in"
         f" {len(samples.domains)} domains ({', '.join(samples.domains)}){left}; about"
         f" {taken.memory / 1e6:,.0f} MB of memory, {taken.hidden / 1e6:,.0f} MB of it for hidden"
-        f" states"
+        f" states{disk}"
     )
 
 
@@ -229,7 +267,7 @@ def provenance(
         "samples": len(samples.samples),
         "tokens": samples.tokens,
         "layers": len(prepared.skeleton.layers),
-        "kinds": [kind for kind in KINDS if kind in kinds],
+        "kinds": [kind for kind in (*KINDS, *SLOPES) if kind in kinds],
         "length": settings.length,
         "batch": settings.batch,
         "device": torch.device(settings.device).type,

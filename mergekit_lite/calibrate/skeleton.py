@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.heads import Head, from_config, head_of
 from mergekit_lite.errors import DataError, RecipeError, SourceError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """One decoder layer.
+    """One layer of the decoder, or of an encoder.
 
     Attributes:
         index: 0 for the first.
@@ -57,19 +58,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A causal language model whose weights are not in memory.
+    """A model whose weights are not in memory.
 
     Attributes:
         model: on the meta device.
-        layers: its decoder layers, in order.
+        layers: its decoder layers, or those of an encoder, in order.
         device: where weights are brought.
         dtype: that they are computed in.
+        head: what it has on top of its layers.
     """
 
     model: Any
     layers: tuple[Place, ...]
     device: torch.device
     dtype: torch.dtype
+    head: Head = "language"
 
     @property
     def width(self) -> int:
@@ -119,6 +122,8 @@ def build(
 ) -> Skeleton:
     """Build the model that a folder's config describes, without memory for its weights.
 
+    It is a language model, or what gives texts labels, or what is below another head.
+
     Args:
         folder: with `config.json`.
         device: of torch, such as `cpu` or `cuda`.
@@ -126,11 +131,11 @@ def build(
         config: fields in place of those of the file.
 
     Raises:
-        RecipeError: transformers does not know the architecture, or it has no decoder layers.
+        RecipeError: transformers does not know the architecture, or it has no layers to run.
         DataError: the config is damaged.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         found = AutoConfig.from_pretrained(folder, **(config or {}))
@@ -140,30 +145,30 @@ def build(
             str(folder),
             "run a model of an architecture that the installed transformers has",
         ) from error
-    torch_dtype = getattr(torch, dtype)
+    torch_dtype, head = getattr(torch, dtype), head_of(found)
+    kind = {"language": "causal language model", "labels": "model that gives texts labels"}
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(found, dtype=torch_dtype)
+            model = from_config(found, head, torch_dtype)
     except ValueError as error:
         raise RecipeError(
-            f"`{found.model_type}` is no causal language model that transformers builds",
+            f"`{found.model_type}` is no {kind.get(head, 'model')} that transformers builds",
             str(folder),
             "its forward pass cannot be run here",
         ) from error
-    name, layers = _decoder_layers(model, str(folder))
+    name, layers = _layers(model, str(folder))
     places = tuple(Place(i, f"{name}.{i}", module) for i, module in enumerate(layers))
-    return Skeleton(model.eval(), places, torch.device(device), torch_dtype)
+    return Skeleton(model, places, torch.device(device), torch_dtype, head)
 
 
-def _decoder_layers(model: Any, where: str) -> tuple[str, Any]:
-    """Return the list of decoder layers and its name."""
+def _layers(model: Any, where: str) -> tuple[str, Any]:
+    """Return the list of decoder layers, or of an encoder's, and its name."""
     from torch import nn
 
-    decoder = model.get_decoder()
+    inside = {id(module) for module in model.get_decoder().modules()}
     count = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
-        inside = any(module is child for child in decoder.children())
-        if inside and isinstance(module, nn.ModuleList) and len(module) == count:
+        if id(module) in inside and isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
     raise RecipeError(
         f"`{model.config.model_type}` keeps its {count} layers in a way that is not known here",

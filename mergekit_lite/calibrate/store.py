@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,35 +50,60 @@ class Store:
         else:
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
-            self._note(0)
+            self.note(0)
 
-    def put(self, layer: int, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write what was measured of one layer."""
+    def put(self, layer: int | None, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write what was measured of one layer; None stands for what is outside the layers."""
         if tensors:
             (self.work / kind).mkdir(exist_ok=True)
             metadata = {"format": "pt", "statistic": kind, **_texts(self.record)}
             write_tensors(self.work / kind / _file(layer), tensors, metadata)
 
-    def keep(self, layer: int, hidden: list[Tensor]) -> None:
-        """Note that a layer is done, with the hidden states that leave it."""
-        states = {f"{number:06d}": value for number, value in enumerate(hidden)}
-        write_tensors(self.work / f"hidden-{layer + 1}.safetensors", states, {"format": "pt"})
-        self._note(layer + 1)
-        (self.work / f"hidden-{layer}.safetensors").unlink(missing_ok=True)
+    def keep(self, layer: int, hidden: list[Tensor], *, earlier: bool = False) -> None:
+        """Note that a layer is done, with the hidden states that leave it.
+
+        Args:
+            layer: its number.
+            hidden: of each batch.
+            earlier: leave those that entered it where they are.
+        """
+        forget = "" if earlier else f"hidden-{layer}"
+        self.keep_states(layer + 1, f"hidden-{layer + 1}", hidden, forget=forget)
+
+    def keep_states(
+        self, done: int, name: str, states: Sequence[Tensor], *, forget: str = ""
+    ) -> None:
+        """Note that some steps are done, with the states that the next one begins with.
+
+        Args:
+            done: steps that are done.
+            name: that the states are asked for by.
+            states: of each batch.
+            forget: name of states that are wanted no more.
+        """
+        numbered = {f"{number:06d}": value for number, value in enumerate(states)}
+        write_tensors(self.work / f"{name}.safetensors", numbered, {"format": "pt"})
+        self.note(done)
+        if forget:
+            (self.work / f"{forget}.safetensors").unlink(missing_ok=True)
+
+    def states(self, name: str) -> list[Tensor]:
+        """Return states that were kept."""
+        from safetensors.torch import load_file
+
+        states = load_file(self.work / f"{name}.safetensors")
+        return [states[number] for number in sorted(states)]
 
     def kept(self) -> list[Tensor]:
         """Return the hidden states that enter the first layer that is not done."""
-        from safetensors.torch import load_file
-
-        states = load_file(self.work / f"hidden-{self.done}.safetensors")
-        return [states[name] for name in sorted(states)]
+        return self.states(f"hidden-{self.done}")
 
     def finish(self) -> None:
         """Write the record and the indexes, and put the folder in place."""
         for folder in sorted(path for path in self.work.iterdir() if path.is_dir()):
             _write_index(folder)
         (self.work / STATE).unlink()
-        for file in self.work.glob("hidden-*.safetensors"):
+        for file in self.work.glob("*.safetensors"):
             file.unlink()
         write_json(self.work / RECORD, self.record)
         if self.out.exists():
@@ -92,11 +117,13 @@ class Store:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def _note(self, done: int) -> None:
+    def note(self, done: int) -> None:
+        """Note that some steps are done."""
         text = json.dumps({"record": self.record, "done": done})
         fresh = self.work / f"{STATE}.new"
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(self.work / STATE)
+        self.done = done
 
 
 def check_free(out: Path, overwrite: bool) -> None:
@@ -173,8 +200,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         raise
 
 
-def _file(layer: int) -> str:
-    return f"layer-{layer:05d}.safetensors"
+def _file(layer: int | None) -> str:
+    return "outside.safetensors" if layer is None else f"layer-{layer:05d}.safetensors"
 
 
 def _texts(record: Mapping[str, Any]) -> dict[str, str]:

@@ -30,14 +30,15 @@ class Stream:
     Args:
         skeleton: the model.
         weights: what brings layers into memory.
+        gradients: keep what gradients need, of single calls of `embedded`, `passed` and `logits`.
     """
 
-    def __init__(self, skeleton: Skeleton, weights: Weights) -> None:
-        self.skeleton, self.weights = skeleton, weights
+    def __init__(self, skeleton: Skeleton, weights: Weights, *, gradients: bool = False) -> None:
+        self.skeleton, self.weights, self.gradients = skeleton, weights, gradients
         self._active = -1
         self._held: Any = None
         self._ends = False
-        self._tuple = 0
+        self._tuple: int | None = None
         for place in skeleton.layers:
             self._wrap(place)
 
@@ -47,10 +48,14 @@ class Stream:
         Embedding and head are taken out of memory afterwards.
         """
         self.weights.load(None)
-        self._active, self._held = 0, None
-        found = [self._enter(batch, input_ids=batch.ids) for batch in batches]
+        found = [self.embedded(batch) for batch in batches]
         self.weights.drop_vocabulary()
         return found
+
+    def embedded(self, batch: Batch) -> Tensor:
+        """Return the hidden states that enter the first layer with one batch."""
+        self._active, self._held = 0, None
+        return self._enter(batch, input_ids=batch.ids)
 
     def layers(
         self,
@@ -71,6 +76,8 @@ class Stream:
             before: called with each batch, and the hidden states that enter the layer, before it
                 is run.
         """
+        if first:
+            self.learn_form()
         for place in self.skeleton.layers[first:]:
             self.weights.load(place.index)
             watch(place)
@@ -87,22 +94,28 @@ class Stream:
         before: Callable[[Batch, Tensor], object] = lambda batch, hidden: None,
     ) -> None:
         """Run one layer, whose weights are in memory, over all batches; see `layers`."""
-        self._active = place.index
         for number, batch in enumerate(batches):
             before(batch, hidden[number])
-            self._held = hidden[number].to(self.skeleton.device)
-            hidden[number] = self._enter(batch, inputs_embeds=self._held)
-        self._held = None
+            hidden[number] = self.passed(place, batch, hidden[number])
+
+    def passed(self, place: Place, batch: Batch, hidden: Tensor) -> Tensor:
+        """Return the hidden states that leave a layer, whose weights are in memory."""
+        self._active, self._held = place.index, hidden.to(self.skeleton.device)
+        try:
+            return self._enter(batch, inputs_embeds=self._held)
+        finally:
+            self._held = None
 
     def logits(self, batch: Batch, hidden: Tensor) -> Tensor:
         """Return the model's logits for hidden states that left the last layer.
 
-        The weights outside the layers must be in memory.
+        For each token of a language model, for each text of a model of labels. The weights outside
+        the layers must be in memory.
         """
         self._active, self._ends = len(self.skeleton.layers) - 1, True
         self._held = hidden.to(self.skeleton.device)
         try:
-            with _inference():
+            with self._mode():
                 found: Tensor = self._call(batch, inputs_embeds=self._held).logits
             return found
         finally:
@@ -112,7 +125,8 @@ class Stream:
         layer = place.module
         own = layer.forward
 
-        def forward(hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
             if place.index != self._active:
                 return self._passed(hidden)
             if self._held is None:
@@ -125,13 +139,34 @@ class Stream:
 
         layer.forward = forward
 
+    def learn_form(self) -> None:
+        """Run one token through the first layer, to see whether layers return tuples.
+
+        What is outside the layers must be in memory, but for the vocabulary.
+        """
+        import torch
+
+        if self._tuple is not None:
+            return
+        one = torch.zeros((1, 1), dtype=torch.int64)
+        batch = Batch(one, one == 0, one[0], (0,))
+        states = [torch.zeros((1, 1, self.skeleton.width), dtype=self.skeleton.dtype)]
+        self.weights.load(0)
+        self.run(self.skeleton.layers[0], [batch], states)
+        self.weights.drop(0)
+
     def _passed(self, hidden: Tensor) -> Any:
         """Return hidden states in the form in which this model's layers return theirs."""
         return (hidden, *[None] * (self._tuple - 1)) if self._tuple else hidden
 
+    def _mode(self) -> Any:
+        import torch
+
+        return torch.enable_grad() if self.gradients else torch.inference_mode()
+
     def _enter(self, batch: Batch, **inputs: Any) -> Tensor:
         try:
-            with _inference():
+            with self._mode():
                 self._call(batch, **inputs)
         except _Reached as reached:
             found: Tensor = reached.value
@@ -143,9 +178,3 @@ class Stream:
         inputs = {name: value.to(device) for name, value in inputs.items()}
         mask = batch.mask.to(device).long()
         return self.skeleton.model(**inputs, attention_mask=mask, use_cache=False)
-
-
-def _inference() -> Any:
-    import torch
-
-    return torch.inference_mode()

@@ -25,7 +25,7 @@ from mergekit_lite.cli._output import note, print_json
     default="gram",
     show_default=True,
     metavar="KIND,...",
-    help="What to collect: gram, router, hidden, rates, outputs, merging.",
+    help="What to collect: gram, router, hidden, rates, outputs, merging, fisher, gradient.",
 )
 @parameters.length
 @parameters.max_tokens
@@ -64,6 +64,11 @@ def command(
     rates   which experts of a routed model are chosen, with what weight, how loud they are
     outputs what all experts would say of a sample of tokens, for the search of `prune: naee`
     merging what experts say on average, and how alike, for `moe: {merge: ...}`
+    fisher  the diagonal of the Fisher information: `file: STATS/fisher` of fisher
+    gradient mean magnitudes of gradients: `file: STATS/gradient` of tatr_gradient, on the base
+
+    The last two also go back through the layers, and keep all hidden states on the disk meanwhile.
+    MODEL is a causal language model, or an encoder; fisher also takes what gives texts labels.
 
     A .txt file is one running text; a line of a .jsonl file has "text" or "messages" and may have
     "domain". The domain of a file is its name up to the first dot, unless DOMAIN= is given. An

@@ -72,8 +72,8 @@ def test_an_interrupted_measurement_goes_on_and_gives_the_same_bytes(
     calibrate(model, TEXTS, tmp_path / "whole", kinds=kinds)
     real, layers = Store.keep, []
 
-    def stop(self: Store, layer: int, hidden: Any) -> None:
-        real(self, layer, hidden)
+    def stop(self: Store, layer: int, hidden: Any, **how: Any) -> None:
+        real(self, layer, hidden, **how)
         layers.append(layer)
         if len(layers) == 2:
             raise KeyboardInterrupt
@@ -163,3 +163,22 @@ def test_the_command_measures_what_regmean_then_reads(tmp_path: Path) -> None:
         top += read_weights(tmp_path / expert)[name].double() @ gram
         bottom += gram
     torch.testing.assert_close(merged @ bottom, top, rtol=1e-3, atol=1e-4)
+
+
+def test_grams_are_what_an_adapter_is_split_off_by(saved: dict[str, Path], tmp_path: Path) -> None:
+    from mergekit_lite.adapters.split import split
+    from mergekit_lite.api import corda_split
+
+    calibrate(model_in(saved["llama"]), TEXTS, tmp_path / "stats", kinds=["gram"])
+    modules = corda_split(
+        str(saved["llama"]), tmp_path / "stats" / "gram", tmp_path / "start", rank=4
+    )
+
+    assert len(modules) == 3 * 7
+    stored = load_file(tmp_path / "start" / "adapter_model.safetensors")
+    name = "model.layers.1.mlp.down_proj"
+    weight = read_weights(saved["llama"])[f"{name}.weight"].double()
+    gram = load_file(tmp_path / "stats" / "gram" / "layer-00001.safetensors")[f"{name}.weight"]
+    b, a = split(weight, gram.double(), 4, "ipm")
+    found = (stored[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "BA")
+    torch.testing.assert_close(next(found) @ next(found), b @ a, rtol=1e-4, atol=1e-5)

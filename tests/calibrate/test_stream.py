@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from mergekit_lite.calibrate.losses import one_by_one
 from mergekit_lite.calibrate.skeleton import build
 from mergekit_lite.calibrate.stream import Stream
 from mergekit_lite.calibrate.tokens import Batch, Sample, Samples, batches
 from mergekit_lite.calibrate.weights import Weights
 from mergekit_lite.errors import DataError, RecipeError
 from mergekit_lite.sources import resolve
-from tests.calibrate.conftest import FAMILIES, VOCABULARY
+from tests.calibrate.conftest import ENCODERS, FAMILIES, SIZES, VOCABULARY
 from tests.checkpoints import read_weights, write_weights
 
 LENGTHS = (9, 5, 1, 12, 7)
@@ -74,6 +75,68 @@ def test_every_hidden_state_and_logit_is_that_of_the_whole_model(
         torch.testing.assert_close(
             logits[batch.mask], expected.logits[batch.mask], rtol=1e-5, atol=1e-5
         )
+    weights.close()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", ENCODERS)
+def test_labels_of_texts_are_those_of_the_whole_model(
+    labelling: dict[str, Path], family: str, side: str
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    samples = some_samples()
+    arranged = batches(samples, size=30, side=side if family == "llama" else "right")
+    stream, weights = stream_of(labelling[family])
+    hidden = stream.embed(arranged)
+    for _ in stream.layers(arranged, hidden):
+        pass
+    weights.load(None)
+
+    model = AutoModelForSequenceClassification.from_pretrained(labelling[family]).eval()
+    assert stream.skeleton.head == "labels"
+    for row, one, (states,) in one_by_one(arranged, hidden):
+        with torch.inference_mode():
+            expected = model(torch.tensor([samples.samples[row].ids])).logits
+        torch.testing.assert_close(stream.logits(one, states), expected, rtol=1e-4, atol=1e-5)
+    weights.close()
+
+
+def test_a_pass_that_begins_at_a_later_layer_is_the_same(saved: dict[str, Path]) -> None:
+    arranged = batches(some_samples(), size=30)
+    stream, weights = stream_of(saved["bloom"])
+    hidden = stream.embed(arranged)
+    passed = [list(hidden) for _ in stream.layers(arranged, hidden)]
+
+    again, others = stream_of(saved["bloom"])
+    others.load(None)
+    others.drop_vocabulary()
+    states = passed[0]
+    for _ in again.layers(arranged, states, first=1):
+        pass
+    for found, expected in zip(states, passed[2], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    weights.close()
+    others.close()
+
+
+def test_what_is_below_a_head_for_tokens_is_run(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+    config = AutoConfig.for_model("bert", **SIZES)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    arranged = batches(some_samples(), size=30)
+    stream, weights = stream_of(tmp_path)
+    hidden = stream.embed(arranged)
+    for _ in stream.layers(arranged, hidden):
+        pass
+
+    assert stream.skeleton.head == "none"
+    model = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    for number, batch in enumerate(arranged):
+        with torch.inference_mode():
+            expected = model(batch.ids, attention_mask=batch.mask.long()).last_hidden_state
+        torch.testing.assert_close(hidden[number][batch.mask], expected[batch.mask])
     weights.close()
 
 
