@@ -145,11 +145,6 @@ def new_states() -> NDArray[np.uint32]:
     return np.array([[START[word] for word in ORDER]] * _MESSAGES, np.uint32)
 
 
-def restart(states: NDArray[np.uint32], slot: int) -> None:
-    """Begin a new message."""
-    states[slot] = new_states()[slot]
-
-
 def padding(rest: bytes, nbytes: int) -> bytearray:
     """Return the last bytes of a message of `nbytes` bytes, padded to whole blocks."""
     zeros = bytes((55 - len(rest)) % BLOCK)

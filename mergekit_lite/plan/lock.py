@@ -79,14 +79,20 @@ def input_digests(
         except OSError as error:
             raise SourceError(str(error.strerror or error), where=str(path)) from error
 
-    found = digests_of(
-        [partial(reading, name, file) for (_, file), name in owners.items()], threads
-    )
+    files = [partial(reading, name, file) for (_, file), name in owners.items()]
+    places = [_place(leaves[name], file) for (_, file), name in owners.items()]
+    found = digests_of(files, threads, places)
     digests = dict(zip(owners, found, strict=True))
     return {
         name: {file: digests[source.root, file] for file in source.files}
         for name, source in plan.leaves.items()
     }
+
+
+def _place(source: Input, file: str) -> int:
+    """Return how many bytes of an input come before one of its files."""
+    names = list(source.files)
+    return sum(source.files[name] for name in names[: names.index(file)])
 
 
 def lock_inputs(plan: Plan, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from heapq import heappop, heappush
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,62 +18,92 @@ from mergekit_lite.kernels.sha256 import (
     hexdigest,
     new_states,
     padding,
-    restart,
 )
-from mergekit_lite.plan.digests import CHUNK, Opener, Reading
+from mergekit_lite.plan.digests import Opener, Reading, chunk
+
+TURN = 32 << 20
+"""Bytes of a file after which another one is hashed that is further behind."""
 
 
-def digests_in_pairs(files: Sequence[Opener], threads: int) -> list[str]:
-    """Return the sha256 of every file, in order; each thread has at most two of them open."""
-    left = SimpleQueue[tuple[int, Opener]]()
-    for numbered in enumerate(files):
-        left.put(numbered)
+def digests_in_pairs(files: Sequence[Opener], threads: int, places: Sequence[int]) -> list[str]:
+    """Return the sha256 of every file, in order; each thread hashes two of them at a time.
+
+    Args:
+        files: to be hashed.
+        threads: which hash at the same time.
+        places: how many bytes of its model come before each file. All models are read in step, as
+            a merge reads them, so that what both need is read from the disk only once.
+    """
+    left = _Queue()
+    for number, (opener, place) in enumerate(zip(files, places, strict=True)):
+        left.put(_Message(number, opener, place))
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(lambda _: _Pairs(left).digests(), range(threads)))
     found = {number: digest for part in parts for number, digest in part.items()}
     return [found[number] for number in range(len(files))]
 
 
+class _Queue:
+    """Files that no thread has in hand; the one that is furthest behind comes first."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._waiting: list[tuple[int, int, _Message]] = []
+
+    def put(self, message: _Message) -> None:
+        with self._lock:
+            heappush(self._waiting, (message.position, message.number, message))
+
+    def get(self) -> _Message | None:
+        with self._lock:
+            return heappop(self._waiting)[-1] if self._waiting else None
+
+
 class _Pairs:
     """Two files in step: as many blocks of both are hashed together as both have in memory."""
 
-    def __init__(self, left: SimpleQueue[tuple[int, Opener]]) -> None:
+    def __init__(self, left: _Queue) -> None:
         self._left = left
         self._found: dict[int, str] = {}
         self._states = new_states()
         self._slots: list[_Message | None] = [None, None]
 
     def digests(self) -> dict[int, str]:
-        """Return the digests of all files that this thread has taken, by their numbers."""
+        """Return the digests of all files that this thread has read the end of, by number."""
         try:
             while any([self._filled(slot) for slot in (0, 1)]):
                 self._compress()
         except BaseException:
-            while not self._left.empty():  # the other threads need not go on
-                with suppress(Empty):
-                    self._left.get_nowait()
+            while message := self._left.get():  # the other threads need not go on
+                message.steps.close()
             raise
         finally:
-            for message in filter(None, self._slots):
-                message.steps.close()
+            for held in filter(None, self._slots):
+                held.steps.close()
         return self._found
 
     def _filled(self, slot: int) -> bool:
-        """Give a slot something to hash, a new file if need be; return whether there is any."""
+        """Give a slot something to hash, another file if need be; return whether there is any."""
         while True:
             message = self._slots[slot] = self._slots[slot] or self._next(slot)
-            if message is None or message.blocks or message.load():
+            if message is None or message.blocks:
                 return message is not None
-            self._found[message.number] = message.finish(self._states, slot)
-            self._slots[slot] = None
+            if message.turn >= TURN:
+                message.state = self._states[slot].copy()
+                self._slots[slot] = None
+                self._left.put(message)
+            elif message.load():
+                return True
+            else:
+                self._found[message.number] = message.finish(self._states, slot)
+                self._slots[slot] = None
 
     def _next(self, slot: int) -> _Message | None:
-        try:
-            number, opener = self._left.get_nowait()
-        except Empty:
-            return None
-        restart(self._states, slot)
-        return _Message(number, opener)
+        message = self._left.get()
+        if message is not None:
+            message.turn = 0
+            self._states[slot] = message.state
+        return message
 
     def _compress(self) -> None:
         first, second = self._slots
@@ -86,13 +117,26 @@ class _Pairs:
 
 
 class _Message:
-    """One file: a chunk of it in memory and how much of that has been hashed."""
+    """One file: a chunk of it in memory and how much of that has been hashed.
 
-    def __init__(self, number: int, opener: Opener) -> None:
+    Attributes:
+        state: of its hash, while no thread has it in hand.
+        turn: bytes that have been read since a thread has it in hand.
+    """
+
+    def __init__(self, number: int, opener: Opener, place: int) -> None:
         self.number = number
         self.steps = _steps(opener)
+        self.state = new_states()[0]
+        self.turn = 0
+        self._place = place
         self._chunk = memoryview(b"")
         self._taken = self._nbytes = 0
+
+    @property
+    def position(self) -> int:
+        """How many bytes of its model have been read, all files before it counted."""
+        return self._place + self._nbytes
 
     @property
     def blocks(self) -> int:
@@ -106,6 +150,7 @@ class _Message:
             self._chunk = next(self.steps)
             self._taken = 0
             self._nbytes += len(self._chunk)
+            self.turn += len(self._chunk)
         return self.blocks > 0
 
     def take(self, blocks: int) -> NDArray[np.uint8]:
@@ -129,7 +174,7 @@ class _Message:
 def _steps(opener: Opener) -> Generator[memoryview, str, None]:
     """Yield the chunks of a file and then nothing, which is to be answered by the digest."""
     with opener() as reading:
-        buffer = memoryview(bytearray(CHUNK))
+        buffer = chunk()
         while count := _fill(reading, buffer):
             yield buffer[:count]
         reading.keep((yield memoryview(b"")))

@@ -12,7 +12,7 @@ import pytest
 
 from mergekit_lite.kernels.sha256 import compress_two, is_possible
 from mergekit_lite.kernels.warm import compile_kernels
-from mergekit_lite.plan import digests
+from mergekit_lite.plan import digests, pairs
 from mergekit_lite.plan.digests import CHUNK, DigestCache, Reading, digests_of, reading_file
 
 # Around the ends of blocks, of padding and of chunks, and of unequal lengths in a pair.
@@ -102,6 +102,32 @@ def test_short_reads_are_continued(files: dict[Path, str]) -> None:
             yield reading
 
     assert digests_of([partial(opened, path) for path in files]) == list(files.values())
+
+
+@needs_sha
+def test_files_of_models_are_read_in_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three models: one of a single file, two of two each; none runs far ahead."""
+    compile_kernels([compress_two])
+    monkeypatch.setattr(pairs, "TURN", 2 * CHUNK)
+    sizes = {"a": 8, "b0": 4, "b1": 4, "c0": 6, "c1": 2}
+    places = dict.fromkeys(sizes, 0) | {"b1": 4 * CHUNK, "c1": 6 * CHUNK}
+    read = dict.fromkeys("abc", 0)
+    most = []
+
+    def noted(name: str, count: int) -> None:
+        read[name[0]] += count
+        most.append(max(read.values()) - min(read.values()))
+
+    wanted = []
+    for name, size in sizes.items():
+        content = name.encode() * (size * CHUNK // len(name))
+        (tmp_path / name).write_bytes(content)
+        wanted.append(hashlib.sha256(content).hexdigest())
+    openers = [partial(reading_file, tmp_path / n, progress=partial(noted, n)) for n in sizes]
+    assert digests_of(openers, 1, list(places.values())) == wanted
+    # Two files are in hand: what waits may be behind by a turn of each.
+    assert max(most) <= 2 * 2 * CHUNK
+    assert set(read.values()) == {8 * CHUNK}
 
 
 @needs_sha
