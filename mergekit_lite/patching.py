@@ -23,6 +23,7 @@ def compress(
     *,
     method: str = "compeft",
     overwrite: bool = False,
+    calibration: str | os.PathLike[str] | None = None,
     emit: Callable[[Event], None] | None = None,
     **params: Any,
 ) -> PatchSummary:
@@ -34,6 +35,8 @@ def compress(
         out: the file to make, `NAME.safetensors`.
         method: name of the codec.
         overwrite: replace a file that is there.
+        calibration: folder of Gram matrices of the fine-tune, made by `calibrate`, for a codec that
+            makes use of them.
         emit: called with events.
         params: of the codec; see `docs/compression.md`.
 
@@ -45,7 +48,7 @@ def compress(
         DataError: an input is corrupt or not finite, or nothing differs.
         SourceError: a model is missing.
     """
-    from mergekit_lite.compress import codec_named
+    from mergekit_lite.compress import codec_named, registry
     from mergekit_lite.patches.make import compress as make
     from mergekit_lite.plan.build import prepare
     from mergekit_lite.report.patches import summarise_patch
@@ -59,6 +62,9 @@ def compress(
     resolve(model, relative_to=Path(), kind="checkpoint")
     codec = codec_named(method)
     chosen = codec.resolved(params)
+    if calibration is not None and not codec.calibrated:
+        using = ", ".join(f"`{name}`" for name, one in registry().items() if one.calibrated)
+        raise RecipeError(f"`{method}` makes no use of a calibration", hint=f"{using} do")
     recipe = {
         "base": base,
         "experts": {"tuned": {"model": model}},
@@ -73,6 +79,7 @@ def compress(
         codec,
         chosen,
         overwrite=overwrite,
+        calibration=None if calibration is None else Path(calibration).expanduser(),
         emit=emit or (lambda event: None),
     )
     return summarise_patch(resolve(str(out), relative_to=Path(), kind="patch"))

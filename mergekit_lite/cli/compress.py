@@ -11,7 +11,17 @@ from mergekit_lite.cli import _parameters as parameters
 from mergekit_lite.cli._output import note, print_json
 from mergekit_lite.cli._patches import summary_text
 
-METHODS = ("bitdelta", "compeft", "intq", "svd", "topk_sparse")
+METHODS = (
+    "bitdelta",
+    "compeft",
+    "delta_come",
+    "intq",
+    "lowrank_sparse",
+    "svd",
+    "topk_sparse",
+    "tvq",
+    "ultradelta",
+)
 
 
 def _values(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> Any:
@@ -37,9 +47,15 @@ def _values(context: click.Context, parameter: click.Parameter, given: tuple[str
     show_default=True,
     help="The codec; `docs/compression.md` describes each.",
 )
-@click.option("--keep", type=float, help="compeft, topk_sparse: part of the entries kept (0.05).")
-@click.option("--rank", type=int, help="svd: rank of each matrix (32).")
-@click.option("--bits", type=int, help="intq: bits of an entry, 2, 4 or 8 (4).")
+@click.option("--keep", type=float, help="Part of the entries that is kept.")
+@click.option("--rank", type=int, help="svd, lowrank_sparse: rank of each matrix.")
+@click.option("--bits", type=int, help="intq, tvq, ultradelta: bits of an entry.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="delta_come, bitdelta: Gram matrices made by `calibrate --collect gram`.",
+)
 @click.option(
     "--set",
     "others",
@@ -58,6 +74,7 @@ def command(
     keep: float | None,
     rank: int | None,
     bits: int | None,
+    calibration: Path | None,
     others: dict[str, Any],
     out: Path | None,
     overwrite: bool,
@@ -85,6 +102,7 @@ def command(
         out,
         method=method,
         overwrite=overwrite,
+        calibration=calibration,
         emit=lambda event: note(event.text) if event.kind == "note" else None,
         **{**others, **given},
     )

@@ -17,6 +17,7 @@ from mergekit_lite.ops._parameters import Parameter
 from mergekit_lite.ops._spec import parameters_of
 
 Encode = Callable[..., Encoded | None]
+Facts = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ class CodecVector:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What a codec asks of all tensors before it compresses the first.
+
+    Attributes:
+        look: what it takes down of a tensor; nothing where it will not compress it.
+        decide: from what was taken down of each tensor and the parameters, what each is given.
+    """
+
+    look: Callable[[Delta, Mapping[str, Any]], Facts | None]
+    decide: Callable[[Mapping[str, Facts], Mapping[str, Any]], Mapping[str, Facts]]
+
+
+@dataclass(frozen=True)
 class Codec:
     """A way to compress the difference of a model to its base.
 
@@ -54,6 +68,8 @@ class Codec:
         keep: the parameter that says which part of the model's entries is kept, for a codec that
             asks for a survey of the whole model; else empty.
         vectors: checked examples.
+        compares: what it asks of all tensors before it compresses the first.
+        calibrated: it makes use of Gram matrices of the layers' inputs.
     """
 
     name: str
@@ -64,6 +80,8 @@ class Codec:
     parameters: Mapping[str, Parameter]
     keep: str = ""
     vectors: tuple[CodecVector, ...] = ()
+    compares: Comparison | None = None
+    calibrated: bool = False
 
     @property
     def summary(self) -> str:
@@ -94,7 +112,13 @@ SCHEMES: dict[str, Scheme] = {}
 
 
 def codec(
-    *, title: str, paper: str, keep: str = "", vectors: Sequence[CodecVector] = ()
+    *,
+    title: str,
+    paper: str,
+    keep: str = "",
+    vectors: Sequence[CodecVector] = (),
+    compares: Comparison | None = None,
+    calibrated: bool = False,
 ) -> Callable[[Encode], Encode]:
     """Register a function `(Delta, *, parameters) -> Encoded | None` as a codec of its name."""
 
@@ -102,7 +126,18 @@ def codec(
         parameters, _ = parameters_of(function)
         doc = inspect.getdoc(function) or ""
         name = function.__name__
-        CODECS[name] = Codec(name, title, paper, doc, function, parameters, keep, tuple(vectors))
+        CODECS[name] = Codec(
+            name,
+            title,
+            paper,
+            doc,
+            function,
+            parameters,
+            keep,
+            tuple(vectors),
+            compares,
+            calibrated,
+        )
         return function
 
     return decorate

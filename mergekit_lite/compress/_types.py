@@ -30,6 +30,9 @@ class Delta:
         found: what a survey of the whole model has found, for a codec that asks for one.
         kept: how many of the entries are kept that reach the threshold of `found`.
         ties: how many of them equal it.
+        facts: what its codec has decided for it of all tensors, where it asks for that.
+        gram: mean of the outer products of its inputs, (inputs, inputs) in fp32, where it is a
+            matrix and there is a calibration.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Delta:
     found: Found | None = None
     kept: int = 0
     ties: int = 0
+    facts: Mapping[str, float] = field(default_factory=dict)
+    gram: Floats | None = None
 
     @property
     def is_matrix(self) -> bool:

@@ -37,6 +37,13 @@ def factors(matrix: Tensor, wanted: Wanted, name: str) -> tuple[Tensor, Tensor]:
     arXiv 0909.4061) draws its directions from a generator seeded by `name`; with `energy` it draws
     more of them until they hold enough. Rank 0 where the matrix is zero.
     """
+    u, s, v = directions(matrix, wanted, name)
+    roots = s.sqrt()
+    return u * roots, roots[:, None] * v
+
+
+def directions(matrix: Tensor, wanted: Wanted, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return singular vectors (out x r), values (r) and vectors (r x in); see `factors`."""
     import torch
 
     most = min(wanted.rank, *matrix.shape)
@@ -50,8 +57,7 @@ def factors(matrix: Tensor, wanted: Wanted, name: str) -> tuple[Tensor, Tensor]:
             drawn = min(2 * drawn, most)
             u, s, v = _randomised(matrix, drawn, name)
     rank = _rank(s[:most], total, wanted.energy)
-    roots = s[:rank].sqrt()
-    return u[:, :rank] * roots, roots[:, None] * v[:rank]
+    return u[:, :rank], s[:rank], v[:rank]
 
 
 def _randomised(matrix: Tensor, rank: int, name: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -159,3 +159,11 @@ def largest(delta: NDArray[np.float32], kept: int) -> Found:
     survey.choose(kept)
     survey.refine(delta)
     return survey.found()
+
+
+def reached(delta: NDArray[np.float32], threshold: int, ties: int) -> NDArray[np.bool_]:
+    """Return which entries are greater than a threshold, or are the first `ties` that equal it."""
+    magnitude = delta.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    found = magnitude > np.uint32(threshold)
+    found[np.flatnonzero(magnitude == np.uint32(threshold))[:ties]] = True
+    return found

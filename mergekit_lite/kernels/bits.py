@@ -1,4 +1,4 @@
-"""Entries that are codes of 1, 2, 4 or 8 bits with scales, and entries of two masks of bits."""
+"""Entries that are codes of 1 to 8 bits with scales, and entries of two masks of bits."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def codes_tile(
 
     Args:
         raw: codes, packed from the lowest bit of a byte on.
-        skip: codes of `raw` before the first that is wanted.
-        bits: of a code: 1, 2, 4 or 8.
+        skip: bits of `raw` before the first code that is wanted.
+        bits: of a code; where 8 is no multiple, a byte behind the last code is looked at.
         table: what each code stands for.
         scales: a line for each row (or one for all), a column for each group.
         width: entries of a row.
@@ -38,15 +38,18 @@ def codes_tile(
         out: the entries.
     """
     wide, mask = np.uint64(bits), np.uint64((1 << bits) - 1)
+    across = 8 % bits != 0
     done, count = 0, out.shape[0]
     while done < count:
         row, column = (first + done) // width, (first + done) % width
         cell = column // group
         end = min(min((cell + 1) * group, width) - column, count - done)
         scale = scales[row if scales.shape[0] > 1 else 0, cell]
-        bit = np.uint64(skip + done) * wide
+        bit = np.uint64(skip) + np.uint64(done) * wide
         for i in range(end):
             byte = np.uint64(raw[bit >> _THREE])
+            if across:
+                byte |= np.uint64(np.uint64(raw[(bit >> _THREE) + _ONE]) << np.uint64(8))
             code = np.uint64(byte >> (bit & _SEVEN)) & mask
             out[np.uint64(done + i)] = table[code] * scale
             bit += wide

@@ -17,9 +17,10 @@ from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
 from mergekit_lite.checkpoint.patch import SAME, WHOLE, Patch, PatchRow
 from mergekit_lite.checkpoint.spool import Spool
 from mergekit_lite.compress import Codec, Delta, Encoded, decoding_kernels, scheme_named
+from mergekit_lite.compress._spec import Facts
 from mergekit_lite.compress._types import DTYPES, in_memory
 from mergekit_lite.compress.survey import Found, Survey, reach
-from mergekit_lite.engine.differences import TILE, difference_of, supply
+from mergekit_lite.engine.differences import TILE, Difference, Digest, difference_of, supply
 from mergekit_lite.engine.events import Event
 from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.options import Options
@@ -30,6 +31,7 @@ from mergekit_lite.kernels import survey
 from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.rice import rice_encode
 from mergekit_lite.kernels.survey import error_tile
+from mergekit_lite.patches.grams import Grams, read_grams
 from mergekit_lite.patches.place import making_file
 from mergekit_lite.plan.types import Job, Plan
 
@@ -49,6 +51,7 @@ def compress(
     params: Mapping[str, Any],
     *,
     overwrite: bool = False,
+    calibration: Path | None = None,
     emit: Callable[[Event], None],
 ) -> Patch:
     """Write the patch that turns a base into its fine-tune, as nearly as the codec can.
@@ -62,6 +65,7 @@ def compress(
         codec: how differences are compressed.
         params: all of its parameters.
         overwrite: replace a file that is there.
+        calibration: folder of Gram matrices, for a codec that makes use of them.
         emit: told of progress.
 
     Returns:
@@ -71,11 +75,12 @@ def compress(
         RecipeError: `out` does not fit, or the codec would keep nothing.
         DataError: an input is not finite, or nothing differs.
     """
+    grams = read_grams(calibration, plan.jobs, emit) if calibration is not None else Grams()
     compile_missing(_kernels(), Options(), emit)
     readers = Readers(models)
     try:
         with making_file(plan, out, overwrite=overwrite, emit=emit) as file:
-            work = _Work(plan, models, readers, codec, params, emit)
+            work = _Work(plan, models, readers, codec, params, grams, emit)
             with Spool(file.parent) as spool:
                 patch = work.patch(spool)
                 spool.finish(file, {"format": "pt", **patch.metadata()})
@@ -104,6 +109,7 @@ class _Work:
     readers: Readers
     codec: Codec
     params: Mapping[str, Any]
+    grams: Grams
     emit: Callable[[Event], None]
     done: int = 0
     digests: dict[str, str] = field(default_factory=dict)
@@ -115,11 +121,12 @@ class _Work:
         if all(read.zero for job in self.plan.jobs if job.kind == "merge" for read in job.reads):
             raise _same()
         found = self._survey() if self.codec.keep else None
+        facts = self._compared()
         left = found.ties if found is not None else 0
         rows: dict[str, PatchRow] = {}
         for job in self.plan.jobs:
             if job.dtype in FLOAT_DTYPES:
-                rows[job.name], used = self._float(job, found, left, spool)
+                rows[job.name], used = self._float(job, found, left, facts.get(job.name, {}), spool)
                 left -= used
             else:
                 rows[job.name] = self._other(job, spool)
@@ -129,6 +136,27 @@ class _Work:
         base = self.plan.inputs["base"].reference
         named = base if ":" in base else Path(base).name
         return Patch(self.codec.name, self.params, named, rows)
+
+    def _values(self, difference: Difference, digest: Digest | None) -> NDArray[np.float32]:
+        if difference.size > self.memory.size:
+            self.memory = np.empty(difference.size, np.float32)
+        return difference.whole(self.memory, digest)
+
+    def _compared(self) -> Mapping[str, Facts]:
+        """Let a codec look at all tensors, if it asks to, and decide for each."""
+        if self.codec.compares is None:
+            return {}
+        looked: dict[str, Facts] = {}
+        for job in self.plan.jobs:
+            if job.dtype in FLOAT_DTYPES:
+                digest = sha256()
+                values = self._values(difference_of(job, self.readers), digest)
+                self.digests[job.name] = digest.hexdigest()[:32]
+                delta = Delta(job.name, job.shape, values)
+                facts = self.codec.compares.look(delta, self.params) if values.any() else None
+                looked |= {job.name: facts} if facts is not None else {}
+            self._tell(job)
+        return self.codec.compares.decide(looked, self.params)
 
     def _survey(self) -> Found:
         """Find what is kept of the whole model, in one sweep or two."""
@@ -172,7 +200,7 @@ class _Work:
                 yield difference.size / sample.size, sample
 
     def _float(
-        self, job: Job, found: Found | None, left: int, spool: Spool
+        self, job: Job, found: Found | None, left: int, facts: Facts, spool: Spool
     ) -> tuple[PatchRow, int]:
         """Return what is said of a tensor, and how many entries at the threshold it has taken."""
         difference = difference_of(job, self.readers)
@@ -180,13 +208,11 @@ class _Work:
         info = self.models["base"].header.tensors[base.name or job.name]
         digest = sha256()
         known = self.digests.get(job.name)
-        if difference.size > self.memory.size:
-            self.memory = np.empty(difference.size, np.float32)
-        values = difference.whole(self.memory, None if known else digest)
+        values = self._values(difference, None if known else digest)
         row = _Row(info.dtype, job.shape, known or digest.hexdigest()[:32])
         if reach(values, 0)[0] == 0:
             return row.told(SAME), 0
-        delta = Delta(job.name, job.shape, values)
+        delta = Delta(job.name, job.shape, values, facts=facts, gram=self.grams.of(job))
         if found is not None:
             above, equal = reach(values, found.threshold)
             ties = min(left, equal)
@@ -226,7 +252,8 @@ class _Work:
 
     def _tell(self, job: Job) -> None:
         self.done += 1
-        total = len(self.plan.jobs) * (3 if self.codec.keep else 1)
+        sweeps = 3 if self.codec.keep else 2 if self.codec.compares else 1
+        total = len(self.plan.jobs) * sweeps
         self.emit(Event("progress", name=job.name, bytes_read=self.done, bytes_total=total))
 
 

@@ -34,6 +34,10 @@ CODECS: list[tuple[str, dict[str, Any]]] = [
     ("topk_sparse", {"keep": 0.3}),
     ("svd", {"rank": 4}),
     ("intq", {"bits": 4, "group": 16}),
+    ("tvq", {"bits": 3}),
+    ("lowrank_sparse", {"rank": 4, "keep": 0.05}),
+    ("delta_come", {"ratio": 4.0}),
+    ("ultradelta", {"keep": 0.3, "bits": 4}),
 ]
 
 

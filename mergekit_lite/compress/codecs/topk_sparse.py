@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
-
-import numpy as np
 
 from mergekit_lite.compress._spec import CodecVector, codec
 from mergekit_lite.compress._types import Delta, Encoded
@@ -36,9 +33,7 @@ def topk_sparse(
     of 16-bit weights lose nothing or little.
     """
     found = largest(delta.values, max(int(keep * delta.values.size), 1))
-    # fp16 then spans 2 ** -24 to 2 ** 15 of it: a mantissa of 11 bits far below the largest.
-    scale = 2.0 ** (math.frexp(float(np.abs(delta.values).max()))[1] - 15)
-    scale = min(max(scale, 2.0**-126), 2.0**126)
+    scale = rice.scale_for(delta.values)
     return rice.encoded(
         delta.values, found.threshold, found.kept, found.ties, scale=scale, signs=False
     )

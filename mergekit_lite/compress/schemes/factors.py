@@ -24,11 +24,13 @@ def encoded(left: Floats, right: Floats, dtype: str) -> Encoded:
     return Encoded("factors", {"left": left.astype(kind), "right": right.astype(kind)})
 
 
-def _factor_bytes(packed: Packed) -> int:
-    return 3 * sum(4 * part.nbytes // DTYPE_BYTES[part.dtype] for part in packed.parts.values())
+def factor_bytes(packed: Packed) -> int:
+    """Return the bytes that decoding holds: both factors in fp32, and copies that make them."""
+    found = [part for name, part in packed.parts.items() if name in ("left", "right")]
+    return 3 * sum(4 * part.nbytes // DTYPE_BYTES[part.dtype] for part in found)
 
 
-@scheme("factors", kernels=[low_rank_tile], held=_factor_bytes)
+@scheme("factors", kernels=[low_rank_tile], held=factor_bytes)
 class Factors:
     """Multiplies out what is asked for; both factors are in memory."""
 

@@ -8,6 +8,7 @@ from mergekit_lite.checkpoint.coded.grid import Fetch
 from mergekit_lite.checkpoint.patch import Packed
 from mergekit_lite.compress._spec import scheme
 from mergekit_lite.compress._types import Encoded, Floats, size_of
+from mergekit_lite.compress.survey import reached
 from mergekit_lite.kernels.bits import masks_tile
 
 
@@ -20,11 +21,8 @@ def encoded(delta: Floats, threshold: int, ties: int, *, scale: float) -> Encode
         ties: how many that equal it are kept, the first by flat index.
         scale: what signs are multiplied by.
     """
-    bits = delta.view(np.uint32)
-    magnitude = bits & np.uint32(0x7FFFFFFF)
-    kept = magnitude > np.uint32(threshold)
-    kept[np.flatnonzero(magnitude == np.uint32(threshold))[:ties]] = True
-    minus = bits >> np.uint32(31) != 0
+    kept = reached(delta, threshold, ties)
+    minus = delta.view(np.uint32) >> np.uint32(31) != 0
     parts = {
         "plus": np.packbits(kept & ~minus, bitorder="little"),
         "minus": np.packbits(kept & minus, bitorder="little"),

@@ -1,4 +1,7 @@
-"""`rice`: signs or values of few entries, whose places are Golomb-Rice codes of the gaps."""
+"""`rice`: few entries, whose places are Golomb-Rice codes of the gaps.
+
+Of each there is a sign, a value in fp16, or the code of a level, which stands for `code - zero`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from mergekit_lite.checkpoint.coded.grid import Fetch, fetched
 from mergekit_lite.checkpoint.patch import Packed
 from mergekit_lite.compress._spec import scheme
 from mergekit_lite.compress._types import Encoded, Floats, size_of
+from mergekit_lite.compress.packing import pack, packed_bytes, unpack
 from mergekit_lite.errors import DataError
 from mergekit_lite.kernels.rice import BLOCK, SLACK, rice_decode, rice_encode
 
@@ -33,6 +37,15 @@ def bits_for(share: float) -> int:
     return min(max(1 + best, 0), MOST_BITS)
 
 
+def scale_for(values: Floats) -> float:
+    """Return the power of two by which values are divided before they are stored in fp16.
+
+    fp16 then spans 2 ** -24 to 2 ** 15 of it: a mantissa of 11 bits far below the largest.
+    """
+    scale = 2.0 ** (math.frexp(float(np.abs(values).max()))[1] - 15)
+    return min(max(scale, 2.0**-126), 2.0**126)
+
+
 def encoded(
     delta: Floats, threshold: int, kept: int, ties: int, *, scale: float, signs: bool
 ) -> Encoded:
@@ -46,6 +59,32 @@ def encoded(
         scale: what decoded signs or values are multiplied by.
         signs: keep the signs alone; else the values divided by `scale`, in fp16.
     """
+    parts, bits, values = _placed(delta, threshold, kept, ties, signs=signs)
+    if not signs:
+        parts["values"] = (values / np.float32(scale)).astype(np.float16)
+    return Encoded("rice", parts, {"bits": bits, "scale": scale})
+
+
+def levelled(levels: Floats, zero: int, level_bits: int, *, scale: float) -> Encoded:
+    """Return the entries that are not zero, each as the code of its level.
+
+    Args:
+        levels: whole numbers from `-zero` to `2 ** level_bits - 1 - zero`; 0 for what is dropped.
+        zero: the code of level 0.
+        level_bits: of a code.
+        scale: what levels are multiplied by.
+    """
+    kept = int(np.count_nonzero(levels))
+    parts, bits, values = _placed(levels, 1, kept, 0, signs=False)
+    parts["levels"] = pack((values + np.float32(zero)).astype(np.uint8), level_bits)
+    numbers = {"bits": bits, "scale": scale, "level_bits": level_bits, "zero": zero}
+    return Encoded("rice", parts, numbers)
+
+
+def _placed(
+    delta: Floats, threshold: int, kept: int, ties: int, *, signs: bool
+) -> tuple[dict[str, NDArray[Any]], int, Floats]:
+    """Return the coded places of what is kept, the lowest bits of a gap, and the kept entries."""
     bits = bits_for(kept / delta.size) if kept else 0
     blocks = -(-delta.size // BLOCK)
     room = (kept * (bits + 2) + (delta.size >> bits)) // 8 + 11 * blocks + SLACK
@@ -56,17 +95,15 @@ def encoded(
     rice_encode(delta, threshold, left, bits, signs, out, index, values, places, ends)
     if ends[0] < 0 or ends[1] != kept:
         raise DataError(f"{ends[1]:,} entries were kept, {kept:,} are wanted")
-    parts: dict[str, NDArray[Any]] = {"codes": out[: ends[0]], "index": index.reshape(-1)}
-    if not signs:
-        parts["values"] = (values / np.float32(scale)).astype(np.float16)
-    return Encoded("rice", parts, {"bits": bits, "scale": scale})
+    return {"codes": out[: ends[0]], "index": index.reshape(-1)}, bits, values
 
 
-def _index_bytes(packed: Packed) -> int:
+def index_bytes(packed: Packed) -> int:
+    """Return the bytes that decoding holds: where each block begins."""
     return 4 * packed.parts["index"].nbytes if "index" in packed.parts else 0
 
 
-@scheme("rice", kernels=[rice_decode], held=_index_bytes)
+@scheme("rice", kernels=[rice_decode], held=index_bytes)
 class Rice:
     """Decodes the blocks that a range of entries lies in."""
 
@@ -79,6 +116,7 @@ class Rice:
         kept, nbytes = (int(n) for n in self._before[-1])
         self._codes = packed.part("codes", "U8", nbytes)
         self._values = packed.part("values", "F16", kept) if "values" in packed.parts else None
+        self._levels = _Levels(packed, kept) if "level_bits" in packed.numbers else None
         self._bits, self._scale = int(packed.number("bits")), packed.number("scale")
         if not 0 <= self._bits <= MOST_BITS:
             raise DataError(f"`bits` is {self._bits}", packed.name)
@@ -92,7 +130,7 @@ class Rice:
         codes[stop - begin :] = 0
         self._fetch(self._codes, begin, codes[: stop - begin])
         wrong = np.zeros(1, np.int64)
-        if self._values is not None and until == kept:
+        if (self._values or self._levels) is not None and until == kept:
             out[:] = 0
             return
         values = self._values_of(kept, until)
@@ -104,9 +142,29 @@ class Rice:
             raise DataError("its codes lead beyond their block", self._name, "fetch it again")
 
     def _values_of(self, kept: int, until: int) -> Floats:
+        if self._levels is not None:
+            return self._levels.read(self._fetch, kept, until)
         if self._values is None:
             return _NO_VALUES
         width = DTYPE_BYTES[self._values.dtype]
         raw = np.empty((until - kept) * width, np.uint8)
         self._fetch(self._values, kept * width, raw)
         return raw.view(np.float16).astype(np.float32)
+
+
+class _Levels:
+    """Codes of the levels of kept entries."""
+
+    def __init__(self, packed: Packed, kept: int) -> None:
+        self._bits, self._zero = int(packed.number("level_bits")), packed.number("zero")
+        if not 1 <= self._bits <= 8:
+            raise DataError(f"`level_bits` is {self._bits}", packed.name)
+        self._info = packed.part("levels", "U8", packed_bytes(kept, self._bits))
+
+    def read(self, fetch: Fetch, kept: int, until: int) -> Floats:
+        """Return the levels of the kept entries from number `kept` to `until`."""
+        begin = kept * self._bits // 8
+        raw = np.empty(packed_bytes(until, self._bits) - begin, np.uint8)
+        fetch(self._info, begin, raw)
+        codes = unpack(raw, self._bits, until - kept, kept * self._bits - 8 * begin)
+        return codes.astype(np.float32) - np.float32(self._zero)
