@@ -28,6 +28,7 @@ class Weights:
     Attributes:
         by_layer: stored names of each layer; None stands for all outside the layers.
         stored: stored names of each weight of transformers.
+        converted: weights of transformers that are no single stored tensor as it is.
 
     Args:
         skeleton: the model to bring them into.
@@ -70,14 +71,14 @@ class Weights:
     def drop(self, layer: int) -> None:
         """Take the weights of a layer out of memory."""
         for _, module in self._modules(layer):
-            _forget(module)
+            forget(module)
 
     def drop_vocabulary(self) -> None:
         """Take embedding and head out of memory; what else is outside the layers is small."""
         model = self.skeleton.model
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             if module is not None:
-                _forget(module)
+                forget(module)
 
     def _group(self, model: Model) -> dict[int | None, list[str]]:
         """Return the stored names of each layer, by where transformers puts them."""
@@ -88,13 +89,16 @@ class Weights:
         whole = self.skeleton.model
         known, prefix = whole.state_dict(), whole.base_model_prefix
         self.stored: dict[str, list[str]] = {}
+        self.converted: set[str] = set()
         stem = self.skeleton.layers[0].name.rpartition(".")[0]
         layered = re.compile(rf"{re.escape(stem)}\.(\d+)\.")
         found: dict[int | None, list[str]] = {}
         for name, info in model.header.tensors.items():
-            target, _ = loading.rename_source_key(name, renamings, converters, prefix, known)
+            target, how = loading.rename_source_key(name, renamings, converters, prefix, known)
             if target not in known or info.loaded not in FLOAT_DTYPES:
                 continue
+            if how is not None:
+                self.converted.add(target)
             self.stored.setdefault(target, []).append(name)
             match = layered.match(target)
             found.setdefault(int(match[1]) if match else None, []).append(name)
@@ -199,7 +203,8 @@ class Weights:
         return [(n, m) for n, m in self.skeleton.model.named_modules() if id(m) not in inside]
 
 
-def _forget(module: Any) -> None:
+def forget(module: Any) -> None:
+    """Take a module's own weights out of memory; those of modules inside it stay."""
     for key, weight in list(module._parameters.items()):
         if weight is not None and not weight.is_meta:
             setattr(module, key, type(weight)(weight.to("meta"), requires_grad=False))

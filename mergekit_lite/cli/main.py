@@ -24,6 +24,7 @@ VERBS: Mapping[str, str] = {
     "ops": "List the operations, or show one.",
     "inspect": "Summarise a checkpoint from its headers.",
     "eval": "Score a model, and compare it with its parents.",
+    "search": "Find the parameters of a recipe that validation data likes best.",
     "diff": "Compare two checkpoints, layer by layer.",
     "calibrate": "Measure a model on texts, for methods that need data.",
     "moe": "Look into routed models.",

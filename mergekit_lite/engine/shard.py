@@ -183,11 +183,15 @@ class Worker:
             part, given = self._factor(job)
             write(part, 0)
             return self._done(job, shard, given, self.readers.traffic.read_here() - before)
-        job = joined(job)
-        row = self._fused(job, write) if enabled() and self.device == "cpu" else None
-        row = row or self._torch(job, write)
+        row = self.merge(job, write)
         read = self.readers.traffic.read_here() - before
         return self._done(job, shard, row.contributions(), read)
+
+    def merge(self, job: Job, write: Write) -> Row:
+        """Compute a row that is no copy; hand its bytes to `write`, with where they begin."""
+        job = joined(job)
+        row = self._fused(job, write) if enabled() and self.device == "cpu" else None
+        return row or self._torch(job, write)
 
     def _done(
         self, job: Job, shard: OpenShard, parts: Mapping[str, Contribution], bytes_read: int

@@ -87,7 +87,8 @@ def read_data(
     """Return all data that is asked for, in order.
 
     A `.txt` file is running text. A line of a `.jsonl` file has `text`, or `question`, `choices`
-    and `answer`. `zoo:NAME` is the zoo's held-out text of an expert.
+    and `answer`. `zoo:NAME` is the zoo's held-out text of an expert, and `zoo:NAME.validation`
+    another one to choose parameters by.
 
     Args:
         files: name -> path, or `zoo:NAME`.
@@ -150,11 +151,14 @@ def _of_file(name: str, file: str, folder: Path, most: int, size: int) -> Data:
 def _zoo_text(reference: str) -> Path:
     from mergekit_lite.zoo.catalog import EXPERTS, held_out_text
 
-    domain = reference.removeprefix(SCHEME)
+    domain, dot, split = reference.removeprefix(SCHEME).partition(".")
     if domain not in EXPERTS:
         hint = nearest(domain, EXPERTS) or f"it has texts of {', '.join(EXPERTS)}"
         raise RecipeError(f"the zoo has no text of `{domain}`", hint=hint)
-    return held_out_text(domain)
+    if dot and split not in ("test", "validation"):
+        what = f"the zoo's text of `{domain}` has no split `{split}`"
+        raise RecipeError(what, hint="there are `test`, which is the default, and `validation`")
+    return held_out_text(domain, split or "test")
 
 
 def _objects(path: Path) -> list[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from mergekit_lite.quality.data import Data, Texts
 from mergekit_lite.quality.faults import Kin, faults_of, kin_of
 from mergekit_lite.quality.forward import Pass, Predicted, Settings, Tell, require_memory
 from mergekit_lite.quality.scores import ChoiceScore, Evaluation, Likeness, Score, TextScore
+from mergekit_lite.quality.sequences import Piece
 from mergekit_lite.quality.subjects import Subject
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def evaluate(
     likeness: dict[str, dict[str, Likeness]] = {}
     faults = faults_of(subject.model, kin_of(parents) if kin is None else kin)
     with _running(own, tell):
-        scores[subject.name] = _scores(own, data, faults)
+        scores[subject.name] = scores_of(own.pieces, own.predicted(), data, faults)
         for parent in others:
             with _running(parent, tell):
                 name = parent.subject.name
-                scores[name] = _scores(parent, data, [])
+                scores[name] = scores_of(parent.pieces, parent.predicted(), data, [])
                 if [p.ids for p in own.pieces] == [p.ids for p in parent.pieces]:
-                    likeness[name] = _likeness(own, parent, data)
+                    likeness[name] = likeness_of(own.predicted(), parent.predicted(), data)
                 else:
                     tell(f"{name} has another tokenizer: no KL, no agreement with it")
     versions = {each.name: each.version for each in data}
@@ -83,12 +84,24 @@ def _counted(own: Pass, parents: int) -> str:
     return f"{tokens:,} tokens in {len(own.pieces):,} pieces through the model{beside}"
 
 
-def _scores(each: Pass, data: Sequence[Data], faults: list[Problem]) -> dict[str, Score]:
-    """Return the scores of one model; losses that are no numbers are noted."""
-    nats = {(p.data, p.unit, p.choice): 0.0 for p in each.pieces}
+def scores_of(
+    pieces: Sequence[Piece],
+    predicted: Iterable[Predicted],
+    data: Sequence[Data],
+    faults: list[Problem],
+) -> dict[str, Score]:
+    """Return the scores of one model by data.
+
+    Args:
+        pieces: what the data is made of.
+        predicted: what the model says of each.
+        data: what to score on.
+        faults: where losses that are no numbers are noted.
+    """
+    nats = {(p.data, p.unit, p.choice): 0.0 for p in pieces}
     counts = dict.fromkeys(nats, 0)
-    nbytes = {(p.data, p.unit, p.choice): p.nbytes for p in each.pieces}
-    for found in each.predicted():
+    nbytes = {(p.data, p.unit, p.choice): p.nbytes for p in pieces}
+    for found in predicted:
         key = (found.piece.data, found.piece.unit, found.piece.choice)
         nats[key], counts[key] = _nats(found), len(found.targets)
     scored: dict[str, Score] = {}
@@ -121,12 +134,15 @@ def _nats(found: Predicted) -> float:
     return float(loss.double().sum())
 
 
-def _likeness(own: Pass, parent: Pass, data: Sequence[Data]) -> dict[str, Likeness]:
+def likeness_of(
+    own: Iterable[Predicted], parent: Iterable[Predicted], data: Sequence[Data]
+) -> dict[str, Likeness]:
+    """Return how like a parent a model is, by text; both say something of the same pieces."""
     names = {one.name: len(one) for one in data if isinstance(one, Texts)}
     kl = {name: [0.0] * count for name, count in names.items()}
     agreed = {name: [0] * count for name, count in names.items()}
     tokens = {name: [0] * count for name, count in names.items()}
-    for mine, theirs in zip(own.predicted(), parent.predicted(), strict=True):
+    for mine, theirs in zip(own, parent, strict=True):
         name, unit = mine.piece.data, mine.piece.unit
         if name in names:
             width = min(mine.logits.shape[1], theirs.logits.shape[1])

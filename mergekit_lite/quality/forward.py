@@ -57,6 +57,21 @@ class Predicted:
     logits: Tensor
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model that stays in memory while several passes go through it.
+
+    Attributes:
+        skeleton: the model.
+        tokenizer: of transformers.
+        stream: runs it.
+    """
+
+    skeleton: Skeleton
+    tokenizer: Any
+    stream: Stream
+
+
 class Pass:
     """One model and all data, before, while and after the one goes through the other.
 
@@ -64,6 +79,7 @@ class Pass:
         subject: the model.
         data: what to run.
         settings: how.
+        loaded: the model, where it is in memory already; by default it is read layer by layer.
 
     Raises:
         SourceError: transformers is not installed.
@@ -71,14 +87,23 @@ class Pass:
         RecipeError: transformers does not build the architecture.
     """
 
-    def __init__(self, subject: Subject, data: Sequence[Data], settings: Settings) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        data: Sequence[Data],
+        settings: Settings,
+        loaded: Loaded | None = None,
+    ) -> None:
         require_transformers("eval")
-        self.subject, self.settings = subject, settings
-        folder = subject.model.root
-        self.skeleton: Skeleton = build(folder, device=settings.device, dtype=settings.dtype)
+        self.subject, self.settings, self._loaded = subject, settings, loaded
+        if loaded is None:
+            folder = subject.model.root
+            self.skeleton = build(folder, device=settings.device, dtype=settings.dtype)
+        else:
+            self.skeleton = loaded.skeleton
         self.pieces = pieces(
             data,
-            load_tokenizer(folder),
+            loaded.tokenizer if loaded is not None else load_tokenizer(subject.model.root),
             rows=self.skeleton.vocabulary,
             positions=self._positions(),
         )
@@ -97,12 +122,15 @@ class Pass:
         Raises:
             DataError: weights are missing or do not fit the config.
         """
-        self._weights = Weights(self.skeleton, {"model": self.subject.model})
-        self._stream = Stream(self.skeleton, self._weights)
+        if self._loaded is None:
+            self._weights = Weights(self.skeleton, {"model": self.subject.model})
+            self._stream = Stream(self.skeleton, self._weights)
+        else:
+            self._stream = self._loaded.stream
         self._hidden = self._stream.embed(self._batches)
         for place in self._stream.layers(self._batches, self._hidden):
             tell(f"{self.subject.name}: layer {place.index + 1} of {len(self.skeleton.layers)}")
-        self._weights.load(None)
+        self._stream.weights.load(None)
 
     def predicted(self) -> Iterator[Predicted]:
         """Yield what the model says of each piece, in an order that pieces alone decide."""

@@ -184,8 +184,9 @@ class Extender:
             entries["stages"] = stages.with_value(moved_stages)
         if "base" in entries:
             entries["base"] = moved(entries["base"])
-        if "expect" in entries:
-            entries["expect"] = _expect_moved(entries["expect"], moved)
+        for key in ("expect", "search"):
+            if key in entries:
+                entries[key] = _files_moved(entries[key], moved)
         if "experts" in entries:
             experts = {
                 name: expert.with_value(
@@ -200,14 +201,15 @@ class Extender:
         return root.with_value(entries)
 
 
-def _expect_moved(expect: Node, moved: Callable[[Node], Node]) -> Node:
-    """Return bounds with the files that they name spelt anew."""
-    if not isinstance(expect.value, dict):
-        return expect
-    entries = dict(expect.value)
+def _files_moved(part: Node, moved: Callable[[Node], Node]) -> Node:
+    """Return `expect` or `search` with the files that it names spelt anew."""
+    if not isinstance(part.value, dict):
+        return part
+    entries = dict(part.value)
     if "baseline" in entries:
         entries["baseline"] = moved(entries["baseline"])
-    if (data := entries.get("data")) is not None and isinstance(data.value, dict):
-        files = {name: moved(file) for name, file in data.value.items()}
-        entries["data"] = data.with_value(files)
-    return expect.with_value(entries)
+    for key in ("data", "test"):
+        if (data := entries.get(key)) is not None and isinstance(data.value, dict):
+            files = {name: moved(file) for name, file in data.value.items()}
+            entries[key] = data.with_value(files)
+    return part.with_value(entries)

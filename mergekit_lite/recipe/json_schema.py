@@ -19,6 +19,7 @@ from mergekit_lite.recipe.values import choices, kinds
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _VARIABLE: Schema = {"$ref": "#/$defs/variable"}
+_SEARCHED: Schema = {"$ref": "#/$defs/searched"}
 _WEIGHTS: Schema = {
     "type": "object",
     "minProperties": 1,
@@ -66,6 +67,7 @@ def json_schema(specs: Mapping[str, OpSpec]) -> Schema:
         "pattern": r"\$\{",
         "description": "A value that uses a variable: `${name}`, declared under `vars`.",
     }
+    definitions["searched"] = _searched()
     definitions["weight"] = _number_or_gradient({"type": "number"})
     return {
         "$schema": DIALECT,
@@ -244,6 +246,9 @@ def _parameter(parameter: Parameter, spec: OpSpec) -> Schema:
     if parameter.numeric:
         value = _number_or_gradient(value)
     options = value["anyOf"] if "anyOf" in value else [value, dict(_VARIABLE)]
+    if dict(_SEARCHED) not in options:
+        options = [*options, dict(_SEARCHED)]
+        value = {"anyOf": options}
     if parameter.per_expert or spec.kind == "transform":
         by_expert = {"type": "object", "additionalProperties": value, "minProperties": 1}
         options = [*options, by_expert]
@@ -256,8 +261,34 @@ def _parameter(parameter: Parameter, spec: OpSpec) -> Schema:
 
 
 def _number_or_gradient(number: Schema) -> Schema:
-    entry = {"anyOf": [number, dict(_VARIABLE)]}
-    return {"anyOf": [number, dict(_VARIABLE), {"type": "array", "items": entry, "minItems": 1}]}
+    entry = {"anyOf": [number, dict(_VARIABLE), dict(_SEARCHED)]}
+    return {"anyOf": [*entry["anyOf"], {"type": "array", "items": entry, "minItems": 1}]}
+
+
+def _searched() -> Schema:
+    """Return what may stand in place of a value that `search` chooses."""
+    number: Schema = {"anyOf": [{"type": "number"}, dict(_VARIABLE)]}
+    ends = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
+    range_keys = {"log": {"type": "boolean"}, "step": number, "default": number}
+    choice: Schema = {"type": ["number", "string", "boolean", "array"]}
+    listed = {"type": "array", "items": choice, "minItems": 2, "uniqueItems": True}
+    return {
+        "description": "A value that `search` chooses: of a range, or of a list.",
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {"search": ends, **range_keys},
+                "required": ["search"],
+                "additionalProperties": False,
+            },
+            {
+                "type": "object",
+                "properties": {"choice": listed, "default": choice},
+                "required": ["choice"],
+                "additionalProperties": False,
+            },
+        ],
+    }
 
 
 def _scalar(parameter: Parameter) -> Schema:

@@ -17,6 +17,7 @@ from mergekit_lite.recipe.extends import Extender, read_documents, spelt
 from mergekit_lite.recipe.marks import Mark, Node, Problems, from_plain, kind_of, show
 from mergekit_lite.recipe.override import apply_overrides
 from mergekit_lite.recipe.schema import BASE, Expert, Recipe, Slice
+from mergekit_lite.recipe.searched import settled
 from mergekit_lite.recipe.shape import Shaper
 from mergekit_lite.recipe.text import only
 from mergekit_lite.recipe.variables import substitute_variables
@@ -36,8 +37,22 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     tree = read_tree(source, overrides, problems := Problems())
     if tree.command != "ours" and not tree.readable:
         problems.raise_if_any()  # it could not be read far enough to say more
-    recipe = _validated(tree.root, problems, tree.name, tree.folder)
-    places = {path: str(node.mark) for path, node in tree.root.walk()}
+    return checked(tree, settled(tree.root, problems), problems)
+
+
+def checked(tree: Tree, root: Node, problems: Problems) -> Recipe:
+    """Return a recipe whose tree has been read.
+
+    Args:
+        tree: as it was read.
+        root: its nodes, each parameter with a value.
+        problems: what is known to be wrong.
+
+    Raises:
+        RecipeError: with every problem.
+    """
+    recipe = _validated(root, problems, tree.name, tree.folder)
+    places = {path: str(node.mark) for path, node in root.walk()}
     recipe._places.update(places)
     for stage_name, stage in recipe.stages.items():
         within = ("stages", stage_name)

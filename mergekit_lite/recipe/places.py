@@ -50,6 +50,7 @@ TOP = [*keys_of(Recipe), "extends", "vars"]
 _HOMES: dict[str, str] = {
     **{key: f"in a bound: `expect: {{bounds: [{{{key}: ...}}]}}`" for key in keys_of(Bound)},
     **{key: f"under `expect`: `expect: {{{key}: ...}}`" for key in keys_of(Expect)},
+    **{key: f"under `search`: `search: {{{key}: ...}}`" for key in ("objectives", "test")},
     **{key: f"in a rule: `rules: [{{match: ..., {key}: ...}}]`" for key in keys_of(Rule)},
     "stack": "in a slice: `slices: [{layers: ..., stack: ...}]`",
     **{key: f"in a rule's match: `match: {{{key}: ...}}`" for key in ("layers", "role")},

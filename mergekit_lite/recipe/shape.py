@@ -23,6 +23,7 @@ from mergekit_lite.recipe.renames import renamer
 from mergekit_lite.recipe.routers import read_routers
 from mergekit_lite.recipe.rules import RuleReader
 from mergekit_lite.recipe.schema import Expert, Output
+from mergekit_lite.recipe.search import SearchReader
 from mergekit_lite.recipe.slices import SliceReader
 from mergekit_lite.recipe.stages import KEYS as STAGE_KEYS
 from mergekit_lite.recipe.stages import SIGN, Stages
@@ -101,6 +102,8 @@ class Shaper:
             data["tokenizer"] = tokens.read(entries["tokenizer"])
         if "expect" in data:
             data["expect"] = ExpectReader(self).read(entries["expect"])
+        if "search" in data:
+            data["search"] = SearchReader(self).read(entries["search"])
         tokens.check(*(entries.get(key) for key in ("vocab", "tokenizer", "chat_template")))
         if self.outer:
             return self._as_stage(data)

@@ -10,7 +10,7 @@ from mergekit_lite.recipe.schema import Stage
 SIGN = "@"
 """What a reference to a stage begins with."""
 
-OUTSIDE = ("schema_version", "stages", "tokenizer", "chat_template", "moe", "expect")
+OUTSIDE = ("schema_version", "stages", "tokenizer", "chat_template", "moe", "expect", "search")
 """Keys of a recipe that its stages do not have."""
 
 KEYS = [key for key in keys_of(Stage) if key not in (*OUTSIDE, "named")]

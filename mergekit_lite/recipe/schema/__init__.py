@@ -30,6 +30,7 @@ from mergekit_lite.recipe.schema.prune import Prune, PruneMethod
 from mergekit_lite.recipe.schema.recipe import Recipe, Stage
 from mergekit_lite.recipe.schema.routers import Routers
 from mergekit_lite.recipe.schema.rules import ACTIONS, ROLES, Match, Rule, Slice
+from mergekit_lite.recipe.schema.search import Objective, Search
 from mergekit_lite.recipe.schema.tokens import Tokenizer, TokenRule, TokenSource
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Moe",
     "MoeExpert",
     "Noise",
+    "Objective",
     "Output",
     "Prune",
     "PruneMethod",
@@ -65,6 +67,7 @@ __all__ = [
     "Routers",
     "Routing",
     "Rule",
+    "Search",
     "SharedExpert",
     "Slice",
     "Stage",

@@ -16,6 +16,7 @@ from mergekit_lite.recipe.schema.moe import Moe
 from mergekit_lite.recipe.schema.output import Output
 from mergekit_lite.recipe.schema.routers import Routers
 from mergekit_lite.recipe.schema.rules import Rule, Slice
+from mergekit_lite.recipe.schema.search import Search
 from mergekit_lite.recipe.schema.tokens import Tokenizer
 
 
@@ -68,6 +69,9 @@ class Recipe(Part):
     """Assemble a routed model whose experts are the feed-forward layers of these models."""
     expect: Expect | None = None
     """How good the result must be, as `run` and `eval --recipe` check."""
+    search: Search | None = None
+    """By what `search` chooses the parameters that are written `{search: [low, high]}` or
+    `{choice: [...]}`; nothing else looks at it."""
 
     stages: Mapping[str, Stage] = {}
     """Recipes by name whose results are models of this one, named `@NAME`; see below."""

@@ -1,0 +1,1 @@
+"""Chooses parameters of a recipe by how good the result is on validation data."""
