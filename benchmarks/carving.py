@@ -33,6 +33,7 @@ BASE = "zoo:smol"
 CASES: dict[str, dict[str, Any]] = {
     "cmoe, ridge": {"method": "cmoe", "router": "ridge"},
     "coactivation, ridge": {"method": "coactivation", "router": "ridge"},
+    "gradient, ridge": {"method": "gradient", "router": "ridge"},
     "kmeans, ridge": {"method": "kmeans", "router": "ridge"},
     "kmeans, param": {"method": "kmeans", "router": "param"},
     "contiguous, factor": {"method": "contiguous", "router": "factor"},
@@ -49,7 +50,10 @@ def recipe(case: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
         "experts_per_token": given.experts_per_token,
         **case,
     }
-    if case["method"] in ("cmoe", "coactivation") or case["router"] in ("ridge", "factor"):
+    if case["method"] in ("cmoe", "coactivation", "gradient") or case["router"] in (
+        "ridge",
+        "factor",
+    ):
         carve["data"] = str(held_out_text(given.domain, "validation"))
     return {"base": BASE, "moe": {"carve": carve}}
 
@@ -63,9 +67,9 @@ def agreement_of(asked: dict[str, Any], out: Path, given: argparse.Namespace) ->
     try:
         passed = base.passed(held_out_text(given.domain, "test"), tokens=2048, length=512)
         with safe_open(out / "model.safetensors", "pt") as weights:
-            for index, inputs in passed.layers:
+            for index, seen in passed.layers:
                 gate, up, down = (base.matrix(index, part) for part in ("gate", "up", "down"))
-                layer = Layer(gate, up, down, inputs, 0)
+                layer = Layer(gate, up, down, seen.inputs, 0)
                 slices = np.array(orders[str(index)]).reshape(given.experts, -1)
                 own = [one[one < layer.neurons] for one in slices]
                 split = Split(np.concatenate([*own[: given.shared], own[0][:0]]),

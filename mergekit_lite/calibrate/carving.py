@@ -14,12 +14,13 @@ from mergekit_lite.engine.inputs import Readers
 from mergekit_lite.engine.supplies import supply_of
 from mergekit_lite.engine.tiles import float32_of
 from mergekit_lite.errors import DataError
-from mergekit_lite.moe.carve._layer import Passed
-from mergekit_lite.moe.carve.cost import working_bytes
+from mergekit_lite.moe.carve._layer import Passed, Seen
+from mergekit_lite.moe.carve.cost import graph_bytes, working_bytes
 from mergekit_lite.moe.families import FAMILIES
 from mergekit_lite.plan.types import Block, Job, Plan
 
 if TYPE_CHECKING:
+    from mergekit_lite.calibrate.estimate import Estimate
     from mergekit_lite.calibrate.host import Host
     from mergekit_lite.calibrate.run import Prepared
     from mergekit_lite.sources import Model
@@ -36,10 +37,14 @@ class Base:
         plan: of the carved model.
         models: its inputs, opened.
         host: on which texts are run.
+        folder: where hidden states are kept while a loss is followed back; by default that of the
+            system for what does not stay.
     """
 
-    def __init__(self, plan: Plan, models: Mapping[str, Model], host: Host) -> None:
-        self._plan, self._base, self._host = plan, models[BASE], host
+    def __init__(
+        self, plan: Plan, models: Mapping[str, Model], host: Host, folder: Path | None = None
+    ) -> None:
+        self._plan, self._base, self._host, self._folder = plan, models[BASE], host, folder
         self._readers = Readers(models, plan.row_maps)
         self._blocks = dict(_blocks(plan))
 
@@ -57,8 +62,11 @@ class Base:
             raise DataError(f"the base has no {part} projection in layer {layer}")
         return float32_of(supply, 0, stored[0] * stored[1]).reshape(stored)
 
-    def passed(self, file: Path, *, tokens: int, length: int) -> Passed:
-        """Run texts through the base and give what routers would be shown of them."""
+    def passed(self, file: Path, *, tokens: int, length: int, back: bool = False) -> Passed:
+        """Run texts through the base and give what routers would be shown of them.
+
+        With `back`, the last layer comes first, each with what its neurons matter to the loss.
+        """
         import transformers
 
         from mergekit_lite.calibrate.run import Settings, model_digest, prepare
@@ -67,7 +75,7 @@ class Base:
         texts = [replace(text, domain="texts") for text in read_texts([file])]
         settings = Settings(length=length, max_tokens=tokens, device=self._host.device)
         prepared = prepare(self._base, texts, [], settings)
-        taken = replace(prepared.estimate, sums=self._held(prepared))
+        taken = self._taken(prepared, length)
         prepared = replace(prepared, estimate=taken)
         self._host.accept(prepared, "running texts to carve the base by")
         facts: dict[str, Any] = {
@@ -76,16 +84,26 @@ class Base:
             "tokens": prepared.samples.tokens,
             "transformers": transformers.__version__,
         }
-        return Passed(self._layers(prepared), facts)
+        return Passed(self._back(prepared) if back else self._layers(prepared), facts)
 
-    def _held(self, prepared: Prepared) -> int:
-        """Return the bytes of one layer's inputs and matrices, and of what is made of some."""
+    def _taken(self, prepared: Prepared, length: int) -> Estimate:
+        """Return what it takes with one layer's inputs and matrices, and what is made of some."""
+        carve = self._plan.moe["carve"]
         hidden, width = self._plan.moe["hidden"], self._plan.moe["carve"]["width"]
         matrices: int = 2 * 3 * 4 * hidden * width
-        working = working_bytes(self._plan.moe["carve"])
-        return 4 * prepared.samples.tokens * int(hidden) + matrices + working
+        tokens, work = prepared.samples.tokens, prepared.estimate.work
+        held = 4 * tokens * int(hidden) + matrices
+        held += working_bytes(carve, tokens=tokens, hidden=int(hidden))
+        rows = prepared.skeleton.vocabulary
+        work = graph_bytes(carve, layer=work, length=length, vocabulary=rows)
+        return replace(prepared.estimate, sums=held, work=work)
 
-    def _layers(self, prepared: Prepared) -> Iterator[tuple[int, Floats]]:
+    def _back(self, prepared: Prepared) -> Iterator[tuple[int, Seen]]:
+        from mergekit_lite.calibrate.importance import importances
+
+        return importances(prepared, self._base, self._folder)
+
+    def _layers(self, prepared: Prepared) -> Iterator[tuple[int, Seen]]:
         from mergekit_lite.calibrate.collect.inputs import InputCollector
         from mergekit_lite.calibrate.stream import Stream
         from mergekit_lite.calibrate.weights import Weights
@@ -102,7 +120,7 @@ class Base:
                 found = inputs.take()
                 if not found:
                     raise DataError(f"`{place.name}` has no feed-forward layer that is known here")
-                yield place.index, found["inputs"].numpy()
+                yield place.index, Seen(found["inputs"].numpy())
         finally:
             weights.close()
 

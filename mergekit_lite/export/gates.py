@@ -81,7 +81,7 @@ def with_gates(
     host = _host(options, emit)
     host.say(size_text(plan.moe))
     with ExitStack() as stack:
-        material = _material(plan, models, host, stack)
+        material = _material(plan, models, host, gate_folder(out), stack)
         measure = None if material else _measure(plan, models, host)
         path = make_gates(plan, models, gate_folder(out), measure, host.say, material)
     gates = resolve(str(path), relative_to=path.parent)
@@ -98,14 +98,14 @@ def _host(options: Options, emit: Callable[[Event], None]) -> Host:
 
 
 def _material(
-    plan: Plan, models: Mapping[str, Model], host: Host, stack: ExitStack
+    plan: Plan, models: Mapping[str, Model], host: Host, folder: Path, stack: ExitStack
 ) -> Material | None:
     """Return what reads the base that is carved; None where none is."""
     if "carve" not in plan.moe:
         return None
     from mergekit_lite.calibrate.carving import Base
 
-    base = Base(plan, models, host)
+    base = Base(plan, models, host, folder)
     stack.callback(base.close)
     return base
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_lite.checkpoint import DTYPE_BYTES
-from mergekit_lite.moe.carve.cost import working_bytes
+from mergekit_lite.moe.carve.cost import graph_bytes, working_bytes
 from mergekit_lite.moe.gates import registry
 from mergekit_lite.moe.gates._scale import SAMPLE
 from mergekit_lite.moe.refit import cost as refit
@@ -84,6 +84,8 @@ class _Texts:
         if self.alone or self.params.get("through") == "expert":
             through = "the expert that they are for"
         passes = [f"texts ({most}) run once through {through}"]
+        if self.carve is not None and self.carve["method"] == "gradient":
+            passes.append("their loss is followed back, which takes two passes more and gradients")
         if self.params.get("labels") == "perplexity":
             passes.append(f"once more through each of {self.topics} experts to be labelled")
         if self.method == "phatgoose":
@@ -125,9 +127,11 @@ class _Texts:
     def _sums(self) -> int:
         square, d = self.hidden * self.hidden, self.hidden
         if self.alone or self.carve is not None:
-            beside = working_bytes(self.carve) if self.carve else 16 * _CHUNK * self.width
+            tokens, beside = self._tokens(), 16 * _CHUNK * self.width
+            if self.carve is not None:
+                beside = working_bytes(self.carve, tokens=tokens, hidden=d)
             # Inputs in two precisions, and what comes of them.
-            return 24 * self._tokens() * d + beside
+            return 24 * tokens * d + beside
         if self.needs != "texts" or self.method == "domain_embed":
             return 0
         held = 28 * self.topics * square + 40 * square
@@ -139,9 +143,11 @@ class _Texts:
         length = int(self.params.get("length") or 512)
         inner = max(self.width, 4 * self.hidden)
         layer = max(BATCH, length) * (2 * inner + 8 * self.hidden) * 4
+        vocabulary = max((job.shape[0] for job in self.plan.jobs if job.layer is None), default=0)
+        if self.carve is not None:
+            return graph_bytes(self.carve, layer=layer, length=length, vocabulary=vocabulary)
         if self.params.get("labels") != "perplexity" and self.method != "domain_embed":
             return layer
-        vocabulary = max((job.shape[0] for job in self.plan.jobs if job.layer is None), default=0)
         return max(layer, 16 * length * vocabulary)
 
     def _made(self) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _BESIDE = ("carve", "target", "layers", "for_training")
 _EXAMPLE = "write `moe: {carve: {experts: 16, shared: 2, experts_per_token: 4, data: FILE}}`"
-_READ = ("cmoe", "coactivation", "ridge", "factor", "exact")
+_READ = ("cmoe", "coactivation", "gradient", "ridge", "factor", "exact")
 """Methods and routers that look at texts."""
 _NEEDED = {"experts": 2, "experts_per_token": 1}
 """Keys without a default, and what stands for them where they are missing."""

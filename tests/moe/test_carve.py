@@ -13,6 +13,8 @@ import torch
 from mergekit_lite import api
 from mergekit_lite.errors import DataError, MergekitLiteError, RecipeError
 from mergekit_lite.moe.families import FAMILIES
+from mergekit_lite.moe.gate_cost import gate_cost
+from mergekit_lite.plan.estimate import estimate
 from tests.calibrate.conftest import save_model
 from tests.moe.dense import apart, config, load, logits, make, shapes, tensor, tokens
 
@@ -177,7 +179,7 @@ def test_half_precision_keeps_the_bytes_of_all_but_the_down_projection(tmp_path:
     assert config(out)["routed_scaling_factor"] == 3.0
 
 
-@pytest.mark.parametrize("method", ["cmoe", "coactivation"])
+@pytest.mark.parametrize("method", ["cmoe", "coactivation", "gradient"])
 def test_texts_decide_which_neurons_go_together(tmp_path: Path, method: str) -> None:
     base = save_model(tmp_path / "base", "llama")
     data = tmp_path / "texts.jsonl"
@@ -210,6 +212,7 @@ REFUSED = [
     ({"experts_per_token": 2}, "leave it to chance which 2 of 5 slices"),
     ({"router": "ridge"}, "`ridge` need texts"),
     ({"method": "cmoe"}, "`cmoe` need texts"),
+    ({"method": "gradient"}, "`gradient` need texts"),
     ({"method": "coactivation"}, "`coactivation` need texts"),
     ({"method": "kmean"}, "did you mean `kmeans`"),
     ({"data": "x.txt"}, "says nothing to `random`"),
@@ -237,6 +240,23 @@ def test_other_keys_of_routed_models_are_refused_beside_it(dense: Dense) -> None
     told = [problem.what for problem in caught.value.problems]
     assert "`moe.carve` and `moe.gate` do not go together" in told
     assert "expert `other` has no part in cutting the base into slices" in told
+
+
+def test_a_plan_counts_what_following_a_loss_back_keeps(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", "llama")
+    (tmp_path / "texts.txt").write_text("w4 w5 w6\n" * 1000)
+    asked = carved(base, "mixtral", method="cmoe", data=str(tmp_path / "texts.txt"), tokens=2000)
+    forth = api.plan(asked)
+    asked["moe"]["carve"]["method"] = "gradient"
+    back = api.plan(asked)
+    asked["moe"]["carve"]["method"] = "coactivation"
+    graph = api.plan(asked)
+    # What enters each of 3 layers, of 2000 tokens with a quarter of padding, in fp32.
+    needed = [estimate(plan, out=tmp_path / "out").disk_needed for plan in (back, forth)]
+    assert needed[0] - needed[1] == 2000 * 32 * 4 * 3 * 5 // 4
+    assert gate_cost(back).memory - gate_cost(forth).memory > 15 * 2000 * 32
+    assert "followed back" in gate_cost(back).text
+    assert gate_cost(graph).memory - gate_cost(forth).memory == 48 * 48 * 4
 
 
 def test_a_shared_slice_asks_for_a_family_that_has_one(dense: Dense) -> None:

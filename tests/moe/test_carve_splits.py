@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mergekit_lite.moe.carve._layer import Layer, Shares, width_of
 from mergekit_lite.moe.carve.balanced import assign
+from mergekit_lite.moe.carve.gradient import token_groups
 from mergekit_lite.moe.carve.make import METHODS, order_of
 from mergekit_lite.moe.carve.routers import contributions, nearest_parts, router
 
@@ -24,7 +27,11 @@ def layer_of(neurons: int, width: int = 12, tokens: int = 60, seed: int = 0) -> 
         return random.standard_normal(shape).astype(np.float32)
 
     gate, up, down = matrix(neurons, width), matrix(neurons, width), matrix(width, neurons)
-    return Layer(gate, up, down, matrix(tokens, width), key=seed)
+
+    def slopes(labels: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
+        return np.abs(random.standard_normal((groups, neurons)))
+
+    return Layer(gate, up, down, matrix(tokens, width), seed, slopes)
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 1000), st.booleans())
@@ -96,6 +103,31 @@ def test_neurons_that_fire_together_go_together() -> None:
     split = METHODS["coactivation"](layer, Shares.of(layer.neurons, 10, 0))
     assert sorted(set(owner[own].tolist()).pop() for own in split.routed) == list(range(10))
     assert all(len(set(owner[own].tolist())) == 1 for own in split.routed)
+
+
+def test_each_group_of_tokens_has_the_neurons_that_matter_to_it() -> None:
+    layer, owner = planted(clusters=4, each=6)
+    topics = np.arange(90) % 4
+    labels = token_groups(layer.seen(), 4, key=3)
+    assert len({(int(a), int(b)) for a, b in zip(labels, topics, strict=True)}) == 4
+
+    def slopes(labels: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
+        found = np.full((groups, layer.neurons), 0.01)
+        for group in range(groups):
+            found[group, owner == topics[labels == group][0]] = 1 + group  # parts, not sums, count
+        found[:, :3] = 2.5  # matter to all
+        return found
+
+    split = METHODS["gradient"](replace(layer, key=3, slopes=slopes), Shares(3, (6, 5, 5, 5)))
+    assert split.shared.tolist() == [0, 1, 2]
+    for own in split.routed:
+        most = np.bincount(owner[own]).max()
+        assert most >= len(own) - 2  # as far as there is room
+
+
+def test_tokens_fewer_than_groups_are_still_grouped() -> None:
+    inputs = np.eye(3, 8, dtype=np.float32)
+    assert token_groups(inputs, 5, key=0).max() < 5
 
 
 def test_shared_neurons_are_those_that_fire_most_often() -> None:

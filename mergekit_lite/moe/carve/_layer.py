@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Neurons = NDArray[np.int64]
+    Importance = Callable[[Neurons, int], NDArray[np.float64]]
 
 CHUNK = 1024
 """Tokens that are looked at together."""
@@ -66,6 +67,7 @@ class Layer:
         down: (d, neurons) in fp32.
         inputs: (tokens, d) what texts put in front of it; None where no texts were run.
         key: that random numbers are drawn with.
+        slopes: see `Seen`.
     """
 
     gate: Floats
@@ -73,6 +75,7 @@ class Layer:
     down: Floats
     inputs: Floats | None
     key: int
+    slopes: Importance | None = None
 
     @property
     def neurons(self) -> int:
@@ -83,6 +86,17 @@ class Layer:
         if self.inputs is None:
             raise ValueError("no texts were run")
         return self.inputs
+
+    def importance(self, labels: Neurons, groups: int) -> NDArray[np.float64]:
+        """Return how much each neuron matters to each group of tokens, (groups, neurons).
+
+        Args:
+            labels: the group of each token.
+            groups: how many there are.
+        """
+        if self.slopes is None:
+            raise ValueError("the loss of no text was followed back")
+        return self.slopes(labels, groups)
 
 
 def silu(x: Floats) -> Floats:
@@ -109,16 +123,31 @@ def chunks(rows: Floats) -> Iterator[Floats]:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a pass of texts gives for one layer.
+
+    Attributes:
+        inputs: what is put in front of its feed-forward layer, (tokens, d); None where no texts are
+            run.
+        slopes: of the group of each token, and the number of groups, returns the sum over each
+            group's tokens of |h dL/dh| for every neuron, (groups, neurons): h is what the down
+            projection is shown, L the loss. Can be asked while the layer is at hand.
+    """
+
+    inputs: Floats | None = None
+    slopes: Importance | None = None
+
+
+@dataclass(frozen=True)
 class Passed:
     """What a pass of texts gives.
 
     Attributes:
-        layers: layer by layer, what is put in front of its feed-forward layer, (tokens, d); None
-            where no texts are run.
+        layers: what it gives for each layer, with the layer's number.
         facts: what the manifest says of the pass.
     """
 
-    layers: Iterator[tuple[int, Floats | None]]
+    layers: Iterator[tuple[int, Seen]]
     facts: Mapping[str, Any]
 
 
@@ -128,5 +157,5 @@ class Material(Protocol):
     def matrix(self, layer: int, part: str) -> Floats:
         """Return `gate`, `up` or `down` of a layer in fp32."""
 
-    def passed(self, file: Path, *, tokens: int, length: int) -> Passed:
-        """Run texts through the base."""
+    def passed(self, file: Path, *, tokens: int, length: int, back: bool = False) -> Passed:
+        """Run texts through the base; where asked, follow their loss back as well."""

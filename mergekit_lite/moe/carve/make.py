@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_lite.moe.carve._layer import Layer, Material, Passed, Shares, Split, width_of
+from mergekit_lite.moe.carve._layer import Layer, Material, Passed, Seen, Shares, Split, width_of
 from mergekit_lite.moe.carve.cmoe import cmoe
 from mergekit_lite.moe.carve.coactivation import coactivation
 from mergekit_lite.moe.carve.contiguous import contiguous
 from mergekit_lite.moe.carve.exact import exact_router
+from mergekit_lite.moe.carve.gradient import gradient
 from mergekit_lite.moe.carve.kmeans import kmeans
 from mergekit_lite.moe.carve.random import random
 from mergekit_lite.moe.carve.routers import router
@@ -24,11 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mergekit_lite.moe.carve._layer import Floats
-
 METHODS: Mapping[str, Callable[[Layer, Shares], Split]] = {
     "cmoe": cmoe,
     "coactivation": coactivation,
+    "gradient": gradient,
     "kmeans": kmeans,
     "random": random,
     "contiguous": contiguous,
@@ -43,12 +43,12 @@ def make_carve(request: GateRequest, material: Material) -> Gates:
     orders: dict[int, NDArray[np.float32]] = {}
     named: dict[str, NDArray[np.float32]] = {}
     told: dict[str, dict[str, Any]] = {}
-    for index, inputs in passed.layers:
+    for index, seen in passed.layers:
         if index not in request.routers:
             continue
         parts = [material.matrix(index, part) for part in ("gate", "up", "down")]
         key = random_key(request.seed, "carve", "", request.routers[index])
-        layer = Layer(parts[0], parts[1], parts[2], inputs, key)
+        layer = Layer(parts[0], parts[1], parts[2], seen.inputs, key, seen.slopes)
         shares = Shares.of(layer.neurons, carve["experts"], carve["shared"])
         split = METHODS[carve["method"]](layer, shares)
         orders[index] = order_of(split, layer.neurons, carve["experts"])
@@ -62,10 +62,14 @@ def make_carve(request: GateRequest, material: Material) -> Gates:
             rows[index], facts = _linear(request, carve, layer, split)
         told[str(index)] = facts
         request.say(f"layer {index}: {_sentence(facts.get('agreement'), request, carve)}")
-    listed = {str(index): order.astype(int).tolist() for index, order in orders.items()}
+    listed = {str(index): orders[index].astype(int).tolist() for index in sorted(orders)}
     lines = ",\n".join(f'"{index}": {json.dumps(order)}' for index, order in listed.items())
     (request.folder / NEURONS_FILE).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    facts = {**passed.facts, "neurons": NEURONS_FILE, "layers": told}
+    facts = {
+        **passed.facts,
+        "neurons": NEURONS_FILE,
+        "layers": dict(sorted(told.items(), key=lambda own: int(own[0]))),
+    }
     return Gates(rows, facts, orders, named=named)
 
 
@@ -116,12 +120,13 @@ def _passed(request: GateRequest, material: Material, carve: Mapping[str, Any]) 
     if carve["data"] is None:
         return Passed(_nothing(request), {})
     file = request.texts / Path(carve["data"])
-    return material.passed(file, tokens=carve["tokens"], length=carve["length"])
+    back = carve["method"] == "gradient"
+    return material.passed(file, tokens=carve["tokens"], length=carve["length"], back=back)
 
 
-def _nothing(request: GateRequest) -> Iterator[tuple[int, Floats | None]]:
+def _nothing(request: GateRequest) -> Iterator[tuple[int, Seen]]:
     for index in request.routers:
-        yield index, None
+        yield index, Seen()
 
 
 def _sentence(agreement: float | None, request: GateRequest, carve: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from mergekit_lite.recipe.schema.fields import Part, whole
 from mergekit_lite.recipe.text import number
 
-CarveMethod = Literal["cmoe", "coactivation", "kmeans", "random", "contiguous"]
+CarveMethod = Literal["cmoe", "coactivation", "gradient", "kmeans", "random", "contiguous"]
 CarveRouter = Literal["ridge", "factor", "param", "random", "zeros", "exact"]
 
 
@@ -38,8 +38,9 @@ class Carve(Part):
     """How many of the others each token passes."""
     method: CarveMethod = "cmoe"
     """Which neurons go together: those that fire for the same tokens (`cmoe`), those that fire
-    together most (`coactivation`, as MoEfication), those with alike gates (`kmeans`, as MoEfication
-    too), any (`random`), or neighbours (`contiguous`)."""
+    together most (`coactivation`, as MoEfication), those that the loss of the same tokens depends
+    on (`gradient`, as LLaMA-MoE), those with alike gates (`kmeans`, as MoEfication too), any
+    (`random`), or neighbours (`contiguous`)."""
     router: CarveRouter = "ridge"
     """What chooses: a regression on what each slice would say (`ridge`), one on which slices are
     nearest to their part of the whole (`factor`, as FactorLLM), the mean of a slice's gates
