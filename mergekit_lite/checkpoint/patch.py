@@ -15,10 +15,10 @@ from typing import Any
 
 from mergekit_lite.checkpoint._types import DTYPE_BYTES, Header, TensorInfo
 from mergekit_lite.checkpoint.adapter import Adapter, LoraFactors
+from mergekit_lite.checkpoint.described import description_in, metadata_of
 from mergekit_lite.errors import DataError, Problem
 
 KEY = "mergekit_lite.patch"
-DIGEST_KEY = "mergekit_lite.patch_sha256"
 VERSION = 1
 
 SAME = "same"
@@ -26,7 +26,7 @@ SAME = "same"
 WHOLE = "whole"
 """Scheme of a tensor of which the fine-tune's own entries are stored."""
 
-_AGAIN = "the patch is damaged: fetch it again, or make it anew with `mergekit-lite compress`"
+_AGAIN = "the file is damaged: fetch it again, or make it anew"
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _CRC = re.compile(r"[0-9a-f]{8}")
 
@@ -134,10 +134,9 @@ class Patch:
             "parameters": dict(self.parameters),
             "base": self.base,
             "columns": list(PatchRow.__dataclass_fields__),
-            "tensors": {name: _plain(row) for name, row in self.rows.items()},
+            "tensors": {name: plain(row) for name, row in self.rows.items()},
         }
-        text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
-        return {KEY: text, DIGEST_KEY: hashlib.sha256(text.encode()).hexdigest()}
+        return metadata_of(KEY, told)
 
 
 def is_patch(header: Header) -> bool:
@@ -170,7 +169,20 @@ def read_patch(header: Header, label: str) -> Adapter:
         DataError: the description is damaged, is that of another version, or does not fit what is
             stored.
     """
-    patch = _described(header.metadata, label)
+    return as_adapter(_described(header.metadata, label), header, label)
+
+
+def as_adapter(patch: Patch, header: Header, label: str) -> Adapter:
+    """Return what a description says as what is added to each tensor of the base.
+
+    Args:
+        patch: the description.
+        header: of the file, with the stored tensors under the names that a patch has for them.
+        label: what errors call the file.
+
+    Raises:
+        DataError: the description does not fit what is stored.
+    """
     stored: dict[str, dict[str, TensorInfo]] = {}
     for key, info in header.tensors.items():
         name = key if key in patch.rows else key.rpartition(":")[0]
@@ -193,27 +205,18 @@ def _is_part(key: str, name: str) -> bool:
     return key.startswith(name) and key[len(name) : len(name) + 1] == ":"
 
 
-def _plain(row: PatchRow) -> list[Any]:
+def plain(row: PatchRow) -> list[Any]:
+    """Return the values of a row as JSON-able data, in the order of its fields."""
     values = [getattr(row, name) for name in PatchRow.__dataclass_fields__]
     return [float(f"{v:.6g}") if type(v) is float else v for v in values]
 
 
 def _described(metadata: Mapping[str, str], label: str) -> Patch:
-    text = metadata[KEY]
-    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST_KEY):
-        raise DataError("the description of the patch has been changed", label, _AGAIN)
+    told = description_in(metadata, KEY, VERSION, label, what="patch", again=_AGAIN)
     try:
-        told = json.loads(text)
-        version = told["version"]
-        if version != VERSION:
-            raise DataError(
-                f"the patch is of version {version}, this program reads version {VERSION}",
-                label,
-                "install the mergekit-lite that made it, or make it anew with this one",
-            )
         columns = told["columns"]
         rows = {
-            name: _row(dict(zip(columns, values, strict=True)))
+            name: row_of(dict(zip(columns, values, strict=True)))
             for name, values in told["tensors"].items()
         }
         return Patch(str(told["codec"]), dict(told["parameters"]), str(told["base"]), rows)
@@ -221,7 +224,12 @@ def _described(metadata: Mapping[str, str], label: str) -> Patch:
         raise DataError(f"the patch is not described as it should be: {error}", label) from error
 
 
-def _row(values: dict[str, Any]) -> PatchRow:
+def row_of(values: Mapping[str, Any]) -> PatchRow:
+    """Return a row from the values of its fields, as JSON has them.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not those of a row.
+    """
     row = PatchRow(**{**values, "shape": tuple(values["shape"]), "numbers": values["numbers"]})
     if row.dtype not in DTYPE_BYTES or not all(type(n) is int and n >= 0 for n in row.shape):
         raise ValueError(f"no tensor is {row.dtype} {list(row.shape)}")

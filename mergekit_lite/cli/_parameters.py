@@ -30,6 +30,30 @@ def _sized(context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+def pairs(
+    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
+    """Return the texts that options `NAME=VALUE` give, by name."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"`{text}` is not NAME=VALUE", context, parameter)
+        if name in found:
+            raise click.BadParameter(f"`{name}` is given twice", context, parameter)
+        found[name] = value
+    return found
+
+
+def settings(
+    context: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the parameters that options `NAME=VALUE` give, values read as YAML."""
+    import yaml
+
+    return {name: yaml.safe_load(text) for name, text in pairs(context, parameter, given).items()}
+
+
 class _NewFolder(click.Path):
     """A folder to make. An empty name, often a variable that is not set, is not the current one."""
 

@@ -24,19 +24,6 @@ METHODS = (
 )
 
 
-def _values(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> Any:
-    """Return the parameters that `--set name=value` gives, values read as YAML."""
-    import yaml
-
-    found = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"`{text}` is not NAME=VALUE", context, parameter)
-        found[name] = yaml.safe_load(value)
-    return found
-
-
 @click.command(short_help="Compress a fine-tune into a patch of its base.")
 @click.argument("expert")
 @click.option("--base", required=True, metavar="MODEL", help="The model it was tuned from.")
@@ -60,7 +47,7 @@ def _values(context: click.Context, parameter: click.Parameter, given: tuple[str
     "--set",
     "others",
     multiple=True,
-    callback=_values,
+    callback=parameters.settings,
     metavar="NAME=VALUE",
     help="Any other parameter of the codec; may be repeated.",
 )

@@ -12,6 +12,8 @@ from mergekit_lite.cli import _parameters as parameters
 from mergekit_lite.cli._output import bytes_text, note, print_json, table
 
 if TYPE_CHECKING:
+    from mergekit_lite.checkpoint import Header
+    from mergekit_lite.checkpoint.store import Store
     from mergekit_lite.report.inspect import Count, Summary
     from mergekit_lite.sources import Model
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--tensors", metavar="GLOB", help="List the tensors whose name matches.")
 @parameters.as_json
 def command(model: str, tensors: str | None, as_json: bool) -> None:
-    """Summarise MODEL (a folder, a .safetensors file, a patch, zoo:NAME) from its headers.
+    """Summarise MODEL (a folder, a .safetensors file, a patch, a store, zoo:NAME) from its headers.
 
     \b
     Examples:
@@ -29,8 +31,11 @@ def command(model: str, tensors: str | None, as_json: bool) -> None:
       mergekit-lite inspect ./model --tensors '*.layers.0.*'
     """
     from mergekit_lite.report.inspect import summarise
-    from mergekit_lite.sources import resolve
+    from mergekit_lite.sources import resolve, stored_tasks
 
+    if tensors is None and (held := stored_tasks(model, Path.cwd())) is not None:
+        _store(*held, as_json=as_json)
+        return
     found = resolve(model, relative_to=Path.cwd())
     if tensors is not None:
         _list(found, tensors, as_json=as_json)
@@ -45,6 +50,17 @@ def command(model: str, tensors: str | None, as_json: bool) -> None:
     for warning in summary.warnings:
         note(f"warning: {warning}")
     click.echo(summary_text(summary))
+
+
+def _store(store: Store, header: Header, *, as_json: bool) -> None:
+    from mergekit_lite.cli.store import summary_text
+    from mergekit_lite.report.stores import summarise_store
+
+    summary = summarise_store(store, header)
+    if as_json:
+        print_json(summary.plain())
+    else:
+        click.echo(summary_text(summary))
 
 
 def _patch(model: Model, *, as_json: bool) -> None:

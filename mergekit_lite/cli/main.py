@@ -32,6 +32,7 @@ VERBS: Mapping[str, str] = {
     "extract-lora": "Take a LoRA adapter out of a fine-tuned model.",
     "compress": "Compress a fine-tune into a patch of its base.",
     "apply": "Make the model that a patch stands for.",
+    "store": "Keep several fine-tunes of one base in one file.",
     "adapter": "Fold, mask, split off or route adapters.",
     "convert": "Turn a checkpoint of PyTorch pickles into safetensors.",
     "import": "Convert a mergekit recipe.",

@@ -94,17 +94,28 @@ class Codec:
         Raises:
             RecipeError: one is not known, or out of range; all are told.
         """
-        problems = []
-        for name, value in params.items():
-            if name not in self.parameters:
-                known = ", ".join(f"`{key}`" for key in self.parameters) or "none"
-                hint = nearest(name, self.parameters) or f"its parameters: {known}"
-                problems.append(Problem(f"`{self.name}` has no parameter `{name}`", hint=hint))
-            elif wrong := self.parameters[name].problem(value):
-                problems.append(Problem(f"`{self.name}`: `{name}` {wrong}"))
-        if problems:
-            raise RecipeError(problems)
-        return {**{p.name: p.default for p in self.parameters.values()}, **params}
+        return resolved(self.name, self.parameters, params)
+
+
+def resolved(
+    name: str, known: Mapping[str, Parameter], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return all parameters of a codec or method, with the defaults of those that are not given.
+
+    Raises:
+        RecipeError: one is not known, or out of range; all are told.
+    """
+    problems = []
+    for key, value in params.items():
+        if key not in known:
+            listed = ", ".join(f"`{one}`" for one in known) or "none"
+            hint = nearest(key, known) or f"its parameters: {listed}"
+            problems.append(Problem(f"`{name}` has no parameter `{key}`", hint=hint))
+        elif wrong := known[key].problem(value):
+            problems.append(Problem(f"`{name}`: `{key}` {wrong}"))
+    if problems:
+        raise RecipeError(problems)
+    return {**{p.name: p.default for p in known.values()}, **params}
 
 
 CODECS: dict[str, Codec] = {}

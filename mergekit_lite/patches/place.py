@@ -60,7 +60,7 @@ def _check(plan: Plan, out: Path, overwrite: bool) -> None:
     problems = []
     if out.suffix != ".safetensors":
         hint = f"`{out.name}.safetensors`, for example"
-        problems.append(Problem("a patch is a `.safetensors` file", str(out), hint))
+        problems.append(Problem("what is made is a `.safetensors` file", str(out), hint))
     if out.is_dir():
         problems.append(Problem("is a folder", str(out), "name a file in it"))
     elif out.exists() and not overwrite:

@@ -164,9 +164,8 @@ def _resolve_all(
     if recipe.base:  # a draft may have none
         wanted["base"] = (recipe.base, "checkpoint", recipe.at("base"))
     for name, expert in recipe.experts.items():
-        key = "model" if expert.lora is None else "lora"
         kind: Wanted = "expert" if expert.lora is None else "adapter"
-        wanted[name] = (expert.reference, kind, recipe.at("experts", name, key))
+        wanted[name] = (expert.reference, kind, recipe.at("experts", name, expert.key))
     found: dict[str, Model] = {}
     known: dict[tuple[str, Wanted], Model] = {}
     errors: list[MergekitLiteError] = []

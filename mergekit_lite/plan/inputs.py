@@ -214,14 +214,14 @@ def _same_model(left: Model, right: Model) -> bool:
 
 def check_repeats(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> None:
     """Warn of experts that are the base, or each other."""
-    seen: dict[tuple[Path, str], str] = {}
+    seen: dict[tuple[Path, str, str], str] = {}
     for name, view in found.items():
         if name == "base":
             continue
         where = recipe.at("experts", name)
         if view.is_base:
             findings.warn(f"expert `{name}` is the base: its delta is zero", where)
-        root = view.model.root.resolve(), view.model.stage
+        root = view.model.root.resolve(), view.model.stage, view.model.task
         if root in seen and not recipe.slices:
             findings.warn(f"experts `{seen[root]}` and `{name}` are the same model", where)
         seen.setdefault(root, name)

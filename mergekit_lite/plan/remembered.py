@@ -172,7 +172,9 @@ def _identities(plan: Plan, names: list[str]) -> dict[str, list[list[Any]]] | No
                 stamps.append(_stamp(root if root.is_file() else root / file))
             except OSError:
                 return None
-        found[name] = [[source.kind], *stamps]
+        # Tasks of one store are in one file; names of stored tensors are alike in all of them.
+        part = source.reference if source.kind == "patch" else ""
+        found[name] = [[source.kind, part], *stamps]
     return found
 
 

@@ -11,7 +11,7 @@ from mergekit_lite.errors import RecipeError
 from mergekit_lite.recipe.marks import Mark, Node
 from mergekit_lite.recipe.text import only, parse_all
 
-_SOURCES = {"model", "lora"}
+_SOURCES = {"model", "lora", "store"}
 
 
 def read_file(path: Path, *, shown: str = "", where: str = "", order: int = 0) -> Node:
@@ -190,7 +190,7 @@ class Extender:
         if "experts" in entries:
             experts = {
                 name: expert.with_value(
-                    {k: moved(v) if k in ("model", "lora") else v for k, v in expert.value.items()}
+                    {k: moved(v) if k in _SOURCES else v for k, v in expert.value.items()}
                 )
                 if isinstance(expert.value, dict)
                 else moved(expert)

@@ -154,7 +154,7 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
     tokens = definitions["Tokenizer"]["properties"]["tokens"]
     rule = tokens["additionalProperties"]
     tokens["additionalProperties"] = {"anyOf": [{"type": "string"}, rule]}
-    definitions["Expert"]["oneOf"] = [{"required": ["model"]}, {"required": ["lora"]}]
+    definitions["Expert"]["oneOf"] = [{"required": [key]} for key in ("model", "lora", "store")]
     weight = definitions["Expert"]["properties"]["weight"]
     weight.pop("anyOf")
     weight["$ref"] = "#/$defs/weight"

@@ -204,15 +204,17 @@ class Shaper:
         owner = f"experts.{name}"
         entries = self.known(node, keys_of(Expert), owner)
         data = {key: value.plain() for key, value in entries.items()}
-        given = [key for key in ("model", "lora") if key in entries]
+        given = [key for key in ("model", "lora", "store") if key in entries]
         if len(given) != 1:
-            both = "has both `model` and `lora`" if given else "names no model"
+            listed = " and ".join(f"`{key}`" for key in given)
+            both = f"has both {listed}" if given else "names no model"
             hint = "give `model: ...` or `lora: ...`" + (", not both" if given else "")
             self.problems.add(f"the expert `{name}` {both}", node.key, hint)
         for key in given:
-            if key == "lora" and str(entries[key].value).startswith(SIGN):
-                what = f"a stage gives a model, not an adapter: `{entries[key].value}`"
-                self.problems.add(what, entries[key].mark, "write `model:` in place of `lora:`")
+            if key != "model" and str(entries[key].value).startswith(SIGN):
+                kind = "an adapter" if key == "lora" else "a store"
+                what = f"a stage gives a model, not {kind}: `{entries[key].value}`"
+                self.problems.add(what, entries[key].mark, f"write `model:` in place of `{key}:`")
             self._reference(entries[key])
             if not isinstance(entries[key].value, str):
                 kind = kind_of(entries[key].value)
@@ -220,6 +222,7 @@ class Shaper:
                     f"`{key}` of the expert `{name}` must be text, not {kind}", entries[key].mark
                 )
                 del data[key]
+        data |= self._task(name, entries)
         if "rename" in entries:
             data["rename"] = self._rename(entries["rename"])
         data["weight"] = None
@@ -235,6 +238,23 @@ class Shaper:
             own += read
             data["steps"] = [step.plain() for step in read]
         return {**data, "where": where}
+
+    def _task(self, name: str, entries: Mapping[str, Node]) -> dict[str, str | None]:
+        """Return the task of an expert that is one of a store: by default its own name."""
+        node = entries.get("task")
+        if node is not None and "store" not in entries:
+            what = f"the expert `{name}` names a task and no store"
+            self.problems.add(what, node.key, "give `store: ...` beside it")
+        elif node is not None and not isinstance(node.value, str):
+            what = f"`task` of the expert `{name}` must be text, not {kind_of(node.value)}"
+            self.problems.add(what, node.mark, "`store list` tells the tasks of a store")
+        elif "store" in entries:
+            file = entries["store"].value
+            if isinstance(file, str) and not file.endswith(".safetensors"):
+                what = f"a store is a `.safetensors` file, `{file}` is none"
+                self.problems.add(what, entries["store"].mark, "`store pack` makes stores")
+            return {"task": name if node is None else node.value}
+        return {"task": None}
 
     def _rename(self, node: Node) -> dict[str, Any]:
         example = "write `rename: {'transformer.h.*': 'model.layers.*'}`"

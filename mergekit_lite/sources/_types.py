@@ -39,6 +39,7 @@ class Model:
         plan: what that stage does (a `Plan`).
         parts: the stage's own models.
         unreadable: why quantised weights cannot be read as floats; each begins with `quantised`.
+        task: of a store, the task that this is; empty for all else.
         stored: the tensors of a quantised checkpoint as they are on disk.
     """
 
@@ -54,6 +55,7 @@ class Model:
     quantization: str = ""
     unreadable: tuple[Problem, ...] = ()
     stored: Header | None = field(default=None, repr=False, compare=False)
+    task: str = ""
     stage: str = ""
     plan: Plan | None = field(default=None, repr=False, compare=False)
     parts: Mapping[str, Model] = field(default_factory=dict, repr=False, compare=False)

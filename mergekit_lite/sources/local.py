@@ -14,6 +14,7 @@ from mergekit_lite.checkpoint.folder import ADAPTER_FILE, PICKLE_SUFFIXES
 from mergekit_lite.checkpoint.index import INDEX_SUFFIX
 from mergekit_lite.checkpoint.parse import FRESH_TEXT
 from mergekit_lite.checkpoint.patch import is_patch
+from mergekit_lite.checkpoint.store import is_store
 from mergekit_lite.errors import DataError, RecipeError, SourceError, nearest
 from mergekit_lite.sources._types import Model
 from mergekit_lite.sources.companions import companions_of
@@ -58,9 +59,10 @@ class LocalSource:
             )
         config = read_config(folder)
         header = read_pipeline(folder) if is_pipeline(folder) else read_checkpoint(folder)
-        if is_patch(header):
+        if is_patch(header) or is_store(header):
+            kind = "patch" if is_patch(header) else "store"
             raise RecipeError(
-                f"`{folder}` holds a patch, not a model",
+                f"`{folder}` holds a {kind}, not a model",
                 hint=f"give the file: `{folder / next(iter(header.files))}`",
             )
         reading, unreadable = read_quantised(header, config, folder)

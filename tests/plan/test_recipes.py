@@ -20,8 +20,8 @@ OF_ROUTED = {
     "moe-flex-olmo", "moe-grow", "moe-merge-experts", "moe-merge-routed", "moe-prune",
 }  # fmt: skip
 """Their base is a routed model, which `tests/moe/test_recipes.py` makes."""
-OF_PATCHES = {"compressed-experts"}
-"""Its experts are patches, which `tests/patches/test_recipe.py` makes."""
+OF_PATCHES = {"compressed-experts", "store-of-experts"}
+"""Their experts are patches or of a store, which `tests/patches/test_recipe.py` makes."""
 LAYERS, HIDDEN, KEYS, INNER, VOCABULARY = 30, 576, 192, 1536, 49152
 
 

@@ -94,7 +94,7 @@ def respelt(root: Node, old: Path, new: Path) -> Node:
     def walk(node: Node) -> Node:
         if isinstance(node.value, list):
             return node.with_value([walk(item) for item in node.value])
-        names = ("base", "model", "lora")
+        names = ("base", "model", "lora", "store")
         entries = {
             key: moved(entry) if key in names and isinstance(entry.value, str) else walk(entry)
             for key, entry in node.entries().items()

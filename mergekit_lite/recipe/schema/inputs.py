@@ -33,6 +33,10 @@ class Expert(Part):
     """A fine-tuned model: a folder, a `.safetensors` file or `zoo:NAME`."""
     lora: str | None = None
     """A PEFT LoRA adapter of the base, read lazily."""
+    store: str | None = None
+    """A store of several fine-tunes, made by `store pack`; `task` says which of them."""
+    task: str | None = None
+    """The task of the store; the expert's own name where it is not given."""
     weight: Weight | None = None
     """Its weight in the combine: a number, or a list interpolated over depth."""
     steps: Steps = ()
@@ -48,5 +52,12 @@ class Expert(Part):
 
     @property
     def reference(self) -> str:
-        """The model or adapter, whichever is given."""
+        """The model, adapter or task of a store, whichever is given."""
+        if self.store:
+            return f"{self.store}#{self.task}"
         return self.model or self.lora or ""
+
+    @property
+    def key(self) -> str:
+        """The key under which it is given."""
+        return "store" if self.store else "model" if self.lora is None else "lora"

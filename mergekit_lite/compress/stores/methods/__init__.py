@@ -1,0 +1,1 @@
+"""The methods; importing a module registers it."""
