@@ -229,7 +229,7 @@ def rows_text(plan: Plan) -> str:
         (
             job.name,
             "" if job.layer is None else job.layer,
-            job.dtype,
+            job.dtype if job.coding is None else job.coding.scheme,
             "x".join(map(str, job.shape)) or "()",
             plan.shards[job.shard].file,
             chain_text(job),

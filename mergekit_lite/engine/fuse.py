@@ -15,7 +15,8 @@ from mergekit_lite.engine.options import Contribution
 from mergekit_lite.errors import DataError, Problem
 from mergekit_lite.ops import registry
 from mergekit_lite.ops._arithmetic import total_weight
-from mergekit_lite.plan.types import Fusion, Job
+from mergekit_lite.plan.row_kinds import Fusion
+from mergekit_lite.plan.types import Job
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -179,6 +179,10 @@ class Worker:
             shard.wrote(job.start + offset, part.nbytes)
 
         before = self.readers.traffic.read_here()
+        if job.coding is not None:
+            row = self._coded(job, shard)
+            read = self.readers.traffic.read_here() - before
+            return self._done(job, shard, row.contributions(), read)
         if job.fusion is not None:
             part, given = self._factor(job)
             write(part, 0)
@@ -192,6 +196,24 @@ class Worker:
         job = joined(job)
         row = self._fused(job, write) if enabled() and self.device == "cpu" else None
         return row or self._torch(job, write)
+
+    def _coded(self, job: Job, shard: OpenShard) -> Row:
+        """Write the codes of a row, which is computed twice where the first needs all entries."""
+        from mergekit_lite.engine.coding import Coder
+
+        writer = shard.writer
+
+        def write(data: NDArray[np.uint8], start: int) -> None:
+            writer.write(data, start)
+            self.readers.traffic.add_written(data.nbytes)
+            shard.wrote(start, data.nbytes)
+
+        coder = Coder(job, write)
+        row = self.merge(job, coder.look) if coder.looks else None
+        if row is None or not coder.complete:
+            row = self.merge(job, coder.take)
+        coder.finish()
+        return row
 
     def _done(
         self, job: Job, shard: OpenShard, parts: Mapping[str, Contribution], bytes_read: int

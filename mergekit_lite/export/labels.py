@@ -38,10 +38,11 @@ def short_name(source: Input) -> str:
 
 
 def stored_dtypes(plan: Plan) -> list[str]:
-    """Return the dtypes of the output's tensors, that of most bytes first."""
+    """Return the dtypes and schemes of the output's tensors, that of most bytes first."""
     nbytes: dict[str, int] = {}
     for job in plan.jobs:
-        nbytes[job.dtype] = nbytes.get(job.dtype, 0) + job_bytes(job)
+        dtype = job.dtype if job.coding is None else job.coding.scheme
+        nbytes[dtype] = nbytes.get(dtype, 0) + job_bytes(job)
     return sorted(nbytes, key=lambda dtype: (-nbytes[dtype], dtype))
 
 

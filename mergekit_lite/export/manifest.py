@@ -162,7 +162,11 @@ def _indexes(plan: Plan) -> dict[str, str]:
         if len(numbers) == 1:
             continue
         jobs = [(job, plan.shards[job.shard].file) for job in plan.jobs if job.shard in numbers]
-        names = {stored_name(job.name, file): file.rpartition("/")[2] for job, file in jobs}
+        names = {
+            stored_name(part.name, file): file.rpartition("/")[2]
+            for job, file in jobs
+            for part in job.parts
+        }
         nbytes = sum(job_bytes(job) for job, _ in jobs)
         entries = sum(prod(job.shape) for job, _ in jobs)
         found[part + INDEX_SUFFIX] = index_text(names, nbytes, entries)

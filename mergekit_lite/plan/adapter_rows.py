@@ -22,8 +22,9 @@ from mergekit_lite.plan.adapter_kinds import (
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.plan.layout import OUTPUT_DTYPES
+from mergekit_lite.plan.row_kinds import Fusion
 from mergekit_lite.plan.row_maps import RowMap
-from mergekit_lite.plan.types import Fusion, Gather, Job, Read, Step
+from mergekit_lite.plan.types import Gather, Job, Read, Step
 from mergekit_lite.recipe.schema import LoraOutput, Recipe
 
 SUMS = ("cat", "svd", "linear", "mean")

@@ -29,6 +29,7 @@ from mergekit_lite.plan.layout import (
 )
 from mergekit_lite.plan.naming import name_experts
 from mergekit_lite.plan.ported import check_ported
+from mergekit_lite.plan.quantised import KEY, quantised
 from mergekit_lite.plan.rows import Rows
 from mergekit_lite.plan.rules import check_rules
 from mergekit_lite.plan.stages import Stages, is_stage, written_first
@@ -148,6 +149,7 @@ def _build(
             jobs, adapter = rows.rows(jobs), rows.config()
             vocabulary.row_maps.update(rows.row_maps)
             untouched = {}  # their entries are those of small spaces
+        jobs, config = _quantised(recipe, found["base"].model, jobs, config, findings)
     if problems := findings.all_problems():
         errors = [*errors, RecipeError(problems)]
     if errors:
@@ -155,6 +157,20 @@ def _build(
     return _plan(
         recipe, found, jobs, frame, config, vocabulary, adapter, untouched, findings, routed
     )
+
+
+def _quantised(
+    recipe: Recipe,
+    base: Model,
+    jobs: list[Job],
+    config: Mapping[str, Any],
+    findings: Findings,
+) -> tuple[list[Job], dict[str, Any]]:
+    """Return the rows and the config's changes of an output that is quantised, if it is."""
+    if recipe.output.quantize is None or not jobs:
+        return jobs, dict(config)
+    made = quantised(recipe, recipe.output.quantize, base, jobs, findings)
+    return made.jobs, {**config, KEY: made.config}
 
 
 def _resolve_all(
@@ -323,10 +339,14 @@ def _plan(
             recipe=recipe.plain(),
             # Parts that are given whole go first, for single entries are laid over them.
             config=dict(sorted(changes.items(), key=lambda item: not isinstance(item[1], Mapping))),
-            config_without=(
-                *(() if as_it_is else config_without(known)),
-                *(base.plan.config_without if base.plan else ()),
-                *gone,
+            config_without=tuple(
+                key
+                for key in (
+                    *(() if as_it_is else config_without(known)),
+                    *(base.plan.config_without if base.plan else ()),
+                    *gone,
+                )
+                if key != KEY or recipe.output.quantize is None
             ),
             compat=recipe.compat,
             folder=str(recipe.folder.absolute()),

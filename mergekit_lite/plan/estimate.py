@@ -19,6 +19,7 @@ from mergekit_lite.plan.row_memory import (
     RUN_BYTES,
     TORCH_BYTES,
     TORCH_COPIES,
+    coding_bytes,
     inputs_of,
     kept_bytes,
     made_in_memory,
@@ -102,6 +103,7 @@ def estimate(
     resident = max((whole_bytes(job, specs, device) for job in jobs), default=0)
     ranked = max((rank_bytes(job, specs) for job in jobs), default=0)
     kept = max((kept_bytes(job, specs) + mark_bytes(job, specs) for job in jobs), default=0)
+    ranked += max((coding_bytes(job) for job in jobs), default=0)
     inputs = max((inputs_of(job) for job in jobs if job.kind == "merge"), default=0)
     in_torch = torch_bytes(plan, device)
     # What rows take in torch has torch itself in it, and no more.

@@ -11,6 +11,7 @@ from mergekit_lite.checkpoint import DTYPE_BYTES, FLOAT_DTYPES
 from mergekit_lite.checkpoint.coded.settings import KEYS as QUANTIZATION_KEYS
 from mergekit_lite.checkpoint.header import header_text
 from mergekit_lite.checkpoint.index import shard_names
+from mergekit_lite.plan.row_kinds import Part
 from mergekit_lite.plan.types import Job, Plan, Shard
 
 OUTPUT_DTYPES: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -32,10 +33,14 @@ def output_dtype(stored: str, wanted: str) -> str:
 
 
 def main_dtype(jobs: Iterable[Job]) -> str:
-    """Return the float dtype that most output bytes have; without floats, that of any bytes."""
+    """Return the float dtype that most output bytes have; without floats, that of any bytes.
+
+    What is quantised counts as the tensors that it stands for.
+    """
     nbytes: dict[str, int] = {}
     for job in jobs:
-        nbytes[job.dtype] = nbytes.get(job.dtype, 0) + job_bytes(job)
+        dtype = job.dtype if job.coding is None else job.coding.dtype
+        nbytes[dtype] = nbytes.get(dtype, 0) + prod(job.shape) * DTYPE_BYTES[dtype]
     floats = {dtype: count for dtype, count in nbytes.items() if dtype in FLOAT_DTYPES}
     candidates = floats or nbytes
     return max(candidates, key=lambda dtype: (candidates[dtype], dtype), default="F32")
@@ -78,8 +83,13 @@ def config_without(config: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def job_bytes(job: Job) -> int:
-    """Return the bytes of a row's output tensor."""
-    return prod(job.shape) * DTYPE_BYTES[job.dtype]
+    """Return the bytes of all that a row writes."""
+    return sum(part_bytes(part) for part in job.parts)
+
+
+def part_bytes(part: Part) -> int:
+    """Return the bytes of one tensor that a row writes."""
+    return prod(part.shape) * DTYPE_BYTES[part.dtype]
 
 
 def split(sizes: Sequence[int], limit: int) -> list[list[int]]:
@@ -128,10 +138,20 @@ def lay_out(
         for group, file in zip(groups, shard_names(len(groups), part), strict=True):
             rows = [own[i] for i in group]
             header, starts, nbytes = _header(rows, file, _NO_DIGEST)
-            pairs = sorted(zip(starts, rows, strict=True), key=lambda pair: (pair[0], pair[1].name))
-            placed += [replace(row, shard=len(shards), start=start) for start, row in pairs]
+            follow = iter(starts)
+            there = [_placed(row, len(shards), [next(follow) for _ in row.parts]) for row in rows]
+            placed += sorted(there, key=lambda row: (row.start, row.name))
             shards.append(Shard(file, nbytes, header))
     return tuple(placed), tuple(shards)
+
+
+def _placed(job: Job, shard: int, starts: Sequence[int]) -> Job:
+    """Return a row in its shard, with the offset of every tensor that it writes."""
+    coding = job.coding
+    if coding is not None:
+        parts = (replace(p, start=start) for p, start in zip(coding.parts, starts, strict=True))
+        coding = replace(coding, parts=tuple(parts))
+    return replace(job, shard=shard, start=starts[0], coding=coding)
 
 
 def sign(plan: Plan) -> Plan:
@@ -155,6 +175,6 @@ def stored_name(name: str, file: str) -> str:
 
 def _header(rows: Sequence[Job], file: str, digest: str) -> tuple[str, list[int], int]:
     return header_text(
-        [(stored_name(row.name, file), row.dtype, row.shape) for row in rows],
+        [(stored_name(p.name, file), p.dtype, p.shape) for row in rows for p in row.parts],
         {"format": "pt", "mergekit_lite.plan": digest},
     )

@@ -9,7 +9,7 @@ from mergekit_lite.checkpoint import DTYPE_BYTES
 from mergekit_lite.ops import OpSpec
 from mergekit_lite.ops._statistics import Order
 from mergekit_lite.plan.fused import is_fused
-from mergekit_lite.plan.layout import job_bytes
+from mergekit_lite.plan.layout import job_bytes, part_bytes
 from mergekit_lite.plan.types import Job, Plan, Read, Step
 
 PROCESS_BYTES = 112_000_000
@@ -27,6 +27,8 @@ TEXT_BYTES = 460_000_000
 """Resident memory of the interpreter once it has run a text with torch and transformers."""
 TORCH_COPIES = 4
 """Copies of a tile that an op in torch makes on its way."""
+CODING_COPIES = 40
+"""Bytes for each entry that is being turned into a code, of all copies on the way."""
 SHARE_BYTES = 7 * 8 << 16
 """Counts of bits of one input's magnitudes, and of their squares, for a share of the norm."""
 _DERIVED = {"sce": 1, "arcee_fusion": 0}
@@ -195,7 +197,25 @@ def is_swept(spec: OpSpec, step: Step, size: int) -> bool:
 
 def passes(job: Job, specs: Mapping[str, OpSpec]) -> int:
     """Return how often the inputs of a row are read."""
-    return 1 if kept_bytes(job, specs) or not _is_row_swept(job, specs) else 2
+    once = 1 if kept_bytes(job, specs) or not _is_row_swept(job, specs) else 2
+    return once * (2 if is_computed_twice(job, specs) else 1)
+
+
+def is_computed_twice(job: Job, specs: Mapping[str, OpSpec]) -> bool:
+    """Return whether the first code of a row waits for its last entry."""
+    if job.coding is None or not job.coding.codes.whole or prod(job.shape) <= TILE_ENTRIES:
+        return False
+    return not any(is_whole(specs[step.op], step, job) for step in job.steps)
+
+
+def coding_bytes(job: Job) -> int:
+    """Return the memory that a worker takes to turn a row's entries into codes."""
+    if job.coding is None:
+        return 0
+    rows, columns = job.shape
+    together = min(job.coding.codes.block[0] or 1, rows) * columns
+    scales = sum(part_bytes(part) for part in job.coding.parts[1:])
+    return 6 * together + 4 * TILE_ENTRIES + CODING_COPIES * max(TILE_ENTRIES, columns) + scales
 
 
 def _is_row_swept(job: Job, specs: Mapping[str, OpSpec]) -> bool:

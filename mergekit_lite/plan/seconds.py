@@ -35,6 +35,8 @@ _OPERATION_SECONDS = 6.0e-11  # for each fp64 operation of a decomposition
 _TORCH_START_SECONDS = 2.0
 _TORCH_SECONDS = 1.0e-8  # for each entry, input, step and pass of a row beyond the fused kernels
 _ORDER_PASSES = 3  # of such a row, for an exact k-th largest; sums take one
+_CODE_SECONDS = 3.0e-8  # for each entry that becomes a code; a search takes far longer
+_SEARCH_SECONDS = 4.0e-7
 _LORA_SECONDS = 2.0e-9  # for each entry of a low-rank product, as the ranks are small
 
 
@@ -49,6 +51,8 @@ def seconds_of(plan: Plan, specs: Mapping[str, OpSpec], workers: int) -> float:
         entries = prod(job.shape)
         each = _FUSED_SECONDS * inputs_of(job)
         each += _LORA_SECONDS * sum(1 for read in job.reads if read.lora)
+        if job.coding is not None:
+            each += _SEARCH_SECONDS if job.coding.codes.search else _CODE_SECONDS
         fused = is_fused(job)
         for step in job.steps:
             spec, inputs = specs[step.op], 1 if step.expert else len(job.reads)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from mergekit_lite.checkpoint import LoraFactors
+from mergekit_lite.plan.row_kinds import Coding, Fusion, Part
 from mergekit_lite.plan.row_maps import RowMap
 
 GATE = "@gate"
@@ -141,25 +142,6 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Fusion:
-    """What a row of an adapter is: one factor of a weight's merged delta.
-
-    Attributes:
-        method: how factors are merged: `cat`, `svd`, `core_space`, `knots`, `linear` or `mean`.
-        part: `A` (rank x in) or `B` (out x rank).
-        rank: of the result.
-        weight: the base's tensor that it changes.
-        shape: of that tensor.
-    """
-
-    method: str
-    part: str
-    rank: int
-    weight: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """One output tensor: what is read, what is done to it and where it goes.
 
@@ -174,6 +156,7 @@ class Job:
         layer: index of the tensor's layer, None outside the layers.
         rule: where the winning decision stands in the recipe (`recipe.yaml:12:5`), and why.
         fusion: of a row of an adapter, which factor it is; `steps` then work in a small space.
+        coding: of a matrix that is written as codes, what is written in its place.
     """
 
     name: str
@@ -188,6 +171,14 @@ class Job:
     layer: int | None = None
     rule: str = ""
     fusion: Fusion | None = None
+    coding: Coding | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The tensors that it writes: itself, or those that it is quantised to."""
+        if self.coding is not None:
+            return self.coding.parts
+        return (Part(self.name, self.dtype, self.shape, self.start),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,10 +313,8 @@ class Plan:
             whole = read(value["read"]) or Read("", "")
             return Block(whole, **sizes, scale=value["scale"], order=order)
 
-        def fusion(value: dict[str, Any] | None) -> Fusion | None:
-            return Fusion(**{**value, "shape": tuple(value["shape"])}) if value else None
-
         def job(value: dict[str, Any]) -> Job:
+            coding = value.get("coding")
             return Job(
                 **{
                     **value,
@@ -333,7 +322,8 @@ class Plan:
                     "base": read(value["base"]),
                     "reads": tuple(r for r in map(read, value["reads"]) if r),
                     "steps": tuple(Step(**step) for step in value["steps"]),
-                    "fusion": fusion(value["fusion"]),
+                    "fusion": value["fusion"] and Fusion.from_plain(value["fusion"]),
+                    "coding": coding and Coding.from_plain(coding),
                 }
             )
 
@@ -388,13 +378,20 @@ class Plan:
             **({"untouched": self.untouched} if self.untouched else {}),
             **({"moe": self.moe} if self.moe else {}),
         }
-        return hashlib.sha256(_json(content).encode()).hexdigest()
+        return hashlib.sha256(_json(content, _content).encode()).hexdigest()
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
-def _json(value: Any) -> str:
+def _content(value: Any) -> dict[str, Any]:
+    found = _mapping(value)
+    if found.get("coding", 0) is None:  # what quantises nothing has the digest that it ever had
+        del found["coding"]
+    return found
+
+
+def _json(value: Any, mapping: Callable[[Any], dict[str, Any]] = _mapping) -> str:
     # `dataclasses.asdict` copies every value on the way, which takes longer than all the planning.
-    return json.dumps(value, default=_mapping, sort_keys=True, separators=(",", ":"))
+    return json.dumps(value, default=mapping, sort_keys=True, separators=(",", ":"))

@@ -149,6 +149,7 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
             {"type": "array", "items": {"$ref": "#/$defs/RecipeStep"}, "minItems": 1},
         ],
     }
+    _open_quantize(definitions)
     _open_experts(properties["experts"])
     properties["routers"]["anyOf"].append(dict(_VARIABLE))
     tokens = definitions["Tokenizer"]["properties"]["tokens"]
@@ -166,6 +167,14 @@ def _open_forms(root: Schema, definitions: dict[str, Schema]) -> None:
     rule["oneOf"] = [{"required": [action]} for action in schema.ACTIONS]
     definitions["Match"]["minProperties"] = 1
     _open_moe(definitions)
+
+
+def _open_quantize(definitions: dict[str, Schema]) -> None:
+    fields = definitions["Output"]["properties"]
+    fields["quantize"] = {
+        "description": fields["quantize"].pop("description", ""),
+        "anyOf": [*definitions["Quantize"]["properties"]["scheme"]["anyOf"], fields["quantize"]],
+    }
 
 
 def _open_moe(definitions: dict[str, Schema]) -> None:

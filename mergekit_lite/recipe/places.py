@@ -19,7 +19,6 @@ from mergekit_lite.recipe.schema import (
 )
 
 NOT_YET = {
-    "output.quantize": "quantised output",
     "output.push": "uploading the result",
 }
 """Keys of the recipe language that this version refuses, and what they are for."""

@@ -19,6 +19,7 @@ from mergekit_lite.recipe.marks import Mark, Node, Problems, kind_of, show
 from mergekit_lite.recipe.moe import MoeReader
 from mergekit_lite.recipe.order import Checker
 from mergekit_lite.recipe.places import NOT_YET, TOP, belongs, keys_of
+from mergekit_lite.recipe.quantised_output import read_quantize
 from mergekit_lite.recipe.renames import renamer
 from mergekit_lite.recipe.routers import read_routers
 from mergekit_lite.recipe.rules import RuleReader
@@ -93,6 +94,8 @@ class Shaper:
             data["output"] = {name: node.plain() for name, node in inner.items()}
             if lora.node is not None:
                 data["output"]["lora"] = lora.read()
+            if "quantize" in inner:
+                data["output"]["quantize"] = read_quantize(self, inner["quantize"])
         tokens = TokenizerReader(self.known, tuple(self.experts), self.problems)
         if "routers" in data:
             data["routers"] = read_routers(self, entries["routers"])
@@ -169,7 +172,9 @@ class Shaper:
     def _steps(self, node: Node | None) -> list[StepNode] | None:
         slices = self.root.get("slices")
         moe = self.root.get("moe")
-        if node is None and (moe is not None or (slices is not None and slices.items())):
+        output = self.root.get("output")
+        alone = not self.experts and output is not None and output.get("quantize") is not None
+        if node is None and (moe is not None or (slices is not None and slices.items()) or alone):
             return [StepNode("take", {"source": BASE}, self.root.mark, self.specs["take"], True)]
         if node is None and LoraReader(self).node is not None:
             spec = self.specs["task_arithmetic"]

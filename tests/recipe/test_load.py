@@ -179,7 +179,17 @@ def test_all_problems_at_once_in_reading_order(refused: Refused) -> None:
         ("moe: {gate: {}}", "4:13", "`moe.gate` names no method", "gate: random"),
         ("moe: {shared: rnd}", "4:15", "`moe.shared: rnd` is no input", "known here"),
         ("output: {push: {}}", "4:10", "`output.push` (uploading the result) is not", "remove"),
-        ("output: {quantize: {}}", "4:10", "`output.quantize` (quantised output) is not", ""),
+        ("output: {quantize: {}}", "4:20", "`output.quantize.scheme` is missing", ""),
+        ("output: {quantize: W4A61}", "4:20", "not `W4A61`", "W4A16"),
+        ("output: {quantize: {scheme: FP8, ignore: ['re:(']}}", "4:43", "no regular", "repair"),
+        (
+            "output: {quantize: {scheme: FP8, group: 3}}",
+            "4:34",
+            "unknown key `group`",
+            "group_size",
+        ),
+        ("output: {quantize: [FP8]}", "4:20", "must be a scheme's name or a mapping", "FP8_D"),
+        ("output: {push: {}}", "4:10", "`output.push` (uploading the result) is not", ""),
         ("output: {shard_size: 5XB}", "4:22", "`5XB` is not a size in bytes", "500MB"),
         (
             "output: {shard_size: 1.5B2}",

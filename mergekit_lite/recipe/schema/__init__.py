@@ -27,6 +27,7 @@ from mergekit_lite.recipe.schema.moe import (
 )
 from mergekit_lite.recipe.schema.output import LoraOutput, Output
 from mergekit_lite.recipe.schema.prune import Prune, PruneMethod
+from mergekit_lite.recipe.schema.quantize import Quantize
 from mergekit_lite.recipe.schema.recipe import Recipe, Stage
 from mergekit_lite.recipe.schema.routers import Routers
 from mergekit_lite.recipe.schema.rules import ACTIONS, ROLES, Match, Rule, Slice
@@ -61,6 +62,7 @@ __all__ = [
     "Output",
     "Prune",
     "PruneMethod",
+    "Quantize",
     "Recipe",
     "RecipeStep",
     "Redraw",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from mergekit_lite.recipe.schema.fields import Bytes, Part, whole_or_none
+from mergekit_lite.recipe.schema.quantize import Quantize
 
 Dtype = Literal["base", "bfloat16", "float16", "float32"]
 
@@ -32,3 +33,6 @@ class Output(Part):
     its own."""
     lora: LoraOutput | None = None
     """Write a PEFT adapter in place of a model; in float32 unless `dtype` names another."""
+    quantize: Quantize | None = None
+    """Write the linear layers as codes and scales of a scheme of compressed-tensors, such as
+    `FP8_DYNAMIC`; in the same pass, without an unquantised checkpoint in between."""
