@@ -106,5 +106,6 @@ def one_by_one(
         for number, row in enumerate(batch.rows):
             mask = batch.mask[number]
             domain = batch.domains[number : number + 1]
-            one = Batch(batch.ids[number, mask][None], mask[mask][None], domain, (row,))
+            types = None if batch.types is None else batch.types[number, mask][None]
+            one = Batch(batch.ids[number, mask][None], mask[mask][None], domain, (row,), types)
             yield row, one, [each[number, mask][None] for each in held]

@@ -112,12 +112,16 @@ class Stream:
         For each token of a language model, for each text of a model of labels. The weights outside
         the layers must be in memory.
         """
+        found: Tensor = self.end(batch, hidden).logits
+        return found
+
+    def end(self, batch: Batch, hidden: Tensor) -> Any:
+        """Return all that the model gives for hidden states that left the last layer."""
         self._active, self._ends = len(self.skeleton.layers) - 1, True
         self._held = hidden.to(self.skeleton.device)
         try:
             with self._mode():
-                found: Tensor = self._call(batch, inputs_embeds=self._held).logits
-            return found
+                return self._call(batch, inputs_embeds=self._held)
         finally:
             self._held, self._ends = None, False
 
@@ -177,4 +181,6 @@ class Stream:
         device = self.skeleton.device
         inputs = {name: value.to(device) for name, value in inputs.items()}
         mask = batch.mask.to(device).long()
+        if batch.types is not None:
+            inputs["token_type_ids"] = batch.types.to(device)
         return self.skeleton.model(**inputs, attention_mask=mask, use_cache=False)

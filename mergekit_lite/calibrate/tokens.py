@@ -23,11 +23,13 @@ class Sample:
         ids: token ids, one or more.
         domain: index into `Samples.domains`.
         nbytes: bytes of the text, for losses by byte.
+        types: which of two texts each token is of, where the tokenizer tells.
     """
 
     ids: tuple[int, ...]
     domain: int
     nbytes: int
+    types: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,15 @@ class Batch:
         mask: (samples, longest), bool: where there is a token.
         domains: (samples,), int64.
         rows: index of each sample into `Samples.samples`.
+        types: (samples, longest), int64: which of two texts a token is of; None where no sample
+            has two.
     """
 
     ids: Tensor
     mask: Tensor
     domains: Tensor
     rows: tuple[int, ...]
+    types: Tensor | None = None
 
     def last(self) -> Tensor:
         """Return the position of the last token of each sample, wherever its padding is."""
@@ -176,13 +181,16 @@ def _side_by_side(samples: Sequence[Sample], rows: Sequence[int], side: str) -> 
     longest = max(len(sample.ids) for sample in chosen)
     ids = torch.zeros((len(rows), longest), dtype=torch.int64)
     mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    types = torch.zeros_like(ids) if any(sample.types for sample in chosen) else None
     for number, sample in enumerate(chosen):
         first = longest - len(sample.ids) if side == "left" else 0
         place = slice(first, first + len(sample.ids))
         ids[number, place] = torch.tensor(sample.ids)
         mask[number, place] = True
+        if types is not None and sample.types:
+            types[number, place] = torch.tensor(sample.types)
     domains = torch.tensor([sample.domain for sample in chosen])
-    return Batch(ids, mask, domains, tuple(rows))
+    return Batch(ids, mask, domains, tuple(rows), types)
 
 
 def _pieces(

@@ -38,6 +38,7 @@ def tell_verdicts(verdicts: Sequence[Verdict]) -> None:
 def score_table(found: Evaluation, earlier: Baseline | None = None) -> str:
     """Return one line for each data and model: its score, and what MODEL has of it."""
     from mergekit_lite.quality.measures import measured
+    from mergekit_lite.quality.scores import ChoiceScore
     from mergekit_lite.quality.subjects import MERGE
 
     rows = []
@@ -46,11 +47,11 @@ def score_table(found: Evaluation, earlier: Baseline | None = None) -> str:
         others = {name: scores[data] for name, scores in found.scores.items() if name != MERGE}
         if earlier is not None and data in earlier.scores:
             others["baseline"] = earlier.scores[data]
-        rows.append((data, MERGE, *_cells(own), "", "", "", ""))
+        rows.append((data, MERGE, *_cells(own), "", "", "", "", ""))
         for name, score in others.items():
             recovery = measured("recovery", own, score)
             flips = ""
-            if not hasattr(own, "nats"):
+            if isinstance(own, ChoiceScore):
                 flips = f"{100 * measured('flips', own, score).value:.1f} %"
             like = found.likeness.get(name, {}).get(data)
             rows.append(
@@ -59,18 +60,21 @@ def score_table(found: Evaluation, earlier: Baseline | None = None) -> str:
                     name,
                     *_cells(score),
                     f"{recovery.value:.3f} [{recovery.low:.3f}, {recovery.high:.3f}]",
-                    f"{like.mean_kl:.4f}" if like else "",
-                    f"{100 * like.agreement:.1f} %" if like else "",
+                    f"{like.mean_kl:.4f}" if like and like.tokens else "",
+                    f"{100 * like.agreement:.1f} %" if like and like.tokens else "",
+                    f"{like.similarity:.4f}" if like and like.similarities else "",
                     flips,
                 )
             )
-    header = ("data", "model", "score", "", "recovery [95 %]", "KL", "agreement", "flips")
-    return table(header, rows, "llrlrrrr")
+    header = ("data", "model", "score", "", "recovery [95 %]", "KL", "agreement", "cosine", "flips")
+    return table(header, rows, "llrlrrrrr")
 
 
 def _cells(score: Score) -> tuple[str, str]:
-    from mergekit_lite.quality.scores import TextScore
+    from mergekit_lite.quality.scores import PairScore, TextScore
 
+    if isinstance(score, PairScore):
+        return f"{score.correlation:.4f}", f"correlation over {len(score.cosines)}"
     if isinstance(score, TextScore):
         return f"{score.bits_per_byte:.4f}", f"bits/byte, perplexity {score.perplexity:.4g}"
     return f"{100 * score.accuracy:.1f} %", f"right of {len(score.answers)}"

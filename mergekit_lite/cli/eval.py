@@ -49,7 +49,7 @@ Scored = tuple["Evaluation", list["Verdict"], "Baseline | None", Path | None]
 @click.option(
     "--windows",
     type=click.IntRange(min=1),
-    help="Most windows of a text, or questions of a file, that are scored.  [default: 16]",
+    help="Most windows of a text, or lines of a file, that are scored.  [default: 16]",
 )
 @click.option(
     "--window-bytes",
@@ -81,11 +81,14 @@ def command(
     junit: Path | None,
     as_json: bool,
 ) -> None:
-    """Score MODEL on texts and questions, one layer in memory at a time.
+    """Score MODEL on texts, questions, labels or pairs, one layer in memory at a time.
 
     A .txt file is running text; a line of a .jsonl file has "text", or "question", "choices" and
     "answer" (the number of the right choice from 0, or the choice itself). Of texts: bits per byte
-    and perplexity. Of questions: the part whose right choice is likeliest, by byte.
+    and perplexity. Of questions: the part whose right choice is likeliest, by byte. Where MODEL has
+    a head for labels, a line has "text" (and "other"), and "label", which is a number from 0 or a
+    name of the config. Any model, encoders too, takes lines with "text", "other" and "similarity":
+    how well cosines of its vectors follow the order of the similarities.
 
     Each parent is scored too, with the divergence of MODEL from it, the part of tokens that both
     predict alike, and recovery: MODEL's score over the parent's, of texts the parent's bits per

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mergekit_lite.calibrate.texts import read_texts, read_utf8
 from mergekit_lite.calibrate.windows import WINDOW_BYTES, windows
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError, nearest
+from mergekit_lite.quality.labelled import VERSION, Labelled, Pairs, digest, labelled, pairs
+from mergekit_lite.recipe.schema import DataKind
 from mergekit_lite.sources.zoo import SCHEME
 
-VERSION = 1
-"""Raised when the same data would get other scores; results of another version are not compared."""
 MOST = 16
 """Windows of a text that are scored, where nobody says how many."""
 
@@ -35,7 +34,16 @@ class Texts:
     @property
     def version(self) -> str:
         """What a score of it depends on, as a digest."""
-        return _digest(["texts", VERSION, *self.windows])
+        return digest(["texts", VERSION, *self.windows])
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What is scored one by one, as text."""
+        return self.windows
+
+    def part(self, chosen: slice) -> Self:
+        """Return some of the units as data of their own."""
+        return replace(self, windows=self.windows[chosen])
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -72,13 +80,29 @@ class Questions:
     def version(self) -> str:
         """What a score of it depends on, as a digest."""
         plain = [[q.question, *q.choices, q.answer] for q in self.questions]
-        return _digest(["questions", VERSION, *plain])
+        return digest(["questions", VERSION, *plain])
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What is scored one by one, as text."""
+        return tuple("\n".join((q.question, *q.choices)) for q in self.questions)
+
+    def part(self, chosen: slice) -> Self:
+        """Return some of the units as data of their own."""
+        return replace(self, questions=self.questions[chosen])
 
     def __len__(self) -> int:
         return len(self.questions)
 
 
-Data = Texts | Questions
+Data = Texts | Questions | Labelled | Pairs
+KINDS: Mapping[type[Data], DataKind] = {
+    Texts: "texts",
+    Questions: "questions",
+    Labelled: "labels",
+    Pairs: "pairs",
+}
+"""What each kind of data is called."""
 
 
 def read_data(
@@ -87,8 +111,8 @@ def read_data(
     """Return all data that is asked for, in order.
 
     A `.txt` file is running text. A line of a `.jsonl` file has `text`, or `question`, `choices`
-    and `answer`. `zoo:NAME` is the zoo's held-out text of an expert, and `zoo:NAME.validation`
-    another one to choose parameters by.
+    and `answer`, or `text` and `label`, or `text`, `other` and `similarity`. `zoo:NAME` is the
+    zoo's held-out text of an expert, and `zoo:NAME.validation` another one to choose parameters by.
 
     Args:
         files: name -> path, or `zoo:NAME`.
@@ -136,8 +160,14 @@ def _of_file(name: str, file: str, folder: Path, most: int, size: int) -> Data:
     path = _zoo_text(file) if file.startswith(SCHEME) else folder / Path(file).expanduser()
     if path.suffix == ".jsonl":
         lines = _objects(path)
-        if lines and all(isinstance(v, dict) and "question" in v for _, v in lines):
-            return Questions(name, _questions(lines[:most]))
+        if lines and all(isinstance(v, dict) for _, v in lines):
+            if all("question" in value for _, value in lines):
+                return Questions(name, _questions(lines[:most]))
+            keys = {key for _, value in lines for key in value}
+            if "label" in keys:
+                return labelled(name, lines[:most])
+            if "similarity" in keys:
+                return pairs(name, lines[:most])
     pieces: list[str] = []
     for text in read_texts([(name, path)]):
         if text.messages:
@@ -201,7 +231,3 @@ def _question(value: Mapping[str, Any]) -> Question:
     if not 0 <= answer < len(choices):
         raise ValueError(f"`answer` is {answer}, and the choices are 0 to {len(choices) - 1}")
     return Question(question, tuple(choices), answer)
-
-
-def _digest(parts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()

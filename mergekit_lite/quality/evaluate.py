@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergekit_lite.errors import Problem
-from mergekit_lite.quality.data import Data, Texts
+from mergekit_lite.quality.data import Data, Questions, Texts
 from mergekit_lite.quality.faults import Kin, faults_of, kin_of
 from mergekit_lite.quality.forward import Pass, Predicted, Settings, Tell, require_memory
-from mergekit_lite.quality.scores import ChoiceScore, Evaluation, Likeness, Score, TextScore
+from mergekit_lite.quality.labelled import Labelled, Pairs
+from mergekit_lite.quality.scores import (
+    ChoiceScore,
+    Evaluation,
+    Likeness,
+    PairScore,
+    Score,
+    TextScore,
+)
 from mergekit_lite.quality.sequences import Piece
 from mergekit_lite.quality.subjects import Subject
 
@@ -96,35 +105,75 @@ def scores_of(
         pieces: what the data is made of.
         predicted: what the model says of each.
         data: what to score on.
-        faults: where losses that are no numbers are noted.
+        faults: where numbers that are not finite are noted.
     """
-    nats = {(p.data, p.unit, p.choice): 0.0 for p in pieces}
-    counts = dict.fromkeys(nats, 0)
-    nbytes = {(p.data, p.unit, p.choice): p.nbytes for p in pieces}
-    for found in predicted:
-        key = (found.piece.data, found.piece.unit, found.piece.choice)
-        nats[key], counts[key] = _nats(found), len(found.targets)
-    scored: dict[str, Score] = {}
+    kinds = {one.name: one for one in data}
+    found = _Found({(p.data, p.unit, p.choice): p for p in pieces})
+    for each in predicted:
+        found.add(each, kinds[each.piece.data])
+    scored = {}
     for one in data:
-        if not all(math.isfinite(value) for key, value in nats.items() if key[0] == one.name):
+        if one.name in found.broken:
             what = "the model predicts it with numbers that are not finite"
             faults.append(Problem(what, one.name, "look for NaN and infinities in its weights"))
-        if isinstance(one, Texts):
-            keys = [(one.name, unit, 0) for unit in range(len(one))]
-            scored[one.name] = TextScore(
-                tuple(nats[key] for key in keys),
-                tuple(counts[key] for key in keys),
-                tuple(nbytes[key] for key in keys),
-            )
-            continue
-        chosen = []
-        for unit, question in enumerate(one.questions):
-            keys = [(one.name, unit, choice) for choice in range(len(question.choices))]
-            losses = [nats[key] / nbytes[key] for key in keys]
-            chosen.append(losses.index(min(losses)))
-        answers = tuple(question.answer for question in one.questions)
-        scored[one.name] = ChoiceScore(tuple(chosen), answers)
+        scored[one.name] = found.score(one)
     return scored
+
+
+class _Found:
+    """What scores are made of, by data, unit and choice."""
+
+    def __init__(self, pieces: Mapping[tuple[str, int, int], Piece]) -> None:
+        self.pieces = pieces
+        self.nats = dict.fromkeys(pieces, 0.0)
+        self.counts = dict.fromkeys(pieces, 0)
+        self.labels = dict.fromkeys(pieces, 0)
+        self.vectors: dict[tuple[str, int, int], Tensor] = {}
+        self.broken: set[str] = set()
+
+    def add(self, said: Predicted, data: Data) -> None:
+        """Note what a model says of a piece."""
+        key = (said.piece.data, said.piece.unit, said.piece.choice)
+        if isinstance(data, Labelled):
+            self.labels[key] = int(said.logits[0].argmax())
+            finite = bool(said.logits.isfinite().all())
+        elif isinstance(data, Pairs):
+            self.vectors[key] = said.vector
+            finite = bool(said.vector.isfinite().all())
+        else:
+            self.nats[key], self.counts[key] = _nats(said), len(said.targets)
+            finite = math.isfinite(self.nats[key])
+        if not finite:
+            self.broken.add(said.piece.data)
+
+    def score(self, data: Data) -> Score:
+        """Return the score of some data."""
+        if isinstance(data, Texts):
+            return self._of_texts(data)
+        if isinstance(data, Labelled):
+            keys = [(data.name, unit, 0) for unit in range(len(data))]
+            answers = tuple(self.pieces[key].answer for key in keys)
+            return ChoiceScore(tuple(self.labels[key] for key in keys), answers)
+        if isinstance(data, Pairs):
+            cosines = tuple(
+                _cosine(*(self.vectors[data.name, unit, side] for side in (0, 1)))
+                for unit in range(len(data))
+            )
+            return PairScore(cosines, tuple(pair.similarity for pair in data.pairs))
+        chosen = []
+        for unit, question in enumerate(data.questions):
+            keys = [(data.name, unit, choice) for choice in range(len(question.choices))]
+            losses = [self.nats[key] / self.pieces[key].nbytes for key in keys]
+            chosen.append(losses.index(min(losses)))
+        return ChoiceScore(tuple(chosen), tuple(question.answer for question in data.questions))
+
+    def _of_texts(self, data: Texts) -> TextScore:
+        keys = [(data.name, unit, 0) for unit in range(len(data))]
+        return TextScore(
+            tuple(self.nats[key] for key in keys),
+            tuple(self.counts[key] for key in keys),
+            tuple(self.pieces[key].nbytes for key in keys),
+        )
 
 
 def _nats(found: Predicted) -> float:
@@ -137,21 +186,54 @@ def _nats(found: Predicted) -> float:
 def likeness_of(
     own: Iterable[Predicted], parent: Iterable[Predicted], data: Sequence[Data]
 ) -> dict[str, Likeness]:
-    """Return how like a parent a model is, by text; both say something of the same pieces."""
-    names = {one.name: len(one) for one in data if isinstance(one, Texts)}
-    kl = {name: [0.0] * count for name, count in names.items()}
-    agreed = {name: [0] * count for name, count in names.items()}
-    tokens = {name: [0] * count for name, count in names.items()}
+    """Return how like a parent a model is, by data; both say something of the same pieces.
+
+    Of questions there is nothing, and of labels only where both have as many.
+    """
+    kinds = {one.name: one for one in data if not isinstance(one, Questions)}
+    units: dict[str, dict[tuple[int, int], _Alike]] = {name: {} for name in kinds}
     for mine, theirs in zip(own, parent, strict=True):
-        name, unit = mine.piece.data, mine.piece.unit
-        if name in names:
-            width = min(mine.logits.shape[1], theirs.logits.shape[1])
-            kl[name][unit] = _divergence(mine.logits[:, :width], theirs.logits[:, :width])
-            same = mine.logits.argmax(1) == theirs.logits.argmax(1)
-            agreed[name][unit], tokens[name][unit] = int(same.sum()), len(same)
-    return {
-        name: Likeness(tuple(kl[name]), tuple(agreed[name]), tuple(tokens[name])) for name in names
-    }
+        if mine.piece.data in kinds:
+            place = mine.piece.unit, mine.piece.choice
+            units[mine.piece.data][place] = _alike(mine, theirs, kinds[mine.piece.data])
+    found = {}
+    for name, alike in units.items():
+        each = [alike[place] for place in sorted(alike)]
+        tokens = [one.tokens for one in each if one.tokens]
+        found[name] = Likeness(
+            tuple(one.kl for one in each if one.tokens),
+            tuple(one.agreed for one in each if one.tokens),
+            tuple(tokens),
+            tuple(one.cosine for one in each if one.cosine is not None),
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """What two models have in common on one piece."""
+
+    kl: float
+    agreed: int
+    tokens: int
+    cosine: float | None
+
+
+def _alike(mine: Predicted, theirs: Predicted, data: Data) -> _Alike:
+    widths = mine.logits.shape[1], theirs.logits.shape[1]
+    cosine = _cosine(mine.vector, theirs.vector) if len(mine.vector) == len(theirs.vector) else None
+    if isinstance(data, Pairs) or (isinstance(data, Labelled) and widths[0] != widths[1]):
+        return _Alike(0.0, 0, 0, cosine)
+    # Rows of padding may make one vocabulary wider than the other.
+    width = min(widths)
+    same = mine.logits.argmax(1) == theirs.logits.argmax(1)
+    kl = _divergence(mine.logits[:, :width], theirs.logits[:, :width])
+    return _Alike(kl, int(same.sum()), len(same), cosine)
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    size = float(one.norm() * other.norm())
+    return float(one @ other) / size if size > 0 else 0.0
 
 
 def _divergence(mine: Tensor, theirs: Tensor) -> float:

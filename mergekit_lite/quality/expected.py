@@ -9,7 +9,7 @@ from pathlib import Path
 from mergekit_lite.calibrate.skeleton import require_transformers
 from mergekit_lite.errors import DataError, MergekitLiteError, Problem, RecipeError
 from mergekit_lite.quality.bounds import verdict
-from mergekit_lite.quality.data import Data, Texts, read_data
+from mergekit_lite.quality.data import KINDS, Data, read_data
 from mergekit_lite.quality.evaluate import evaluate
 from mergekit_lite.quality.faults import kin_of_recipe
 from mergekit_lite.quality.forward import Settings, Tell
@@ -127,15 +127,14 @@ def judged(wanted: Expected, found: Evaluation) -> list[Verdict]:
 
 
 def _require_kinds(expect: Expect, read: Sequence[Data]) -> None:
-    kinds = {each.name: "text" if isinstance(each, Texts) else "questions" for each in read}
+    kinds = {each.name: KINDS[type(each)] for each in read}
 
     def problem(bound: Bound) -> Problem | None:
-        of, given = SCORES[bound.score].of, kinds[bound.data]
-        if of in ("any", given):
+        given = kinds[bound.data]
+        if given in SCORES[bound.score].of:
             return None
-        held = "texts" if given == "text" else "questions"
-        fitting = [name for name, kind in SCORES.items() if kind.of in ("any", given)]
-        what = f"`{bound.data}` holds {held}, which have no `{bound.score}`"
+        fitting = [name for name, kind in SCORES.items() if given in kind.of]
+        what = f"`{bound.data}` holds {given}, which have no `{bound.score}`"
         return Problem(what, bound.where, f"they have {', '.join(fitting)}")
 
     if problems := [found for bound in expect.bounds if (found := problem(bound))]:

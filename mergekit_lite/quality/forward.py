@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mergekit_lite.calibrate.ends import ends
 from mergekit_lite.calibrate.estimate import estimate
-from mergekit_lite.calibrate.losses import sample_logits
 from mergekit_lite.calibrate.skeleton import Skeleton, build, require_transformers
 from mergekit_lite.calibrate.stream import Stream
 from mergekit_lite.calibrate.tokens import batches, load_tokenizer
 from mergekit_lite.calibrate.weights import Weights
 from mergekit_lite.errors import ResourceError
 from mergekit_lite.quality.data import Data
-from mergekit_lite.quality.sequences import Piece, as_samples, pieces
+from mergekit_lite.quality.sequences import Piece, Taker, as_samples, pieces
 from mergekit_lite.quality.subjects import Subject
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ class Predicted:
     Attributes:
         piece: what was run.
         targets: (predicted tokens,) ids that there are.
-        logits: (predicted tokens, vocabulary), fp32.
+        logits: (predicted tokens, vocabulary) or (1, labels), fp32.
+        vector: (width,) mean over all tokens of what enters the head, fp64.
     """
 
     piece: Piece
     targets: Tensor
     logits: Tensor
+    vector: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,13 @@ class Pass:
     ) -> None:
         require_transformers("eval")
         self.subject, self.settings, self._loaded = subject, settings, loaded
+        folder = subject.model.root
         if loaded is None:
-            folder = subject.model.root
             self.skeleton = build(folder, device=settings.device, dtype=settings.dtype)
         else:
             self.skeleton = loaded.skeleton
-        self.pieces = pieces(
-            data,
-            loaded.tokenizer if loaded is not None else load_tokenizer(subject.model.root),
-            rows=self.skeleton.vocabulary,
-            positions=self._positions(),
-        )
+        tokenizer = load_tokenizer(folder) if loaded is None else loaded.tokenizer
+        self.pieces = pieces(data, tokenizer, taker(subject.name, self.skeleton))
         samples = as_samples(self.pieces)
         self._batches = batches(samples, size=settings.batch)
         longest = max(len(piece.ids) for piece in self.pieces)
@@ -136,10 +134,10 @@ class Pass:
         """Yield what the model says of each piece, in an order that pieces alone decide."""
         if self._stream is None:
             raise RuntimeError("nothing has been run")
-        for found in sample_logits(self._stream, self._batches, self._hidden):
+        for found in ends(self._stream, self._batches, self._hidden):
             piece = self.pieces[found.row]
             given = piece.start - 1
-            yield Predicted(piece, found.targets[given:], found.logits[given:])
+            yield Predicted(piece, found.targets[given:], found.logits[given:], found.vector)
 
     def close(self) -> None:
         """Close the weight files and let the weights go."""
@@ -147,9 +145,24 @@ class Pass:
             self._weights.close()
         self._stream, self._hidden = None, []
 
-    def _positions(self) -> int:
-        config: Any = self.skeleton.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+def taker(name: str, skeleton: Skeleton) -> Taker:
+    """Return what a model can be given, and what it gives.
+
+    Args:
+        name: of the model, for messages.
+        skeleton: the model.
+    """
+    config: Any = skeleton.model.config.get_text_config()
+    positions = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    for module_name, module in skeleton.model.named_modules():
+        # RoBERTa and its like count positions from after the one of padding.
+        padding = getattr(module, "padding_idx", None)
+        if module_name.endswith("position_embeddings") and padding is not None:
+            positions -= padding + 1
+    labels: dict[int, str] = skeleton.model.config.id2label if skeleton.head == "labels" else {}
+    names = tuple(str(labels[number]) for number in sorted(labels))
+    return Taker(name, skeleton.vocabulary, positions, skeleton.head, names)
 
 
 def require_memory(passes: Sequence[Pass], limit: int | None) -> int:

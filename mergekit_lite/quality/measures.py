@@ -1,7 +1,8 @@
 """What is said of a model by numbers: each a function of how often every unit is counted.
 
-A unit is a window of a text, or a question. Drawing units with repetition, the same ones for both
-models of a comparison, gives its paired bootstrap interval.
+A unit is a window of a text, a question, a text with a label, or a pair. Drawing units with
+repetition, the same ones for both models of a comparison, gives its paired bootstrap interval.
+Ranks of a correlation stay those of all units.
 """
 
 from __future__ import annotations
@@ -14,13 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.errors import RecipeError
-from mergekit_lite.quality.scores import ChoiceScore, Likeness, Score, TextScore
+from mergekit_lite.quality.scores import (
+    ChoiceScore,
+    Likeness,
+    PairScore,
+    Score,
+    TextScore,
+    correlation,
+)
 from mergekit_lite.recipe.schema import SCORES
 
 Counts = NDArray[np.float64]
 DRAWS = 2000
 SEED = 20260101
 """Of all intervals, so that the same scores always give the same ones."""
+
+
+_NAMES = {TextScore: "bits_per_byte", ChoiceScore: "accuracy", PairScore: "correlation"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,12 @@ def _function(
         return lambda counts: mean(counts) / np.log(2), len(below)
     if isinstance(score, ChoiceScore) and kind == "accuracy":
         return _ratio(score.right), len(score.right)
-    if isinstance(score, TextScore) and isinstance(other, Likeness):
+    if isinstance(score, PairScore) and kind == "correlation":
+        ranks = score.ranks
+        return lambda counts: correlation(*ranks, counts), len(score.cosines)
+    if isinstance(other, Likeness) and kind == "similarity" and other.similarities:
+        return _ratio(other.similarities), len(other.similarities)
+    if isinstance(other, Likeness) and kind in ("kl", "agreement") and other.tokens:
         above = other.kl if kind == "kl" else other.agreed
         return _ratio(above, other.tokens), len(above)
     if kind == "recovery" and other is not None and type(other) is type(score):
@@ -84,12 +100,12 @@ def _function(
     if kind == "flips" and isinstance(score, ChoiceScore) and isinstance(other, ChoiceScore):
         pairs = zip(score.right, other.right, strict=True)
         return _ratio([before and not now for now, before in pairs]), len(score.right)
-    kinds = "texts" if SCORES[kind].of == "text" else "questions"
+    kinds = " and ".join(SCORES[kind].of)
     raise RecipeError(f"`{kind}` is a number of {kinds}", hint="name data of that kind")
 
 
 def _recovery(score: Score, other: Score | Likeness) -> tuple[Callable[[Counts], Any], int]:
-    name = "bits_per_byte" if isinstance(score, TextScore) else "accuracy"
+    name = _NAMES[type(score)]
     own, units = _function(name, score, None)
     theirs, _ = _function(name, other, None) if not isinstance(other, Likeness) else (own, 0)
     above, below = (theirs, own) if name == "bits_per_byte" else (own, theirs)

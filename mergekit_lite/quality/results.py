@@ -39,7 +39,10 @@ def record(found: Evaluation) -> dict[str, Any]:
     }
     for parent, likes in found.likeness.items():
         for data, like in likes.items():
-            models[parent][data] |= {"kl": like.mean_kl, "agreement": like.agreement}
+            if like.tokens:
+                models[parent][data] |= {"kl": like.mean_kl, "agreement": like.agreement}
+            if like.similarities:
+                models[parent][data]["similarity"] = like.similarity
     for parent, scores in found.scores.items():
         if parent != MERGE:
             for data, score in scores.items():

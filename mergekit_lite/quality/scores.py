@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mergekit_lite.errors import Problem
 
 
@@ -38,10 +41,11 @@ class TextScore:
 
 @dataclass(frozen=True)
 class ChoiceScore:
-    """Which choice of each question a model takes.
+    """Which choice of each question, or label of each text, a model takes.
 
     Attributes:
-        chosen: the choice whose mean log-likelihood by byte is highest, the first of equal ones.
+        chosen: the choice whose mean log-likelihood by byte is highest, or the label whose logit
+            is, the first of equal ones.
         answers: the right ones.
     """
 
@@ -59,23 +63,70 @@ class ChoiceScore:
         return sum(self.right) / len(self.answers)
 
 
-Score = TextScore | ChoiceScore
+@dataclass(frozen=True)
+class PairScore:
+    """How alike a model finds pairs of texts.
+
+    Attributes:
+        cosines: of the vectors of both texts of each pair.
+        similarities: that people gave them.
+    """
+
+    cosines: tuple[float, ...]
+    similarities: tuple[float, ...]
+
+    @property
+    def ranks(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Ranks of both, from 0; equal values share the mean of theirs."""
+        return _ranks(self.cosines), _ranks(self.similarities)
+
+    @property
+    def correlation(self) -> float:
+        """Spearman's correlation of both, -1 to 1; 0 where all cosines are equal."""
+        return float(correlation(*self.ranks, np.ones(len(self.cosines))))
+
+
+Score = TextScore | ChoiceScore | PairScore
+
+
+def correlation(one: Any, other: Any, counts: Any) -> Any:
+    """Return Pearson's correlation of two rows, each entry counted some times.
+
+    Args:
+        one: (n,).
+        other: (n,).
+        counts: (..., n).
+    """
+    total = counts.sum(-1, keepdims=True)
+    x = one - (counts * one).sum(-1, keepdims=True) / total
+    y = other - (counts * other).sum(-1, keepdims=True) / total
+    below = np.sqrt((counts * x * x).sum(-1) * (counts * y * y).sum(-1))
+    return (counts * x * y).sum(-1) / np.maximum(below, 1e-300)
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(sizes) - (sizes + 1) / 2)[group]
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """How like a parent a model predicts the windows of a text.
+    """How like a parent a model is on the windows of a text, on texts with labels, or on pairs.
+
+    A label counts as one token. Of pairs there are similarities alone, of each text.
 
     Attributes:
         kl: Kullback-Leibler divergence of the model from the parent (in nats, the parent's
-            probabilities weigh), of each window, summed over its tokens.
-        agreed: tokens of each window at which both think the same token likeliest.
-        tokens: that were predicted, of each window.
+            probabilities weigh), of each unit, summed over its tokens.
+        agreed: tokens of each unit at which both think the same token likeliest.
+        tokens: that were predicted, of each unit.
+        similarities: cosine of both models' vectors of each unit; empty where their widths differ.
     """
 
     kl: tuple[float, ...]
     agreed: tuple[int, ...]
     tokens: tuple[int, ...]
+    similarities: tuple[float, ...] = ()
 
     @property
     def mean_kl(self) -> float:
@@ -87,6 +138,11 @@ class Likeness:
         """Part of the tokens at which both think the same token likeliest, 0 to 1."""
         return sum(self.agreed) / max(sum(self.tokens), 1)
 
+    @property
+    def similarity(self) -> float:
+        """Mean cosine of both models' vectors."""
+        return math.fsum(self.similarities) / max(len(self.similarities), 1)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -96,7 +152,7 @@ class Evaluation:
         reference: of the model.
         versions: name of the data -> digest of what its scores depend on.
         scores: name of the model (`merge`, or a parent) -> name of the data -> score.
-        likeness: name of a parent -> name of a text -> how like it the model is; nothing of
+        likeness: name of a parent -> name of the data -> how like it the model is; nothing of
             parents with another tokenizer.
         faults: what is wrong with the model, whatever its scores.
     """
@@ -123,6 +179,12 @@ def score_record(score: Score) -> dict[str, Any]:
             "tokens": list(score.tokens),
             "bytes": list(score.nbytes),
         }
+    if isinstance(score, PairScore):
+        return {
+            "correlation": _number(score.correlation),
+            "cosines": [_number(value) for value in score.cosines],
+            "similarities": list(score.similarities),
+        }
     return {
         "accuracy": score.accuracy,
         "chosen": list(score.chosen),
@@ -142,6 +204,11 @@ def score_of(record: Mapping[str, Any]) -> Score:
         if not len(nats) == len(tokens) == len(nbytes):
             raise ValueError("windows of unlike number")
         return TextScore(nats, tokens, nbytes)
+    if "cosines" in record:
+        cosines, given = (tuple(map(float, record[key])) for key in ("cosines", "similarities"))
+        if len(cosines) != len(given):
+            raise ValueError("pairs of unlike number")
+        return PairScore(cosines, given)
     chosen, answers = (tuple(map(int, record[key])) for key in ("chosen", "answers"))
     if len(chosen) != len(answers):
         raise ValueError("questions of unlike number")

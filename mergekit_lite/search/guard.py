@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from mergekit_lite.errors import Problem, RecipeError
-from mergekit_lite.quality.data import Data, Texts
+from mergekit_lite.quality.data import KINDS, Data, Texts
 from mergekit_lite.sources.zoo import SCHEME
 
 TEST_SETS = (
@@ -58,11 +58,11 @@ def require_apart(data: Sequence[Data], test: Sequence[Data], where: str) -> Non
     problems = []
     for held_out in test:
         for one in data:
-            shared = _units(one) & _units(held_out)
+            shared = set(one.units) & set(held_out.units)
             if shared:
                 what = (
                     f"`{held_out.name}` of `test` has {len(shared)} of the"
-                    f" {'windows' if isinstance(one, Texts) else 'questions'} of `{one.name}`"
+                    f" {'windows' if isinstance(one, Texts) else KINDS[type(one)]} of `{one.name}`"
                 )
                 problems.append(Problem(what, where, "test on what nothing was chosen by"))
     if problems:
@@ -87,9 +87,3 @@ def _reason(name: str, file: str) -> str:
 
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
-
-
-def _units(data: Data) -> set[str]:
-    if isinstance(data, Texts):
-        return set(data.windows)
-    return {"\n".join((q.question, *q.choices)) for q in data.questions}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from mergekit_lite.engine.options import Options
 from mergekit_lite.errors import DataError, Problem, ResourceError
 from mergekit_lite.plan.estimate import estimate
 from mergekit_lite.plan.types import Plan
-from mergekit_lite.quality.data import Data, Texts
+from mergekit_lite.quality.data import Data
 from mergekit_lite.quality.evaluate import likeness_of, scores_of
 from mergekit_lite.quality.forward import Pass, Predicted, Settings
 from mergekit_lite.quality.measures import measured
-from mergekit_lite.quality.scores import ChoiceScore, Likeness, Score, TextScore
+from mergekit_lite.quality.scores import ChoiceScore, Likeness, PairScore, Score, TextScore
 from mergekit_lite.quality.subjects import MERGE, Subject, parents_of
 from mergekit_lite.recipe.schema import SCORES, Objective
 from mergekit_lite.search.held import Held, held
@@ -25,7 +25,7 @@ Tell = Callable[[str], object]
 PARTS = 4
 """Parts of the data after which a bad candidate may be left."""
 Scores = Mapping[str, Score]
-Units = TypeVar("Units", TextScore, ChoiceScore, Likeness, Score)
+Units = TypeVar("Units", TextScore, ChoiceScore, PairScore, Likeness, Score)
 
 
 @dataclass(frozen=True)
@@ -220,12 +220,7 @@ def _part(data: Sequence[Data], number: int, parts: int) -> tuple[Data, ...]:
         first, last = (-(-len(one) * n // parts) for n in (number, number + 1))
         return slice(first, last)
 
-    cut = [
-        replace(one, windows=one.windows[piece(one)])
-        if isinstance(one, Texts)
-        else replace(one, questions=one.questions[piece(one)])
-        for one in data
-    ]
+    cut = [one.part(piece(one)) for one in data]
     return tuple(one for one in cut if len(one))
 
 

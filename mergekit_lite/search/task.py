@@ -9,10 +9,10 @@ from typing import Any
 
 from mergekit_lite.calibrate.skeleton import require_transformers
 from mergekit_lite.errors import MergekitLiteError, Problem, RecipeError
-from mergekit_lite.quality.data import Data, Texts, read_data
+from mergekit_lite.quality.data import KINDS, Data, read_data
 from mergekit_lite.recipe.load import Tree, checked, read_tree
 from mergekit_lite.recipe.marks import Node, Problems, show
-from mergekit_lite.recipe.schema import SCORES, Objective, Recipe, Search
+from mergekit_lite.recipe.schema import SCORES, DataKind, Objective, Recipe, ScoreName, Search
 from mergekit_lite.recipe.searched import Searched, searched, with_values
 from mergekit_lite.search.guard import require_apart, require_no_test_sets
 
@@ -138,11 +138,19 @@ def _read(files: Mapping[str, str], place: str, how: Mapping[str, Any]) -> tuple
         raise type(error)(placed) from None
 
 
+_USUAL: Mapping[DataKind, ScoreName] = {
+    "texts": "bits_per_byte",
+    "questions": "accuracy",
+    "labels": "accuracy",
+    "pairs": "correlation",
+}
+
+
 def _by_kind(data: Sequence[Data]) -> tuple[Objective, ...]:
     return tuple(
         Objective(
             data=one.name,
-            score="bits_per_byte" if isinstance(one, Texts) else "accuracy",
+            score=_USUAL[KINDS[type(one)]],
             where=one.name,
         )
         for one in data
@@ -150,14 +158,13 @@ def _by_kind(data: Sequence[Data]) -> tuple[Objective, ...]:
 
 
 def _require_kinds(objectives: Sequence[Objective], data: Sequence[Data]) -> None:
-    kinds = {one.name: "text" if isinstance(one, Texts) else "questions" for one in data}
+    kinds = {one.name: KINDS[type(one)] for one in data}
     problems = []
     for objective in objectives:
-        of, given = SCORES[objective.score].of, kinds[objective.data]
-        if of not in ("any", given):
-            held = "texts" if given == "text" else "questions"
-            fitting = [name for name, kind in SCORES.items() if kind.of in ("any", given)]
-            what = f"`{objective.data}` holds {held}, which have no `{objective.score}`"
+        given = kinds[objective.data]
+        if given not in SCORES[objective.score].of:
+            fitting = [name for name, kind in SCORES.items() if given in kind.of]
+            what = f"`{objective.data}` holds {given}, which have no `{objective.score}`"
             problems.append(Problem(what, objective.where, f"they have {', '.join(fitting)}"))
     if problems:
         raise RecipeError(problems)

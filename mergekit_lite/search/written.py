@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mergekit_lite
-from mergekit_lite.quality.scores import Score, TextScore
+from mergekit_lite.quality.scores import PairScore, Score, TextScore
 from mergekit_lite.recipe.compat.write import flow
 from mergekit_lite.recipe.marks import Node
 from mergekit_lite.recipe.schema import Objective
@@ -118,4 +118,6 @@ def score_text(score: Score) -> str:
     """Return a score in words."""
     if isinstance(score, TextScore):
         return f"{score.bits_per_byte:.4f} bits per byte"
+    if isinstance(score, PairScore):
+        return f"correlation {score.correlation:.4f}"
     return f"{100 * score.accuracy:.1f} % right of {len(score.answers)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from mergekit_lite.recipe.schema.bias import SwitchExperts
 from mergekit_lite.recipe.schema.carve import Carve, CarveMethod, CarveRouter
 from mergekit_lite.recipe.schema.dense import ToDense
-from mergekit_lite.recipe.schema.expect import BASELINE, SCORES, Bound, Expect
+from mergekit_lite.recipe.schema.expect import BASELINE, SCORES, Bound, DataKind, Expect, ScoreName
 from mergekit_lite.recipe.schema.fields import SIZE_FORMS, parse_size
 from mergekit_lite.recipe.schema.grow import Addition, Grow
 from mergekit_lite.recipe.schema.inputs import BASE, Expert, RecipeStep
@@ -46,6 +46,7 @@ __all__ = [
     "Carve",
     "CarveMethod",
     "CarveRouter",
+    "DataKind",
     "Expand",
     "Expect",
     "Expert",
@@ -69,6 +70,7 @@ __all__ = [
     "Routers",
     "Routing",
     "Rule",
+    "ScoreName",
     "Search",
     "SharedExpert",
     "Slice",

@@ -12,8 +12,17 @@ from pydantic.json_schema import SkipJsonSchema
 from mergekit_lite.recipe.schema.fields import Part, whole
 
 ScoreName = Literal[
-    "bits_per_byte", "perplexity", "accuracy", "recovery", "flips", "kl", "agreement"
+    "bits_per_byte",
+    "perplexity",
+    "accuracy",
+    "correlation",
+    "recovery",
+    "flips",
+    "kl",
+    "agreement",
+    "similarity",
 ]
+DataKind = Literal["texts", "questions", "labels", "pairs"]
 BASELINE = "baseline"
 """What the earlier model is called that `expect.baseline` speaks of."""
 
@@ -23,25 +32,28 @@ class ScoreKind:
     """A number that can be said of a model on some data.
 
     Attributes:
-        of: what data has it: `text`, `questions` or `any`.
+        of: what data has it.
         rises: whether more is better.
         against: what it is compared with: nothing, a `parent` whose tokens it predicts as well, or
             a `model` with scores of its own.
     """
 
-    of: Literal["text", "questions", "any"]
+    of: tuple[DataKind, ...]
     rises: bool
     against: Literal["", "parent", "model"] = ""
 
 
+ANY: tuple[DataKind, ...] = ("texts", "questions", "labels", "pairs")
 SCORES: Mapping[str, ScoreKind] = {
-    "bits_per_byte": ScoreKind("text", False),
-    "perplexity": ScoreKind("text", False),
-    "accuracy": ScoreKind("questions", True),
-    "recovery": ScoreKind("any", True, "model"),
-    "flips": ScoreKind("questions", False, "model"),
-    "kl": ScoreKind("text", False, "parent"),
-    "agreement": ScoreKind("text", True, "parent"),
+    "bits_per_byte": ScoreKind(("texts",), False),
+    "perplexity": ScoreKind(("texts",), False),
+    "accuracy": ScoreKind(("questions", "labels"), True),
+    "correlation": ScoreKind(("pairs",), True),
+    "recovery": ScoreKind(ANY, True, "model"),
+    "flips": ScoreKind(("questions", "labels"), False, "model"),
+    "kl": ScoreKind(("texts", "labels"), False, "parent"),
+    "agreement": ScoreKind(("texts", "labels"), True, "parent"),
+    "similarity": ScoreKind(("texts", "labels", "pairs"), True, "parent"),
 }
 """All of them, by name."""
 
@@ -52,13 +64,14 @@ class Bound(Part):
     data: str
     """Name of the data that it is of."""
     score: ScoreName
-    """Which number: of texts `bits_per_byte`, `perplexity`, `kl`, `agreement`; of questions
-    `accuracy`, `flips`; of both `recovery`."""
+    """Which number: of texts `bits_per_byte`, `perplexity`; of questions and labels `accuracy`,
+    `flips`; of pairs `correlation`; of texts and labels `kl`, `agreement`; of all but questions
+    `similarity`; of all `recovery`."""
     against: str | None = None
-    """Of `recovery`, `flips`, `kl` and `agreement`: the other model, `base`, an expert's name or
-    `baseline`."""
+    """Of `recovery`, `flips`, `kl`, `agreement` and `similarity`: the other model, `base`, an
+    expert's name or `baseline`."""
     at_least: float | None = None
-    """The least value, of `accuracy`, `recovery` and `agreement`."""
+    """The least value, of `accuracy`, `correlation`, `recovery`, `agreement` and `similarity`."""
     at_most: float | None = None
     """The largest value, of `bits_per_byte`, `perplexity`, `flips` and `kl`."""
     confidence: Annotated[float | None, Field(ge=0, lt=1)] = None
@@ -71,8 +84,8 @@ class Expect(Part):
     """How good the result must be: a run whose result is not exits with code 3."""
 
     data: Mapping[str, str]
-    """Held-out texts (`.txt`, `.jsonl`, `zoo:NAME`) and questions (`.jsonl`) by name, from the
-    recipe's folder."""
+    """Held-out texts (`.txt`, `.jsonl`, `zoo:NAME`), questions, labels and pairs (`.jsonl`) by
+    name, from the recipe's folder."""
     bounds: Annotated[tuple[Bound, ...], Field(min_length=1)]
     """What must hold, one score each."""
     baseline: str | None = None
