@@ -34,6 +34,7 @@ VERBS: Mapping[str, str] = {
     "apply": "Make the model that a patch stands for.",
     "store": "Keep several fine-tunes of one base in one file.",
     "adapter": "Fold, mask, split off or route adapters.",
+    "export": "Write a model as codes and scales, or as a GGUF file.",
     "convert": "Turn a checkpoint of PyTorch pickles into safetensors.",
     "import": "Convert a mergekit recipe.",
     "schema": "Print the JSON schema of recipes.",
