@@ -1,12 +1,13 @@
-"""Score every data-free method on the zoo, side by side.
+"""Score every data-free method and RegMean on the zoo, side by side, with paired intervals.
 
-    python benchmarks/scores.py                          # all methods, about half an hour
-    python benchmarks/scores.py --methods ties,iso_c --json scores.json
+    python benchmarks/scores.py --json scores.json       # all methods, about 40 minutes of a core
+    python benchmarks/scores.py --methods ties,iso_c --recipe search=best.yaml --json scores.json
 
 Each method merges the zoo's three adapters (or as many as it takes) with its default parameters.
-Where the merged difference to the base can be scaled, the scale is the best of a few on
-validation text; the table is of test text, which nothing was chosen on. Needs the extra `zoo`. A
-JSON file that is there is taken up: methods in it are not measured again.
+Where the merged difference to the base can be scaled, the scale is the best of four or more on
+validation text; the table is of test text, which nothing was chosen on and every row sees once.
+`--recipe` adds a row of a recipe as it is. A JSON file that is there is taken up: rows in it are
+not measured again. Exit code 1 where an order in `ORDERS` does not hold. Needs the extra `zoo`.
 """
 
 from __future__ import annotations
@@ -17,175 +18,199 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mergekit_lite
-from mergekit_lite.zoo.score import score
+from in_memory import Host, Weights, best_scale, record, scores_of, weights_of
+from intervals import Windows, difference, mean
+from zoo_methods import DOMAINS, METHODS, Method
 
-DOMAINS = ("german", "french", "dictionary")
-SCALES = (0.5, 1.0, 2.0)
-REFERENCES = ("zoo:smol", *(f"zoo:smol-{name}" for name in DOMAINS))
+import mergekit_lite
+from mergekit_lite.calibrate.run import calibrate
+from mergekit_lite.calibrate.texts import read_texts
+from mergekit_lite.sources import resolve
+
+BASE, OWN, CONTROL = "base", "experts, own domain", "experts x1.5, own domain"
+EXPERTS = tuple(f"expert {name}" for name in DOMAINS)
+ORDERS = (
+    (BASE, "linear"),
+    ("linear", "task_arithmetic"),
+    ("linear", "ties"),
+    ("linear", "dare_ties"),
+    ("task_arithmetic", "tsv_merge"),
+    ("task_arithmetic", "iso_c"),
+    ("tsv_merge", OWN),
+)
+"""Worse, better: orders whose intervals were apart. TIES and task arithmetic are not among them."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """One merge of the zoo.
+class Options:
+    """What is scored on.
 
     Attributes:
-        steps: the chain.
-        experts: which adapters.
-        is_scaled: a `scale` after the chain is chosen on validation text.
+        window_bytes: size of a window.
+        validation: windows of each domain that scales are chosen on.
+        test: windows of each domain that the table is of.
+        folder: for what is made on the way.
     """
 
-    steps: Sequence[Any]
-    experts: tuple[str, ...] = DOMAINS
-    is_scaled: bool = True
-
-    def recipe(self, scale: float) -> dict[str, Any]:
-        chain = [*self.steps, *([{"scale": {"lambda": scale}}] if self.is_scaled else [])]
-        return {
-            "schema_version": 1,
-            "base": "zoo:smol",
-            "experts": {name: {"lora": f"zoo:smol-{name}"} for name in self.experts},
-            "steps": chain,
-        }
-
-
-TWO = ("german", "french")
-METHODS: Mapping[str, Method] = {
-    "linear": Method(["linear"], is_scaled=False),
-    "task_arithmetic": Method(["task_arithmetic"]),
-    "task_arithmetic+lines": Method(["task_arithmetic", "lines"]),
-    "magmax": Method(["magmax"]),
-    "ties": Method(["ties"]),
-    "ties-model": Method([{"ties": {"scope": "model"}}]),
-    "ties-std": Method([{"ties": {"trim": "std"}}]),
-    "ties-norm": Method([{"ties": {"trim": "norm"}}]),
-    "dare_linear": Method(["dare_linear"]),
-    "dare_ties": Method(["dare_ties"]),
-    "breadcrumbs": Method(["breadcrumbs", "task_arithmetic"]),
-    "breadcrumbs_ties": Method(["breadcrumbs_ties"]),
-    "della": Method(["della"]),
-    "della_linear": Method(["della_linear"]),
-    "sce": Method(["sce"]),
-    "ram": Method(["ram"]),
-    "ramplus": Method(["ramplus"]),
-    "consensus": Method(["consensus"]),
-    "consensus_ties": Method(["consensus_ties"]),
-    "tatr": Method(["tatr"]),
-    "pcb": Method(["pcb"]),
-    "localize_and_stitch": Method(["localize_and_stitch"]),
-    "model_stock": Method(["model_stock"], is_scaled=False),
-    "multislerp": Method(["multislerp"], is_scaled=False),
-    "karcher": Method(["karcher"], is_scaled=False),
-    "tsv_merge": Method(["tsv_merge"]),
-    "iso_c": Method(["iso_c"]),
-    "iso_cts": Method(["iso_cts"]),
-    "cart": Method(["cart"]),
-    "task_arithmetic+svc": Method(["task_arithmetic", "svc"]),
-    "sign_consensus+svc": Method(["sign_consensus", "svc"]),
-    # Its default is 300 steps of Adam for each matrix.
-    "wudi-closed-form": Method([{"wudi": {"closed_form": True}}]),
-    "ace": Method(["ace"]),
-    "slerp": Method([{"slerp": {"t": 0.5}}], TWO, is_scaled=False),
-    "nuslerp": Method(["nuslerp"], TWO, is_scaled=False),
-    "nearswap": Method([{"nearswap": {"t": 0.001}}], ("german",), is_scaled=False),
-    "arcee_fusion": Method(["arcee_fusion"], ("german",), is_scaled=False),
-    "mediator_split": Method([{"mediator_split": {"keep": "german"}}], TWO, is_scaled=False),
-    "layer_swap": Method(
-        [{"layer_swap": {"from": "german", "into": "dictionary", "bottom": 8, "top": 4}}],
-        ("german", "dictionary"),
-        is_scaled=False,
-    ),
-    "bspline_blend": Method(
-        [{"bspline_blend": {"source": "german", "control_points": [0, 0.2, 1, 1, 0.6, 0.2]}}],
-        ("german",),
-        is_scaled=False,
-    ),
-    "half_reset": Method([{"half_reset": {"source": "german"}}], ("german",), is_scaled=False),
-}
+    window_bytes: int
+    validation: int
+    test: int
+    folder: Path
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def bits(reference: str, split: str, windows: int) -> dict[str, float]:
-    """Return the bits per byte of a model on every domain."""
-    return {s.domain: s.bits_per_byte for s in score([reference], split=split, windows=windows)}
+def statistics(options: Options, host: Host) -> Path:
+    """Measure the base on the validation text that no scale is chosen on; return the folder."""
+    home = options.folder / "statistics"
+    for domain in DOMAINS:
+        if (home / domain).exists():
+            continue
+        text = options.folder / f"{domain}.txt"
+        left = host.texts[domain, "validation"][options.validation :]
+        text.write_text("".join(left), encoding="utf-8")
+        model = resolve("zoo:smol", relative_to=Path(), kind="checkpoint")
+        calibrate(model, read_texts([text]), home / domain)
+    return home
 
 
-def mean(scores: Mapping[str, float]) -> float:
-    return sum(scores[name] for name in DOMAINS) / len(DOMAINS)
-
-
-def merged(method: Method, scale: float, folder: Path) -> tuple[Path, float]:
-    """Merge and return the folder and the seconds it took."""
-    out = folder / "out"
+def merged(recipe: Mapping[str, Any] | Path, options: Options) -> Weights:
+    out = options.folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    began = time.monotonic()
-    mergekit_lite.run(method.recipe(scale), out)
-    return out, time.monotonic() - began
+    mergekit_lite.run(recipe, out)
+    found = weights_of(out)
+    shutil.rmtree(out)
+    return found
 
 
-def measure(method: Method, folder: Path, windows: int) -> dict[str, Any]:
+def measure(method: Method, host: Host, options: Options) -> dict[str, Any]:
     """Choose the scale on validation text and return the scores on test text."""
-    if not method.is_scaled:
-        out, seconds = merged(method, 1.0, folder)
-        return {"scale": None, "seconds": seconds, **bits(str(out), "test", windows)}
-    tried = {}
-    for scale in SCALES:
-        out, seconds = merged(method, scale, folder)
-        tried[scale] = mean(bits(str(out), "validation", 1))
-    best = min(tried, key=lambda scale: tried[scale])
-    if best != SCALES[-1]:
-        out, seconds = merged(method, best, folder)
-    return {"scale": best, "seconds": seconds, **bits(str(out), "test", windows)}
+    home = statistics(options, host) if method.is_measured else Path()
+    began = time.process_time()
+    weights = merged(method.recipe(home, "float32"), options)
+    seconds = time.process_time() - began
+
+    def loss(scale: float) -> float:
+        host.put(weights, scale)
+        return mean(host.score("validation", options.validation))
+
+    scale, tried = best_scale(loss) if method.is_scaled else (1.0, {})
+    host.put(weights, scale)
+    found = record(host.score("test", options.test))
+    return found | {"scale": scale if tried else None, "validation": tried, "seconds": seconds}
+
+
+def references(host: Host, options: Options, found: dict[str, Any]) -> None:
+    """Score the base, each expert, and each on its own domain, as it is and scaled by 1.5."""
+    host.put(host.base)
+    found[BASE] = record(host.score("test", options.test))
+    own: dict[float, dict[str, Windows]] = {1.0: {}, 1.5: {}}
+    for domain, name in zip(DOMAINS, EXPERTS, strict=True):
+        say(name)
+        alone = Method(["task_arithmetic"], (domain,))
+        weights = merged(alone.recipe(dtype="float32"), options)
+        for scale, taken in own.items():
+            host.put(weights, scale)
+            scores = host.score("test", options.test)
+            taken[domain] = scores[domain]
+            if scale == 1:
+                found[name] = record(scores)
+    found[OWN], found[CONTROL] = record(own[1.0]), record(own[1.5])
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the scores as Markdown, the best of each column in bold."""
-    best = {name: min(row[name] for row in found.values()) for name in DOMAINS}
+    """Return the scores as Markdown; differences that are apart from 0 in bold."""
+    known = {name: scores_of(row) for name, row in found.items()}
+    floor, ceiling = mean(known[BASE]), mean(known[OWN])
+    against = "task_arithmetic" if "task_arithmetic" in known else BASE
     lines = [
-        "| method | scale | german | french | dictionary | mean |",
-        "|---|---|---|---|---|---|",
+        f"| method | scale | {' | '.join(DOMAINS)} | mean | gap closed | less {against} [95 %] |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in found.items():
-        cells = [f"**{row[d]:.3f}**" if row[d] == best[d] else f"{row[d]:.3f}" for d in DOMAINS]
-        scale = "" if row.get("scale") is None else f"{row['scale']:g}"
-        lines.append(f"| {name} | {scale} | {' | '.join(cells)} | {mean(row):.3f} |")
+    for name, scores in sorted(known.items(), key=lambda item: -mean(item[1])):
+        cells = [f"{float(scores[domain].bits_per_byte()):.3f}" for domain in DOMAINS]
+        scale = found[name].get("scale")
+        closed = (floor - mean(scores)) / (floor - ceiling)
+        apart = difference(scores, known[against])
+        shown = "" if name == against else f"**{apart}**" if apart.is_apart else str(apart)
+        row = [name, "" if scale is None else f"{scale:g}", *cells, f"{mean(scores):.3f}"]
+        lines.append(f"| {' | '.join([*row, f'{closed:.0%}', shown])} |")
     return "\n".join(lines)
 
 
-def main() -> int:
+def wrong_orders(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the orders of `ORDERS` that do not hold, with their intervals."""
+    wrong = []
+    for worse, better in ORDERS:
+        if worse in found and better in found:
+            apart = difference(scores_of(found[worse]), scores_of(found[better]))
+            if not (apart.is_apart and apart.value > 0):
+                wrong.append(f"{worse} is not worse than {better}: {apart}")
+    return wrong
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
-    parser.add_argument("--windows", type=int, default=4, help="test windows of each domain")
+    parser.add_argument("--recipe", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--window-bytes", type=int, default=256)
+    parser.add_argument("--validation", type=int, default=2, help="windows of each domain")
+    parser.add_argument("--test", type=int, default=10, help="windows of each domain")
     parser.add_argument("--json", type=Path, help="write, and take up, every figure here")
     arguments = parser.parse_args()
-    known = arguments.methods.split(",")
-    if unknown := [name for name in known if name not in METHODS]:
+    arguments.methods = arguments.methods.split(",")
+    if unknown := [name for name in arguments.methods if name not in METHODS]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    return arguments
+
+
+def main() -> int:
+    arguments = parsed()
     file: Path | None = arguments.json
-    found: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
+    settings = [arguments.window_bytes, arguments.validation, arguments.test]
+    stored: dict[str, Any] = {"settings": settings, "rows": {}}
+    if file and file.exists():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    if stored["settings"] != settings:
+        say(f"{file} has scores of other windows: {stored['settings']}, not {settings}")
+        return 2
+    found: dict[str, Any] = stored["rows"]
+
+    def save() -> None:
+        if file:
+            file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as scratch:
-        for name in (*REFERENCES, *(n for n in METHODS if n in known)):
-            if name in found:
-                continue
+        options = Options(
+            arguments.window_bytes, arguments.validation, arguments.test, Path(scratch)
+        )
+        host = Host(DOMAINS, options.window_bytes)
+        if CONTROL not in found:
+            references(host, options, found)
+            save()
+        for name in (name for name in arguments.methods if name not in found):
             say(name)
-            if name in METHODS:
-                found[name] = measure(METHODS[name], Path(scratch), arguments.windows)
-            else:
-                found[name] = bits(name, "test", arguments.windows)
-            if file:
-                file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            found[name] = measure(METHODS[name], host, options)
+            save()
+        for name, _, recipe in (each.partition("=") for each in arguments.recipe):
+            if name not in found:
+                say(name)
+                host.put(merged(Path(recipe), options))
+                found[name] = record(host.score("test", options.test))
+                save()
     print(table(found))
-    return 0
+    wrong = wrong_orders(found)
+    print("\n".join(["", *(wrong or ["All known orders hold."])]))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
