@@ -20,11 +20,29 @@ if TYPE_CHECKING:
 @click.command(short_help="Show how the experts of a recipe differ and where they disagree.")
 @parameters.recipe
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page.")
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Put scores on the page: what `eval --json` printed.",
+)
+@click.option(
+    "--routing",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Put the choices of routers on the page: what `moe probe --json` printed.",
+)
 @parameters.changes
 @parameters.threads
 @parameters.as_json
 def command(
-    recipe: Path, html: Path | None, changes: tuple[str, ...], threads: int | None, as_json: bool
+    recipe: Path,
+    html: Path | None,
+    scores: Path | None,
+    routing: Path | None,
+    changes: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Compare the task vectors of RECIPE's experts: cosines, norms, sign conflicts, overlap.
 
@@ -35,12 +53,17 @@ def command(
     Examples:
       mergekit-lite report recipe.yaml
       mergekit-lite report recipe.yaml --html report.html
+      mergekit-lite eval merged --recipe recipe.yaml --json > scores.json
+      mergekit-lite report recipe.yaml --html report.html --scores scores.json
     """
     from mergekit_lite import api
     from mergekit_lite.plan.build import prepare
 
     if html is not None:
         _require_place(html)
+    elif scores or routing:
+        raise click.UsageError("--scores and --routing are for a page: name it with --html")
+    further = _further(scores, routing)
     loaded = api.load(recipe, changes, models=True)
     plan, models = prepare(loaded)
     for warning in plan.warnings:
@@ -55,12 +78,22 @@ def command(
     if html is not None:
         from mergekit_lite.report.page import page
 
-        _write(html, page(found))
+        _write(html, page(found, further))
         note(f"wrote {html}")
     if as_json:
         print_json(found.plain())
     elif html is None:
         click.echo(vectors_text(found))
+
+
+def _further(scores: Path | None, routing: Path | None) -> list[str]:
+    """Return the parts of the page that are made of files of results."""
+    from mergekit_lite.report.scored import read_section, routing_section, scores_section
+
+    parts = [] if scores is None else [read_section(scores, scores_section, "eval")]
+    if routing is not None:
+        parts.append(read_section(routing, routing_section, "moe probe"))
+    return parts
 
 
 def vectors_text(found: Vectors) -> str:

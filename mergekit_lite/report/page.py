@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 
@@ -10,12 +10,17 @@ from mergekit_lite.report.charts import Value, lines, matrix, strips, table
 from mergekit_lite.report.vectors import Sums, Vectors
 
 
-def page(found: Vectors) -> str:
-    """Return the page; it needs no network, no script and no other file."""
+def page(found: Vectors, further: Sequence[str] = ()) -> str:
+    """Return the page; it needs no network, no script and no other file.
+
+    Args:
+        found: what was measured of the task vectors.
+        further: parts about the result, in HTML, such as those of `scored.py`.
+    """
     style = (files("mergekit_lite.report") / "page.css").read_text(encoding="utf-8")
     title = f"Task vectors of {found.recipe}"
-    body = "\n".join([_opening(found), _cosines(found), _norms(found), _conflicts(found),
-                      _overlap(found), _rules(found)])  # fmt: skip
+    body = "\n".join([_opening(found), *further, _cosines(found), _norms(found),
+                      _conflicts(found), _overlap(found), _rules(found)])  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -54,3 +54,26 @@ def test_a_wrong_recipe_is_told_with_its_line(call: Call, tmp_path: Path) -> Non
     done = call("report", path)
     assert done.exit_code == 2
     assert "wrong.yaml:3" in done.stderr
+
+
+def test_results_of_eval_are_put_on_the_page(call: Call, recipe: Path, tmp_path: Path) -> None:
+    merge = {"news": {"bits_per_byte": 1.25, "nats": [1.0]}}
+    scores = {"model": "out", "scores": {"merge": merge}, "faults": []}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    html = tmp_path / "report.html"
+    done = call("report", recipe, "--html", html, "--scores", tmp_path / "scores.json")
+    assert done.exit_code == 0, done.stderr
+    assert "news (bits per byte)" in html.read_text()
+    assert "1.250" in html.read_text()
+
+
+def test_results_that_are_none_are_told_before_reading(
+    call: Call, recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "probe.json").write_text("{}")
+    html = tmp_path / "report.html"
+    done = call("report", recipe, "--html", html, "--routing", tmp_path / "probe.json")
+    assert done.exit_code == 3
+    assert "moe probe --json" in done.stderr
+    assert not html.exists()
+    assert call("report", recipe, "--routing", tmp_path / "probe.json").exit_code == 2
