@@ -15,12 +15,13 @@ endif
 # llama.cpp is compiled once (some 25 minutes of one core) and kept here.
 WHEELS ?= $(HOME)/.cache/mergekit-lite/wheels
 
-.PHONY: help setup demo test test-slow test-browser test-peer test-runtime check docs bench clean
+.PHONY: help setup demo test test-slow test-regression test-browser test-peer test-runtime check docs bench clean
 
 help:
 	@echo "make demo       merge the small real models of the zoo and score the result"
 	@echo "make test       run the quick tests"
 	@echo "make test-slow  run the slow tests (kills, full disks, very large headers)"
+	@echo "make test-regression  hold every recipe and method of the zoo to the bytes and scores it gave"
 	@echo "make test-browser  lay the report's page out in a headless Chromium"
 	@echo "make test-peer  compare with mergekit 0.1.5, installed in an environment of its own"
 	@echo "make test-runtime  load what is written in llama.cpp (compiles it once, 25 minutes)"
@@ -51,6 +52,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(PYTEST) -q -m "slow and not network and not peer and not browser"
+
+test-regression: $(READY)
+	$(PYTEST) -q -m regression tests/regression
 
 test-browser: $(READY)
 	$(PYTEST) -q -m browser
