@@ -115,7 +115,9 @@ def _bare(recipe: Recipe) -> Recipe:
         for name, expert in recipe.experts.items()
     }
     steps = (RecipeStep(op="task_arithmetic", where=recipe.at("steps")),)
-    return recipe.model_copy(update={"experts": experts, "steps": steps, "rules": ()})
+    # Routed experts are compared as what they come from, tensor by tensor.
+    bare = {"experts": experts, "steps": steps, "rules": (), "moe": None}
+    return recipe.model_copy(update=bare)
 
 
 def _with_transforms(job: Job, real: Job | None) -> Job:

@@ -77,3 +77,16 @@ def test_results_that_are_none_are_told_before_reading(
     assert "moe probe --json" in done.stderr
     assert not html.exists()
     assert call("report", recipe, "--routing", tmp_path / "probe.json").exit_code == 2
+
+
+def test_experts_of_a_routed_model_are_compared_as_what_they_come_from(
+    call: Call, recipe: Path
+) -> None:
+    routed = 'moe={"target": "mixtral", "experts_per_token": 2, "gate": "zeros"}'
+    plain, done = (
+        call("report", recipe, "--json"),
+        call("report", recipe, "--json", "--set", routed),
+    )
+    assert done.exit_code == 0, done.stderr
+    for part in ("total", "layers", "roles"):
+        assert json.loads(done.stdout)[part] == json.loads(plain.stdout)[part]
