@@ -40,6 +40,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 WITHOUT_BYTES = {
     "zoo-regmean": "statistics of texts come before it",
     "compressed-experts": "patches come before it",
+    "store-of-experts": "a store comes before it",
     "moe-carve": "texts are run through the model for it",
     "moe-cmoe-exact": "texts are run through the model for it",
     "moe-ridge": "texts are run through the model for it",
@@ -83,8 +84,7 @@ def entries() -> dict[str, Entry]:
         if "zoo:smol" in text and file.stem not in WITHOUT_BYTES:
             found.append(Entry(file.stem, text))
     for name, method in METHODS.items():
-        if not method.is_measured:
-            found.append(Entry(f"method/{name}", yaml.safe_dump(method.recipe(), sort_keys=False)))
+        found.append(Entry(f"method/{name}", yaml.safe_dump(method.recipe(), sort_keys=False)))
     return {entry.name: entry for entry in found}
 
 

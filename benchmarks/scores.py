@@ -25,14 +25,16 @@ from typing import Any
 
 from in_memory import Host, Weights, best_scale, record, scores_of, weights_of
 from intervals import Windows, difference, mean
-from zoo_methods import DOMAINS, METHODS, Method
+from zoo_methods import DOMAINS, MEASURED, METHODS, REFERENCES, Method
 
 import mergekit_lite
 from mergekit_lite.calibrate.run import calibrate
 from mergekit_lite.calibrate.texts import read_texts
 from mergekit_lite.sources import resolve
 
+__all__ = ["DOMAINS", "METHODS", "REFERENCES"]
 BASE, OWN, CONTROL = "base", "experts, own domain", "experts x1.5, own domain"
+ALL = {**METHODS, **MEASURED}
 EXPERTS = tuple(f"expert {name}" for name in DOMAINS)
 ORDERS = (
     (BASE, "linear"),
@@ -41,6 +43,7 @@ ORDERS = (
     ("linear", "dare_ties"),
     ("task_arithmetic", "tsv_merge"),
     ("task_arithmetic", "iso_c"),
+    ("iso_c", "regmean"),
     ("tsv_merge", OWN),
 )
 """Worse, better: orders whose intervals were apart. TIES and task arithmetic are not among them."""
@@ -92,9 +95,9 @@ def merged(recipe: Mapping[str, Any] | Path, options: Options) -> Weights:
 
 def measure(method: Method, host: Host, options: Options) -> dict[str, Any]:
     """Choose the scale on validation text and return the scores on test text."""
-    home = statistics(options, host) if method.is_measured else Path()
+    home = statistics(options, host) if method in MEASURED.values() else Path()
     began = time.process_time()
-    weights = merged(method.recipe(home, "float32"), options)
+    weights = merged(method.recipe(statistics=home, dtype="float32"), options)
     seconds = time.process_time() - began
 
     def loss(scale: float) -> float:
@@ -160,7 +163,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
+    parser.add_argument("--methods", default=",".join(ALL), help="comma-separated")
     parser.add_argument("--recipe", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--window-bytes", type=int, default=256)
     parser.add_argument("--validation", type=int, default=2, help="windows of each domain")
@@ -168,8 +171,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write, and take up, every figure here")
     arguments = parser.parse_args()
     arguments.methods = arguments.methods.split(",")
-    if unknown := [name for name in arguments.methods if name not in METHODS]:
-        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    if unknown := [name for name in arguments.methods if name not in ALL]:
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(ALL)}")
     return arguments
 
 
@@ -199,7 +202,7 @@ def main() -> int:
             save()
         for name in (name for name in arguments.methods if name not in found):
             say(name)
-            found[name] = measure(METHODS[name], host, options)
+            found[name] = measure(ALL[name], host, options)
             save()
         for name, _, recipe in (each.partition("=") for each in arguments.recipe):
             if name not in found:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 DOMAINS = ("german", "french", "dictionary")
+REFERENCES = ("zoo:smol", *(f"zoo:smol-{name}" for name in DOMAINS))
 STATISTICS = "{statistics}"
 """Stands for the folder that holds what was measured on each domain's validation text."""
 
@@ -20,26 +21,28 @@ class Method:
         steps: the chain.
         experts: which adapters.
         is_scaled: the merged difference can be scaled, and how much is chosen on validation text.
-        is_measured: it needs the Gram matrices of each domain's validation text.
     """
 
     steps: Sequence[Any]
     experts: tuple[str, ...] = DOMAINS
     is_scaled: bool = True
-    is_measured: bool = False
 
-    def recipe(self, statistics: Path = Path(), dtype: str | None = None) -> dict[str, Any]:
-        """Return the recipe, in which the merged difference is not scaled.
+    def recipe(
+        self, scale: float = 1.0, *, statistics: Path = Path(), dtype: str | None = None
+    ) -> dict[str, Any]:
+        """Return the recipe.
 
         Args:
+            scale: of the merged difference, where it can be scaled.
             statistics: folder with `german/gram` and so on, where the method needs them.
             dtype: of the output; by default the base's.
         """
+        scaled = [{"scale": {"lambda": scale}}] if self.is_scaled and scale != 1 else []
         return {
             "schema_version": 1,
             "base": "zoo:smol",
             "experts": {name: {"lora": f"zoo:smol-{name}"} for name in self.experts},
-            "steps": [_filled(step, statistics) for step in self.steps],
+            "steps": [*(_filled(step, statistics) for step in self.steps), *scaled],
             **({"output": {"dtype": dtype}} if dtype else {}),
         }
 
@@ -89,8 +92,6 @@ METHODS: Mapping[str, Method] = {
     # Its default is 300 steps of Adam for each matrix.
     "wudi-closed-form": Method([{"wudi": {"closed_form": True}}]),
     "ace": Method(["ace"]),
-    "regmean": Method([{"regmean": {"file": GRAMS}}], is_measured=True),
-    "lot": Method([{"lot": {"file": GRAMS}}], is_measured=True),
     "slerp": Method([{"slerp": {"t": 0.5}}], TWO, is_scaled=False),
     "nuslerp": Method(["nuslerp"], TWO, is_scaled=False),
     "nearswap": Method([{"nearswap": {"t": 0.001}}], ("german",), is_scaled=False),
@@ -108,3 +109,10 @@ METHODS: Mapping[str, Method] = {
     ),
     "half_reset": Method([{"half_reset": {"source": "german"}}], ("german",), is_scaled=False),
 }
+"""Every method that needs no data, by the name that tables have for it."""
+
+MEASURED: Mapping[str, Method] = {
+    "regmean": Method([{"regmean": {"file": GRAMS}}]),
+    "lot": Method([{"lot": {"file": GRAMS}}]),
+}
+"""Methods that need the Gram matrices of each domain's text."""
