@@ -18,7 +18,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from zlib import crc32
 
 import numpy as np
 from llama_set import Shape, shape_for, to_bf16, write_model
+from process import measure
 
 TILE = 1 << 18
 """Entries of a tile, as the engine has them: a whole product would be mostly fresh memory."""
@@ -99,12 +99,8 @@ def recipes(folder: Path, shape: Shape, kinds: dict[str, Kind], count: int) -> d
 def timed(recipe: Path, out: Path) -> float:
     """Return the seconds of one whole run, dirty pages flushed before it."""
     os.sync()
-    began = time.perf_counter()
     command = [sys.executable, "-m", "mergekit_lite", "run", str(recipe), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    seconds = measure(command, out.with_suffix(".log")).wall
     shutil.rmtree(out)
     return seconds
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,6 @@ class LocalExecutor:
         """Yield each shard once its file is complete; see `Executor`."""
         if not shards:
             return
-        compile_for(plan, models, options, emit)
         crew = _Crew(plan, models, shards, folder, options, emit)
         try:
             yield from crew.work()
@@ -152,8 +151,9 @@ class _Crew:
         options: Options,
         emit: Emit,
     ) -> None:
-        self.plan, self.folder, self.options, self.emit = plan, folder, options, emit
+        self.plan, self.models, self.options, self.emit = plan, models, options, emit
         self.stop = threading.Event()
+        self.compiled = threading.Event()
         self.known = load_known(folder)
         self.tile = tile_for(plan, options)
         self.keep = keep_for(plan, options)
@@ -193,6 +193,11 @@ class _Crew:
         closing.update(self._close(n) for n, shard in self.open.items() if shard.left == 0)
         self._tell("start")
         exhausted = False
+        # What is only copied need not wait for kernels, nor for numpy.
+        for early in islice(waiting, 2 * self.workers):
+            running[self.rows.submit(self._row, early)] = early
+        compile_for(self.plan, self.models, self.options, self.emit)
+        self.compiled.set()
         while not exhausted or running or closing:
             while not exhausted and len(running) < 2 * self.workers:
                 job = next(waiting, None)
@@ -227,6 +232,7 @@ class _Crew:
     def dismiss(self) -> None:
         """Stop all threads, close all files."""
         self.stop.set()
+        self.compiled.set()
         for pool in (self.rows, self.closing):
             _shut_down(pool)
         for shard in self.open.values():
@@ -238,6 +244,8 @@ class _Crew:
             restore_threads()
 
     def _row(self, job: Job) -> bool:
+        if job.kind != "copy":
+            self.compiled.wait()
         if self.stop.is_set():
             raise Interrupted("stopped")
         worker = getattr(self.local, "worker", None)

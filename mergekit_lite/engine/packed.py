@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.checkpoint.patch import Packed
-from mergekit_lite.compress import Decoder, scheme_named
 
 if TYPE_CHECKING:
+    from mergekit_lite.compress import Decoder
     from mergekit_lite.engine.inputs import Readers
     from mergekit_lite.kernels._jit import Kernel
     from mergekit_lite.plan.types import Job
@@ -37,6 +37,8 @@ class Unpacked:
 
 def unpacked(packed: Packed, source: str, readers: Readers) -> Unpacked:
     """Return what supplies a difference that a patch has compressed."""
+    from mergekit_lite.compress import scheme_named
+
     return Unpacked(scheme_named(packed.scheme).decoder(packed, partial(readers.read, source)))
 
 
@@ -47,6 +49,8 @@ def unpacking_kernels(job: Job, models: Mapping[str, Model]) -> list[Kernel]:
         if read.lora is not None and read.lora.packed:
             adapter = models[read.source].adapter
             if adapter is not None and adapter.patch is not None:
+                from mergekit_lite.compress import scheme_named  # few merges have patches
+
                 scheme = adapter.patch.rows[read.lora.packed].scheme
                 found |= dict.fromkeys(scheme_named(scheme).kernels)
     return list(found)
