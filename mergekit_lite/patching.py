@@ -30,7 +30,8 @@ def compress(
     """Write the patch that turns `base` into `model`, as nearly as a codec can.
 
     Args:
-        model: the fine-tuned model: a folder, a `.safetensors` file or `zoo:NAME`.
+        model: the fine-tuned model: a folder, a `.safetensors` file or `zoo:NAME`; or the folder
+            of a LoRA adapter, of which both factors are compressed.
         base: the model it was tuned from.
         out: the file to make, `NAME.safetensors`.
         method: name of the codec.
@@ -49,39 +50,37 @@ def compress(
         SourceError: a model is missing.
     """
     from mergekit_lite.compress import codec_named, registry
+    from mergekit_lite.patches.factored import compress_adapter
     from mergekit_lite.patches.make import compress as make
     from mergekit_lite.plan.build import prepare
     from mergekit_lite.report.patches import summarise_patch
     from mergekit_lite.sources import resolve
 
-    if resolve(model, relative_to=Path()).kind == "adapter":
-        raise RecipeError(
-            f"`{model}` is a LoRA adapter, which is smaller than a patch of what it adds",
-            hint="keep the adapter: recipes read it as it is; patches are of whole models",
-        )
-    resolve(model, relative_to=Path(), kind="checkpoint")
+    is_adapter = resolve(model, relative_to=Path()).kind == "adapter"
+    resolve(model, relative_to=Path(), kind="adapter" if is_adapter else "checkpoint")
     codec = codec_named(method)
     chosen = codec.resolved(params)
     if calibration is not None and not codec.calibrated:
         using = ", ".join(f"`{name}`" for name, one in registry().items() if one.calibrated)
         raise RecipeError(f"`{method}` makes no use of a calibration", hint=f"{using} do")
+    if calibration is not None and is_adapter:
+        raise RecipeError("an adapter's factors are compressed without a calibration")
     recipe = {
         "base": base,
-        "experts": {"tuned": {"model": model}},
+        "experts": {"tuned": {"lora" if is_adapter else "model": model}},
         "steps": ["task_arithmetic"],
         "routers": "merge",
     }
     ready, found = prepare(load(recipe, models=True))
-    make(
-        ready,
-        found,
-        Path(out),
-        codec,
-        chosen,
-        overwrite=overwrite,
-        calibration=None if calibration is None else Path(calibration).expanduser(),
-        emit=emit or (lambda event: None),
-    )
+    options: dict[str, Any] = {
+        "overwrite": overwrite,
+        "emit": emit or (lambda event: None),
+    }
+    if is_adapter:
+        compress_adapter(ready, found, Path(out), codec, chosen, **options)
+    else:
+        folder = None if calibration is None else Path(calibration).expanduser()
+        make(ready, found, Path(out), codec, chosen, calibration=folder, **options)
     return summarise_patch(resolve(str(out), relative_to=Path(), kind="patch"))
 
 

@@ -67,7 +67,7 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Compress what EXPERT adds to its base into a patch, tensor by tensor.
+    """Compress what EXPERT, a model or a LoRA adapter, adds to its base into a patch.
 
     A patch is one file. `apply` makes the model of it again; every recipe takes it as an expert.
 

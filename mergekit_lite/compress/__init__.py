@@ -82,6 +82,10 @@ def scheme_named(name: str) -> Scheme:
     """
     _discover()
     if name not in SCHEMES:
+        from mergekit_lite.compress.schemes.product import product_scheme
+
+        if (both := product_scheme(name)) is not None:
+            return both
         raise DataError(
             f"the patch stores tensors as `{name}`, which this program does not know",
             hint="install the package that made it, or a later version of this one",

@@ -380,16 +380,3 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(OSError, match="No space left"):
         made(tmp_path, expert_folders["math"], base_folder)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_adapter_is_no_model_to_compress(tmp_path: Path, base_folder: Path) -> None:
-    adapter = tmp_path / "lora"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
-    )
-    key = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
-    pair = {key.format("A"): torch.ones(1, 32), key.format("B"): torch.ones(64, 1)}
-    save_file(pair, adapter / "adapter_model.safetensors")
-    with pytest.raises(RecipeError, match="is a LoRA adapter"):
-        made(tmp_path, adapter, base_folder)
