@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mergekit_lite.engine.events import Event
     from mergekit_lite.engine.options import Report
     from mergekit_lite.report.patches import PatchSummary
+
+_ONE: Mapping[str, Any] = {"steps": ["task_arithmetic"], "routers": "merge"}
+"""A recipe's part by which one expert is compared with its base."""
 
 
 def compress(
@@ -68,8 +71,7 @@ def compress(
     recipe = {
         "base": base,
         "experts": {"tuned": {"lora" if is_adapter else "model": model}},
-        "steps": ["task_arithmetic"],
-        "routers": "merge",
+        **_ONE,
     }
     ready, found = prepare(load(recipe, models=True))
     options: dict[str, Any] = {
@@ -82,6 +84,63 @@ def compress(
         folder = None if calibration is None else Path(calibration).expanduser()
         make(ready, found, Path(out), codec, chosen, calibration=folder, **options)
     return summarise_patch(resolve(str(out), relative_to=Path(), kind="patch"))
+
+
+def compress_together(
+    models: Mapping[str, str],
+    base: str,
+    out: str | os.PathLike[str],
+    *,
+    bits: int = 2,
+    shared_bits: int = 3,
+    overwrite: bool = False,
+    emit: Callable[[Event], None] | None = None,
+) -> dict[str, PatchSummary]:
+    """Write a patch for each of several experts, and one file of what they share, in a folder.
+
+    Residual task vector quantisation (Kim et al. 2025, arXiv 2503.06921): the mean of all
+    differences is rounded once, and each expert's own difference less that by itself.
+
+    Args:
+        models: name -> fine-tuned model; two or more, of one base.
+        base: the model they were tuned from.
+        out: the folder: `shared.safetensors` and a `NAME.safetensors` for each come into it.
+        bits: of an entry of what an expert has of its own: 2, 3, 4 or 8.
+        shared_bits: of an entry of what they share.
+        overwrite: replace files that are there.
+        emit: called with events.
+
+    Returns:
+        What each file holds, by name, `shared` among them.
+
+    Raises:
+        RecipeError: models, names, parameters or the place do not fit.
+        DataError: an input is corrupt or not finite, or the mean is the base.
+        SourceError: a model is missing.
+    """
+    from mergekit_lite.compress import codec_named
+    from mergekit_lite.patches.make import compress as make
+    from mergekit_lite.patches.mean import mean_recipe, places
+    from mergekit_lite.patches.together import compress_beside
+    from mergekit_lite.plan.build import prepare
+    from mergekit_lite.report.patches import summarise_patch
+    from mergekit_lite.sources import resolve
+
+    for model in models.values():
+        resolve(model, relative_to=Path(), kind="checkpoint")
+    codec = codec_named("tvq")
+    own, common = (codec.resolved({"bits": each}) for each in (bits, shared_bits))
+    files = places(models, Path(out).expanduser().absolute(), overwrite=overwrite)
+    tell = emit or (lambda event: None)
+    ready, found = prepare(load(mean_recipe(models, base), models=True))
+    make(ready, found, files["shared"], codec, common, overwrite=overwrite, emit=tell)
+    shared = resolve(str(files["shared"]), relative_to=Path(), kind="patch")
+    for name, model in models.items():
+        recipe = {"base": base, "experts": {"tuned": {"model": model}}, **_ONE}
+        ready, found = prepare(load(recipe, models=True))
+        compress_beside(ready, found, shared, files[name], own, overwrite=overwrite, emit=tell)
+    made = {n: resolve(str(file), relative_to=Path(), kind="patch") for n, file in files.items()}
+    return {name: summarise_patch(each) for name, each in made.items()}
 
 
 def apply(

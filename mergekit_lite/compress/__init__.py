@@ -83,8 +83,9 @@ def scheme_named(name: str) -> Scheme:
     _discover()
     if name not in SCHEMES:
         from mergekit_lite.compress.schemes.product import product_scheme
+        from mergekit_lite.compress.schemes.summed import sum_scheme
 
-        if (both := product_scheme(name)) is not None:
+        if (both := product_scheme(name) or sum_scheme(name)) is not None:
             return both
         raise DataError(
             f"the patch stores tensors as `{name}`, which this program does not know",

@@ -53,13 +53,20 @@ def check_patches(models: Mapping[str, Model]) -> None:
 
 def crc32_of(patch: Patch, name: str, source: str, readers: Readers, model: Model) -> str:
     """Return the checksum of what a patch stores of a tensor."""
-    total, memory = 0, np.empty(_CHUNK, np.uint8)
+    return f"{crc32_after(0, patch, name, source, readers, model):08x}"
+
+
+def crc32_after(
+    total: int, patch: Patch, name: str, source: str, readers: Readers, model: Model
+) -> int:
+    """Return a checksum carried on over what a patch stores of a tensor."""
+    memory = np.empty(_CHUNK, np.uint8)
     for info in parts_of(name, patch.rows[name], model.header.tensors).values():
         for start in range(0, info.nbytes, _CHUNK):
             raw = memory[: min(_CHUNK, info.nbytes - start)]
             readers.read(source, info, start, raw)
             total = zlib.crc32(raw.data, total)
-    return f"{total:08x}"
+    return total
 
 
 def _require_whole(

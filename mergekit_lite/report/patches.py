@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_lite.checkpoint import DTYPE_BYTES, layer_of
 from mergekit_lite.checkpoint.patch import SAME, WHOLE, Patch, PatchRow, parts_of
+from mergekit_lite.checkpoint.patch_shared import PREFIX
 from mergekit_lite.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def summarise_patch(model: Model) -> PatchSummary:
         codec=patch.codec,
         parameters=patch.parameters,
         base=patch.base,
-        file_bytes=sum(model.header.files.values()),
+        file_bytes=next(iter(model.header.files.values())),
         model=_part(patch, model, rows),
         compressed=_part(patch, model, [n for n in rows if kinds[n] not in (SAME, WHOLE)]),
         whole=_part(patch, model, [n for n in rows if kinds[n] == WHOLE]),
@@ -116,7 +117,9 @@ def _part(patch: Patch, model: Model, names: Iterable[str]) -> Part:
     for name in names:
         row = patch.rows[name]
         stored = {} if row.scheme == SAME else parts_of(name, row, model.header.tensors)
-        found.append((row, sum(part.nbytes for part in stored.values())))
+        # What a patch shares with others is in a file of its own.
+        own = (part.nbytes for key, part in stored.items() if not key.startswith(PREFIX))
+        found.append((row, sum(own)))
     entries = [math.prod(row.shape) for row, _ in found]
     squares = math.fsum(row.norm**2 for row, _ in found)
     missed = math.fsum(row.error**2 for row, _ in found)

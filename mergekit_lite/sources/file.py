@@ -8,6 +8,7 @@ from pathlib import Path
 from mergekit_lite.checkpoint import FileReader, Header, read_checkpoint
 from mergekit_lite.checkpoint.folder import ADAPTER_FILE, SHARD_NAME
 from mergekit_lite.checkpoint.patch import is_patch, read_patch
+from mergekit_lite.checkpoint.patch_shared import with_shared
 from mergekit_lite.checkpoint.store import Store, is_store, read_store, read_task
 from mergekit_lite.errors import RecipeError
 from mergekit_lite.sources._types import Model
@@ -58,7 +59,7 @@ class FileSource:
         if task or is_store(header):
             return _task(reference, task, root, header)
         if is_patch(header):
-            return _patch(reference, root, header)
+            return _patch(reference, *with_shared(root, header))
         reading, unreadable = read_quantised(header, None, root.parent)
         return Model(
             reference=reference,
@@ -85,7 +86,7 @@ def _patch(reference: str, root: Path, header: Header) -> Model:
         config=None,
         companions=(),
         adapter=read_patch(header, str(root)),
-        open=lambda file: FileReader(root.parent / file),
+        open=lambda file: FileReader((root if root.is_dir() else root.parent) / file),
     )
 
 

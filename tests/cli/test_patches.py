@@ -23,7 +23,8 @@ def patch(tmp_path: Path, base_folder: Path, expert_folders: dict[str, Path], ca
 
 
 def test_the_choices_are_the_codecs() -> None:
-    assert list(METHODS) == sorted(registry())
+    # `rtvq` is no codec of one model: it puts several through `tvq`.
+    assert list(METHODS) == sorted({*registry(), "rtvq"})
 
 
 def test_inspect_tells_sizes_and_errors(patch: Path, call: Call) -> None:

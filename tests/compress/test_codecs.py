@@ -97,7 +97,7 @@ def test_vectors(method: str, number: int) -> None:
 
 
 def test_every_codec_has_vectors_and_words() -> None:
-    assert set(registry()) == set(METHODS)
+    assert set(registry()) == set(METHODS) - {"rtvq"}
     for codec in registry().values():
         assert codec.vectors
         assert codec.summary.endswith(".")
