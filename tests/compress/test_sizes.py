@@ -121,3 +121,12 @@ def test_bits_of_a_kept_entry() -> None:
         size = 10**9
         told = 8 * (rice_bytes(size, share, 0) - 8.5 * -(-size // 65536)) / (share * size)
         assert told == pytest.approx(bits, abs=1e-3)
+
+
+def test_rtvq_of_eight_experts(published: Any) -> None:
+    """2 + 3 / 8 bits an entry: of fp32 models, 8 % of their size, as published."""
+    shapes = published.MODELS["Llama-2-7B"]
+    own, shared = (published.sizes(shapes, "tvq", {"bits": bits}) for bits in (2, 3))
+    stored = own["stored"] + shared["stored"] / 8
+    assert 16 * stored / own["dense"] == pytest.approx(2.375, rel=1e-4)
+    assert stored / (2 * own["dense"]) == pytest.approx(0.08, abs=0.006)
