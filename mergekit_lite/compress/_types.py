@@ -33,6 +33,7 @@ class Delta:
         facts: what its codec has decided for it of all tensors, where it asks for that.
         gram: mean of the outer products of its inputs, (inputs, inputs) in fp32, where it is a
             matrix and there is a calibration.
+        squares: sum of the squares of all entries, where a survey has told it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Delta:
     ties: int = 0
     facts: Mapping[str, float] = field(default_factory=dict)
     gram: Floats | None = None
+    squares: float | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -58,11 +60,13 @@ class Encoded:
         scheme: how it is stored.
         parts: what is stored, each of uint8, uint32, float16 or float32.
         numbers: what the scheme needs to know beside them.
+        missed: sum of the squares of what is missed, where the codec knows it without decoding.
     """
 
     scheme: str
     parts: Mapping[str, NDArray[Any]]
     numbers: Mapping[str, float] = field(default_factory=dict)
+    missed: float | None = None
 
 
 class Decoder(Protocol):

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.kernels.survey import LOWER, UPPER, reach_tile, refine_tile, survey_tile
+from mergekit_lite.kernels.survey import (
+    BLOCK,
+    LOWER,
+    UPPER,
+    reach_tile,
+    refine_tile,
+    survey_tile,
+)
 
 _UPPERS, _LOWERS = 1 << UPPER, 1 << LOWER
 _ABOUT = 16  # upper parts on either side of a guess; each is 0.2 to 0.4 % of the magnitude
@@ -42,7 +49,8 @@ class Found:
 class Survey:
     """Sweeps over differences: `look` at all, `choose` how many are kept, `refine` if need be.
 
-    The second sweep is spared where a sample has told well enough where the threshold will be.
+    Where a sample has told well enough where the threshold will be, smaller magnitudes are not
+    counted and the second sweep is spared; where it has misled, all are looked at again.
 
     Sums are taken tensor by tensor in the order of the entries and added exactly, so that they
     depend on nothing else.
@@ -55,6 +63,7 @@ class Survey:
     _upper: int = 0
     _above: int = 0
     _first: int = 0
+    _least: float = 0.0
     _fine: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, _LOWERS), np.int64))
     _lower: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_LOWERS, np.int64))
     _beyond: list[NDArray[np.float64]] = field(default_factory=list)
@@ -66,22 +75,39 @@ class Survey:
             sample: some of the differences, each with how many entries one stands for.
             share: of the entries that will be kept.
         """
-        total, none = np.zeros(_UPPERS, np.float64), np.zeros((0, _LOWERS), np.int64)
+        total = np.zeros(_UPPERS, np.float64)
         for weight, delta in sample:
-            counts = np.zeros(_UPPERS, np.int64)
-            survey_tile(counts, np.zeros(2, np.float64), 0, none, delta)
-            total += weight * counts
+            part = Survey()
+            part.look(delta)
+            total += weight * part.counts
         beyond = np.cumsum(total[::-1])
         place = min(int(np.searchsorted(beyond, share * beyond[-1])), _UPPERS - 1)
         self._first = max(_UPPERS - 1 - place - _ABOUT, 0)
+        self._least = _magnitude(self._first << LOWER)
         self._fine = np.zeros((2 * _ABOUT + 1, _LOWERS), np.int64)
 
-    def look(self, delta: NDArray[np.float32]) -> None:
-        """Take a tensor in."""
-        sums = np.zeros(2, np.float64)
-        survey_tile(self.counts, sums, self._first, self._fine, delta)
+    def look(self, delta: NDArray[np.float32]) -> float:
+        """Take a tensor in, or some of one; return the sum of its squares."""
+        sums, places = np.zeros(2, np.float64), np.empty(BLOCK, np.uint32)
+        work, marks = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint8)
+        survey_tile(
+            self.counts, sums, self._least, self._first, self._fine, places, work, marks, delta
+        )
         self._sums.append(sums)
         self.entries += delta.size
+        return float(sums[1])
+
+    def counts_enough(self, kept: int) -> bool:
+        """Return whether so many entries were counted; if not, look at all again.
+
+        In that case everything is forgotten, the guess too.
+        """
+        if not self._least or int(self.counts.sum()) >= kept:
+            return True
+        self.counts[:] = 0
+        self.entries, self._sums, self._least = 0, [], 0.0
+        self._fine = np.zeros((0, _LOWERS), np.int64)
+        return False
 
     def choose(self, kept: int) -> None:
         """Decide how many entries are kept: 1 to all."""
@@ -122,7 +148,7 @@ class Survey:
         bits = (self._upper << LOWER | greater).astype(np.uint32)
         values = bits.view(np.float32).astype(np.float64)
         counts = self._lower[lower + 1 :].astype(np.float64)
-        least = float(np.uint32(threshold).view(np.float32))
+        least = _magnitude(threshold)
         absolute = math.fsum([*(s[0] for s in self._beyond), *(values * counts), least * ties])
         squares = math.fsum(
             [*(s[1] for s in self._beyond), *(values * values * counts), least * least * ties]
@@ -143,6 +169,10 @@ class Survey:
         total, squares = (math.fsum(s[i] for s in self._sums) for i in (0, 1))
         spread = max(squares - total * total / self.entries, 0.0)
         return math.sqrt(spread / (self.entries - 1))
+
+
+def _magnitude(bits: int) -> float:
+    return float(np.uint32(bits).view(np.float32))
 
 
 def reach(delta: NDArray[np.float32], threshold: int) -> tuple[int, int]:

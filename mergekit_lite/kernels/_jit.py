@@ -28,6 +28,7 @@ _ENTRIES: Final = {
     "u1": (np.dtype(np.uint8), int, ctypes.c_uint8),
     "i4": (np.dtype(np.int32), int, ctypes.c_int32),
     "u4": (np.dtype(np.uint32), int, ctypes.c_uint32),
+    "u8": (np.dtype(np.uint64), int, ctypes.c_uint64),
     "i8": (np.dtype(np.int64), int, ctypes.c_int64),
     "f4": (np.dtype(np.float32), float, ctypes.c_float),
     "f8": (np.dtype(np.float64), float, ctypes.c_double),

@@ -30,7 +30,7 @@ from mergekit_lite.errors import DataError, RecipeError
 from mergekit_lite.kernels import survey
 from mergekit_lite.kernels._jit import Kernel
 from mergekit_lite.kernels.rice import rice_encode
-from mergekit_lite.kernels.survey import error_tile
+from mergekit_lite.kernels.survey import BLOCK, error_tile
 from mergekit_lite.patches.grams import Grams, read_grams
 from mergekit_lite.patches.place import making_file
 from mergekit_lite.plan.types import Job, Plan
@@ -113,6 +113,7 @@ class _Work:
     emit: Callable[[Event], None]
     done: int = 0
     digests: dict[str, str] = field(default_factory=dict)
+    squares: dict[str, float] = field(default_factory=dict)
     # Used for one tensor after the other: new memory takes as long as what is done in it.
     memory: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
@@ -164,18 +165,15 @@ class _Work:
         floats = [job for job in self.plan.jobs if job.dtype in FLOAT_DTYPES]
         keep = float(self.params[self.codec.keep])
         sweep.guess(self._sample(floats), keep)
-        for job in floats:
-            digest = sha256()
-            for tile in difference_of(job, self.readers).tiles(digest):
-                sweep.look(tile)
-            self.digests[job.name] = digest.hexdigest()[:32]
-            self._tell(job)
+        self._look(sweep, floats)
         kept = int(keep * sweep.entries)
         if kept < 1:
             raise RecipeError(
                 f"`{self.codec.keep}` {keep:g} of {sweep.entries:,} entries is less than one",
                 hint=f"keep {1 / max(sweep.entries, 1):.2g} at least",
             )
+        if not sweep.counts_enough(kept):
+            self._look(sweep, floats)
         sweep.choose(kept)
         if not sweep.knows or self.params.get("scale", "std") != "std":
             for job in floats:
@@ -189,6 +187,15 @@ class _Work:
                 hint="compress with `intq`, which keeps it, or `topk_sparse`",
             )
         return found
+
+    def _look(self, sweep: Survey, floats: Sequence[Job]) -> None:
+        for job in floats:
+            digest = None if job.name in self.digests else sha256()
+            tiles = difference_of(job, self.readers).tiles(digest)
+            self.squares[job.name] = math.fsum(sweep.look(tile) for tile in tiles)
+            if digest is not None:
+                self.digests[job.name] = digest.hexdigest()[:32]
+            self._tell(job)
 
     def _sample(self, floats: Sequence[Job]) -> Iterator[tuple[float, NDArray[np.float32]]]:
         """Yield some of the difference of every tensor, with how many entries one stands for."""
@@ -210,9 +217,12 @@ class _Work:
         known = self.digests.get(job.name)
         values = self._values(difference, None if known else digest)
         row = _Row(info.dtype, job.shape, known or digest.hexdigest()[:32])
-        if reach(values, 0)[0] == 0:
+        squares = self.squares.get(job.name)
+        if squares == 0 or (squares is None and reach(values, 0)[0] == 0):
             return row.told(SAME), 0
-        delta = Delta(job.name, job.shape, values, facts=facts, gram=self.grams.of(job))
+        delta = Delta(
+            job.name, job.shape, values, facts=facts, gram=self.grams.of(job), squares=squares
+        )
         if found is not None:
             above, equal = reach(values, found.threshold)
             ties = min(left, equal)
@@ -221,7 +231,7 @@ class _Work:
         if encoded is None:
             norm = math.sqrt(_squares(values, None)[0])
             return self._whole(job, difference.tuned, row, norm, spool), delta.ties
-        return _stored(job.name, encoded, values, row, spool), delta.ties
+        return _stored(delta, encoded, row, spool), delta.ties
 
     def _whole(self, job: Job, tuned: Slot, row: _Row, norm: float, spool: Spool) -> PatchRow:
         raw = np.empty(math.prod(job.shape) * DTYPE_BYTES[tuned.dtype], np.uint8)
@@ -269,11 +279,11 @@ class _Row:
         return PatchRow(self.dtype, self.shape, self.base, scheme, **facts)
 
 
-def _stored(
-    name: str, encoded: Encoded, values: NDArray[np.float32], row: _Row, spool: Spool
-) -> PatchRow:
+def _stored(delta: Delta, encoded: Encoded, row: _Row, spool: Spool) -> PatchRow:
     """Store a compressed difference, and say what it misses."""
-    squares, missed = _squares(values, _decoder(name, encoded, row.shape))
+    name, squares, missed = delta.name, delta.squares, encoded.missed
+    if squares is None or missed is None:
+        squares, missed = _squares(delta.values, _decoder(name, encoded, row.shape))
     parts = []
     for key, value in sorted(encoded.parts.items()):
         raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
@@ -296,13 +306,13 @@ def _decoder(name: str, encoded: Encoded, shape: tuple[int, ...]) -> Any:
 def _squares(values: NDArray[np.float32], decoder: Any) -> tuple[float, float]:
     """Return the sums of squares of a difference, and of what is missed of it."""
     sums = []
-    decoded = np.zeros(min(TILE, values.size), np.float32)
+    decoded, work = np.zeros(min(TILE, values.size), np.float32), np.empty((2, BLOCK), np.float32)
     for first in range(0, values.size, TILE):
         part = values[first : first + TILE]
         if decoder is not None:
             decoder.fill(first, decoded[: part.size])
         both = np.zeros(2, np.float64)
-        error_tile(part, decoded[: part.size], both)
+        error_tile(part, decoded[: part.size], work, both)
         sums.append(both)
     return math.fsum(s[0] for s in sums), math.fsum(s[1] for s in sums)
 

@@ -70,6 +70,18 @@ def test_size_is_that_of_the_paper(keep: float, bits: int, each: float) -> None:
     assert each * 0.99 < 8 * nbytes / size < each * 1.01
 
 
+@pytest.mark.parametrize(("size", "kept"), [(1, 1), (7, 3), (BLOCK + 11, 3000), (BLOCK, BLOCK)])
+def test_what_is_missed_is_known_without_decoding(size: int, kept: int) -> None:
+    values = np.random.default_rng(3).normal(size=size).astype(np.float32)
+    found = largest(values, kept)
+    squares = float((values.astype(np.float64) ** 2).sum())
+    coded = encoded(
+        values, found.threshold, found.kept, found.ties, scale=1.3, signs=True, squares=squares
+    )
+    gap = values.astype(np.float64) - read(coded, size)
+    assert coded.missed == pytest.approx((gap**2).sum(), rel=1e-9)
+
+
 def test_bits_for_the_extremes() -> None:
     assert bits_for(1.0) == 0
     assert bits_for(0.999) == 0

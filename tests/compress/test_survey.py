@@ -64,21 +64,38 @@ def test_parts_do_not_matter() -> None:
 def test_a_good_guess_spares_the_second_sweep_and_changes_nothing() -> None:
     random = np.random.default_rng(6)
     parts = [random.normal(size=50_000, scale=s).astype(np.float32) for s in (1e-3, 4e-3)]
-    for sample, spared in ((parts, True), ([parts[0] * 100], False)):
+    guesses = {"good": parts, "too small": [parts[0] / 100], "too great": [parts[0] * 100]}
+    wanted = largest(np.concatenate(parts), 5000)
+    for kind, sample in guesses.items():
         survey = Survey()
         survey.guess(((2.5, part[:20_000]) for part in sample), 0.05)
         for part in parts:
             survey.look(part)
+        assert survey.counts_enough(5000) is (kind != "too great")
+        if kind == "too great":
+            for part in parts:
+                survey.look(part)
         survey.choose(5000)
-        assert survey.knows is spared
-        once = survey.found() if spared else None
+        assert survey.knows is (kind == "good")
+        once = survey.found() if survey.knows else None
         for part in parts:
             survey.refine(part)
-        found, wanted = survey.found(), largest(np.concatenate(parts), 5000)
+        found = survey.found()
         assert (found.threshold, found.ties) == (wanted.threshold, wanted.ties)
+        assert found.entries == wanted.entries
         assert found.l2 == pytest.approx(wanted.l2, rel=1e-12)
         if once is not None:
             assert (once.threshold, once.ties, once.std) == (
                 found.threshold, found.ties, found.std,
             )  # fmt: skip
             assert np.isnan(once.l2)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 4095, 4096, 4097, 10_000])
+def test_squares_are_told_whatever_is_counted(size: int) -> None:
+    values = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    survey = Survey()
+    survey.guess([(1.0, values)], 0.1)
+    before = values.copy()
+    assert survey.look(values) == pytest.approx((values.astype(np.float64) ** 2).sum(), rel=1e-12)
+    assert np.array_equal(values, before)

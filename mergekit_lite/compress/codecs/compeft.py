@@ -63,5 +63,11 @@ def compeft(
     if form == "masks":
         return masks.encoded(delta.values, found.threshold, delta.ties, scale=size)
     return rice.encoded(
-        delta.values, found.threshold, delta.kept, delta.ties, scale=size, signs=True
+        delta.values,
+        found.threshold,
+        delta.kept,
+        delta.ties,
+        scale=size,
+        signs=True,
+        squares=delta.squares,
     )

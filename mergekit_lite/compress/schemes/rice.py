@@ -18,9 +18,17 @@ from mergekit_lite.compress._spec import scheme
 from mergekit_lite.compress._types import Encoded, Floats, size_of
 from mergekit_lite.compress.packing import pack, packed_bytes, unpack
 from mergekit_lite.errors import DataError
-from mergekit_lite.kernels.rice import BLOCK, SLACK, rice_decode, rice_encode
+from mergekit_lite.kernels.rice import (
+    BLOCK,
+    MARKED,
+    MOST_BITS,
+    SLACK,
+    put_tile,
+    rice_decode,
+    rice_encode,
+    words_of_block,
+)
 
-MOST_BITS = 16
 _PHI = (1 + math.sqrt(5)) / 2
 _NO_VALUES = np.empty(0, np.float32)
 
@@ -47,7 +55,14 @@ def scale_for(values: Floats) -> float:
 
 
 def encoded(
-    delta: Floats, threshold: int, kept: int, ties: int, *, scale: float, signs: bool
+    delta: Floats,
+    threshold: int,
+    kept: int,
+    ties: int,
+    *,
+    scale: float,
+    signs: bool,
+    squares: float | None = None,
 ) -> Encoded:
     """Return the entries whose magnitude reaches a threshold.
 
@@ -58,11 +73,17 @@ def encoded(
         ties: how many of them equal the threshold.
         scale: what decoded signs or values are multiplied by.
         signs: keep the signs alone; else the values divided by `scale`, in fp16.
+        squares: sum of the squares of all entries, where it is known; for signs, what is missed
+            of it is then known as well.
     """
-    parts, bits, values = _placed(delta, threshold, kept, ties, signs=signs)
+    parts, bits, values, magnitudes = _placed(delta, threshold, kept, ties, signs=signs)
     if not signs:
         parts["values"] = (values / np.float32(scale)).astype(np.float16)
-    return Encoded("rice", parts, {"bits": bits, "scale": scale})
+    missed = None
+    if signs and squares is not None:
+        size = float(np.float32(scale))
+        missed = max(squares + size * (size * kept - 2 * magnitudes), 0.0)
+    return Encoded("rice", parts, {"bits": bits, "scale": scale}, missed)
 
 
 def levelled(levels: Floats, zero: int, level_bits: int, *, scale: float) -> Encoded:
@@ -75,7 +96,7 @@ def levelled(levels: Floats, zero: int, level_bits: int, *, scale: float) -> Enc
         scale: what levels are multiplied by.
     """
     kept = int(np.count_nonzero(levels))
-    parts, bits, values = _placed(levels, 1, kept, 0, signs=False)
+    parts, bits, values, _ = _placed(levels, 1, kept, 0, signs=False)
     parts["levels"] = pack((values + np.float32(zero)).astype(np.uint8), level_bits)
     numbers = {"bits": bits, "scale": scale, "level_bits": level_bits, "zero": zero}
     return Encoded("rice", parts, numbers)
@@ -83,19 +104,27 @@ def levelled(levels: Floats, zero: int, level_bits: int, *, scale: float) -> Enc
 
 def _placed(
     delta: Floats, threshold: int, kept: int, ties: int, *, signs: bool
-) -> tuple[dict[str, NDArray[Any]], int, Floats]:
-    """Return the coded places of what is kept, the lowest bits of a gap, and the kept entries."""
+) -> tuple[dict[str, NDArray[Any]], int, Floats, float]:
+    """Return the coded places of what is kept, and the lowest bits of a gap.
+
+    Then the kept entries, unless only their signs are wanted, and the sum of their magnitudes.
+    """
     bits = bits_for(kept / delta.size) if kept else 0
     blocks = -(-delta.size // BLOCK)
     room = (kept * (bits + 2) + (delta.size >> bits)) // 8 + 11 * blocks + SLACK
     out, index = np.empty(room, np.uint8), np.zeros((blocks, 2), np.uint32)
     values = _NO_VALUES if signs else np.empty(kept, np.float32)
-    places, ends = np.empty(BLOCK + 1, np.uint32), np.zeros(2, np.int64)
-    left = np.array([ties], np.int64)
-    rice_encode(delta, threshold, left, bits, signs, out, index, values, places, ends)
+    places, marks = np.empty(BLOCK, np.uint32), np.empty(MARKED, np.uint8)
+    words, ends = np.empty(words_of_block(bits), np.uint64), np.zeros(2, np.int64)
+    left, total = np.array([ties], np.int64), np.zeros(1, np.float64)
+    limit = float(np.uint32(threshold).view(np.float32))
+    rice_encode(
+        delta, limit, left, bits, signs, out, index, values, places, marks, words, total, ends
+    )  # fmt: skip
     if ends[0] < 0 or ends[1] != kept:
         raise DataError(f"{ends[1]:,} entries were kept, {kept:,} are wanted")
-    return {"codes": out[: ends[0]], "index": index.reshape(-1)}, bits, values
+    parts: dict[str, NDArray[Any]] = {"codes": out[: ends[0]], "index": index.reshape(-1)}
+    return parts, bits, values, float(total[0])
 
 
 def index_bytes(packed: Packed) -> int:
@@ -103,7 +132,7 @@ def index_bytes(packed: Packed) -> int:
     return 4 * packed.parts["index"].nbytes if "index" in packed.parts else 0
 
 
-@scheme("rice", kernels=[rice_decode], held=index_bytes)
+@scheme("rice", kernels=[rice_decode, put_tile], held=index_bytes)
 class Rice:
     """Decodes the blocks that a range of entries lies in."""
 
@@ -122,24 +151,30 @@ class Rice:
             raise DataError(f"`bits` is {self._bits}", packed.name)
 
     def fill(self, first: int, out: Floats) -> None:
-        if not out.size:
-            return
-        block, end = first // BLOCK, -(-(first + out.size) // BLOCK)
+        if out.size:
+            put_tile(*self.entries(first, out.size), out)
+
+    def entries(self, first: int, count: int) -> tuple[NDArray[np.uint32], Floats, int]:
+        """Return which of `count` entries from `first` on are not zero, what they are, how many."""
+        block, end = first // BLOCK, -(-(first + count) // BLOCK)
         (kept, begin), (until, stop) = (self._before[n].tolist() for n in (block, end))
-        codes = np.empty(-(-(stop - begin + SLACK) // 8) * 8, np.uint8)
+        places, found = (
+            np.empty(until - kept + 1, np.uint32),
+            np.empty(until - kept + 1, np.float32),
+        )
+        if until == kept:
+            return places, found, 0
+        codes = np.empty(stop - begin + SLACK, np.uint8)
         codes[stop - begin :] = 0
         self._fetch(self._codes, begin, codes[: stop - begin])
-        wrong = np.zeros(1, np.int64)
-        if (self._values or self._levels) is not None and until == kept:
-            out[:] = 0
-            return
-        values = self._values_of(kept, until)
+        ends = np.zeros(2, np.int64)
         rice_decode(
-            codes, self._before, block, end - block, self._bits, self._scale, values, kept,
-            first, out, wrong,
+            codes, self._before, block, end - block, self._bits, self._scale,
+            self._values_of(kept, until), kept, first, count, places, found, ends,
         )  # fmt: skip
-        if wrong[0]:
+        if ends[1]:
             raise DataError("its codes lead beyond their block", self._name, "fetch it again")
+        return places, found, int(ends[0])
 
     def _values_of(self, kept: int, until: int) -> Floats:
         if self._levels is not None:
