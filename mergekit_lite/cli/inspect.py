@@ -21,24 +21,29 @@ if TYPE_CHECKING:
 @click.command(short_help="Summarise a checkpoint from its headers.")
 @click.argument("model")
 @click.option("--tensors", metavar="GLOB", help="List the tensors whose name matches.")
+@click.option("--density", is_flag=True, help="Read the weights and count those that are not zero.")
 @parameters.as_json
-def command(model: str, tensors: str | None, as_json: bool) -> None:
+def command(model: str, tensors: str | None, density: bool, as_json: bool) -> None:
     """Summarise MODEL (a folder, a .safetensors file, a patch, a store, zoo:NAME) from its headers.
 
     \b
     Examples:
       mergekit-lite inspect ./model
       mergekit-lite inspect ./model --tensors '*.layers.0.*'
+      mergekit-lite inspect ./sparse --density
     """
     from mergekit_lite.report.inspect import summarise
     from mergekit_lite.sources import resolve, stored_tasks
 
-    if tensors is None and (held := stored_tasks(model, Path.cwd())) is not None:
+    if not (tensors or density) and (held := stored_tasks(model, Path.cwd())) is not None:
         _store(*held, as_json=as_json)
         return
     found = resolve(model, relative_to=Path.cwd())
     if tensors is not None:
         _list(found, tensors, as_json=as_json)
+        return
+    if density:
+        _density(found, as_json=as_json)
         return
     if found.kind == "patch":
         _patch(found, as_json=as_json)
@@ -72,6 +77,24 @@ def _patch(model: Model, *, as_json: bool) -> None:
         print_json(summary.plain())
     else:
         click.echo(summary_text(summary))
+
+
+def _density(model: Model, *, as_json: bool) -> None:
+    from mergekit_lite.report.density import by_role, densities
+
+    found = densities(model)
+    roles = by_role(found)
+    if as_json:
+        named = {"roles": roles, "tensors": found}
+        print_json(
+            {k: {name: one.plain() for name, one in part.items()} for k, part in named.items()}
+        )
+        return
+    rows = [
+        (name, one.tensors, f"{one.entries:,}", f"{one.density:.4f}", one.two_of_four)
+        for name, one in roles.items()
+    ]
+    click.echo(table(("role", "tensors", "entries", "density", "2:4"), rows, "lrrrr"))
 
 
 def _list(model: Model, pattern: str, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from mergekit_lite.compress._types import Encoded, Floats
 from mergekit_lite.compress.schemes.factors import Factors, factor_bytes
 from mergekit_lite.compress.schemes.rice import Rice, index_bytes
 from mergekit_lite.kernels.lora import low_rank_tile
-from mergekit_lite.kernels.rice import rice_decode
+from mergekit_lite.kernels.rice import put_tile, rice_decode
 
 
 def both(factors: Encoded, sparse: Encoded) -> Encoded:
@@ -24,7 +24,7 @@ def _held(packed: Packed) -> int:
     return factor_bytes(packed) + index_bytes(packed)
 
 
-@scheme("factors_sparse", kernels=[low_rank_tile, rice_decode], held=_held)
+@scheme("factors_sparse", kernels=[low_rank_tile, rice_decode, put_tile], held=_held)
 class FactorsSparse:
     """Adds what both decode."""
 
