@@ -38,6 +38,7 @@ class Stream:
         self._active = -1
         self._held: Any = None
         self._ends = False
+        self._whole = False
         self._tuple: int | None = None
         for place in skeleton.layers:
             self._wrap(place)
@@ -125,11 +126,25 @@ class Stream:
         finally:
             self._held, self._ends = None, False
 
+    def through(self, batch: Batch) -> Tensor:
+        """Return the logits of all layers together, (samples, longest, vocabulary).
+
+        All weights must be in memory; gradients are kept for those that ask for them.
+        """
+        self._whole = True
+        try:
+            found: Tensor = self._call(batch, input_ids=batch.ids).logits
+            return found
+        finally:
+            self._whole = False
+
     def _wrap(self, place: Place) -> None:
         layer = place.module
         own = layer.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._whole:
+                return own(*args, **kwargs)
             hidden, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
             if place.index != self._active:
                 return self._passed(hidden)

@@ -11,9 +11,14 @@ from mergekit_lite.cli import _parameters as parameters
 from mergekit_lite.cli._output import note, print_json
 
 if TYPE_CHECKING:
+    from mergekit_lite.quality.forward import Settings
     from mergekit_lite.search.run import Found
     from mergekit_lite.search.task import Task
     from mergekit_lite.search.trials import Trial
+
+
+WITHOUT_MARKS = ("greedy", "adamerging")
+"""Methods that choose what no mark of the recipe names."""
 
 
 @click.command(short_help="Find the parameters of a recipe that validation data likes best.")
@@ -41,10 +46,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--method",
-    type=click.Choice(["tpe", "cmaes", "nsga2", "random"]),
+    type=click.Choice(["tpe", "cmaes", "nsga2", "random", "greedy", "adamerging"]),
     default="tpe",
     show_default=True,
-    help="How the next candidate is chosen; nsga2 keeps several objectives apart.",
+    help="How candidates are chosen; nsga2 keeps several objectives apart, greedy chooses experts, "
+    "adamerging learns weights by layer.",
 )
 @click.option(
     "--trials",
@@ -72,6 +78,20 @@ if TYPE_CHECKING:
     "--prune/--no-prune",
     default=True,
     help="Leave candidates that are worse than most after a part of the data.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Of adamerging: how often weights are changed.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.02,
+    show_default=True,
+    help="Of adamerging: how far they are changed at a time.",
 )
 @click.option(
     "--windows",
@@ -102,6 +122,8 @@ def command(
     device: str,
     dtype: str,
     max_memory: int | None,
+    steps: int,
+    rate: float,
     as_json: bool,
     **strategy: Any,
 ) -> None:
@@ -112,35 +134,62 @@ def command(
     into a model in memory, without a checkpoint, and scored on validation data: what `search` in
     the recipe names, or --data. The best recipe is written with its scores.
 
+    Two methods need no such marks. greedy adds one expert after the other, the best first, and
+    keeps those with which the score holds. adamerging learns a weight for every expert and layer
+    by making the predictions on the texts surer.
+
     \b
     Examples:
       mergekit-lite search recipe.yaml -o best.yaml --trials 60 --storage search.log
       mergekit-lite search recipe.yaml -o best.yaml --data de=de-validation.txt --test de=de.txt
     """
     from mergekit_lite.quality.forward import Settings
-    from mergekit_lite.search.run import search
-    from mergekit_lite.search.study import Strategy
     from mergekit_lite.search.task import Wanted, read_task
     from mergekit_lite.search.written import write_best
 
     require_writable(out, overwrite=overwrite)
-    wanted = Wanted(_files(data), _files(test), windows, window_bytes, allow_test_data)
+    chosen = strategy["method"] not in WITHOUT_MARKS
+    if strategy["storage"] and not chosen:
+        raise click.UsageError(f"{strategy['method']} is done in one go: leave out --storage")
+    wanted = Wanted(_files(data), _files(test), windows, window_bytes, allow_test_data, chosen)
     task = read_task(recipe, changes, wanted)
-    name = strategy.pop("study")
-    found = search(
-        task,
-        Strategy(name=name, **strategy),
-        Settings(device=device, dtype=dtype, max_memory=max_memory),
-        threads=threads,
-        tell=note,
-        tell_trial=lambda trial: note(_line(task, trial)),
-    )
+    settings = Settings(device=device, dtype=dtype, max_memory=max_memory)
+    found = _search(task, settings, threads, steps=steps, rate=rate, **strategy)
     write_best(found, out)
     note(f"written: {out}")
     if as_json:
         print_json(_record(found))
     else:
         _tell(found)
+
+
+def _search(
+    task: Task,
+    settings: Settings,
+    threads: int | None,
+    *,
+    method: str,
+    steps: int,
+    rate: float,
+    study: str,
+    **strategy: Any,
+) -> Found:
+    """Search by the method that is asked for, and tell of every candidate."""
+    from mergekit_lite.search.adamerging import Learning, adamerging
+    from mergekit_lite.search.greedy import greedy
+    from mergekit_lite.search.run import search
+    from mergekit_lite.search.study import Strategy
+
+    how: dict[str, Any] = {
+        "threads": threads,
+        "tell": note,
+        "tell_trial": lambda trial: note(_line(task, trial)),
+    }
+    if method == "greedy":
+        return greedy(task, settings, **how)
+    if method == "adamerging":
+        return adamerging(task, Learning(steps, rate), settings, **how)
+    return search(task, Strategy(method, name=study, **strategy), settings, **how)
 
 
 def require_writable(out: Path, *, overwrite: bool) -> None:

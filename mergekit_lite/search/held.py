@@ -42,7 +42,7 @@ class Held(Weights):
         super().__init__(skeleton, {"candidate": as_model("candidate", plan, models, named=True)})
         self._rows = InMemory(models, options)
         self._target = {name: target for target, names in self.stored.items() for name in names}
-        self._config = plan.config
+        self._config = _built(plan)
         self._merged: dict[str, Job] = {}
         self.loaded = Loaded(skeleton, load_tokenizer(models["base"].root), Stream(skeleton, self))
 
@@ -53,7 +53,7 @@ class Held(Weights):
             DataError: the result holds NaN or infinity.
             RecipeError: the plan is of a model of another shape.
         """
-        if plan.config != self._config:
+        if _built(plan) != self._config:
             what = "candidates have models of different configs, and one is in memory"
             raise RecipeError(what, hint="search one kind of model at a time")
         self._rows.take(plan)
@@ -64,6 +64,10 @@ class Held(Weights):
             self._put(layer, [name for name in names if name in changed])
         self._merged = jobs
         return len(changed)
+
+    def touched(self) -> None:
+        """Take note that somebody else has changed the weights: all are merged anew."""
+        self._merged = {}
 
     def read(self, name: str) -> Tensor:
         """Return a tensor of the candidate in fp32."""
@@ -113,7 +117,12 @@ def held(plan: Plan, models: Mapping[str, Model], settings: Settings, options: O
         RecipeError: transformers does not build the architecture.
         DataError: config and tokenizer do not fit each other.
     """
-    config = {key: value for key, value in plan.config.items() if key not in DTYPES}
+    config = _built(plan)
     folder = models["base"].root
     skeleton = build(folder, device=settings.device, dtype=settings.dtype, config=config)
     return Held(skeleton, plan, models, options)
+
+
+def _built(plan: Plan) -> dict[str, Any]:
+    """Return the entries of a plan's config that the model is built by."""
+    return {key: value for key, value in plan.config.items() if key not in DTYPES}
