@@ -102,6 +102,12 @@ WITHOUT_MARKS = ("greedy", "adamerging")
 @click.option(
     "--allow-test-data", is_flag=True, help="Choose by data that looks like a test set by its name."
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write all candidates, and what is traded for what, as an HTML page.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @parameters.threads
 @parameters.device
@@ -114,6 +120,7 @@ def command(
     changes: tuple[str, ...],
     data: tuple[str, ...],
     test: tuple[str, ...],
+    report: Path | None,
     overwrite: bool,
     windows: int | None,
     window_bytes: int | None,
@@ -157,6 +164,11 @@ def command(
     found = _search(task, settings, threads, steps=steps, rate=rate, **strategy)
     write_best(found, out)
     note(f"written: {out}")
+    if report is not None:
+        from mergekit_lite.search.page import page
+
+        report.write_text(page(found), encoding="utf-8")
+        note(f"written: {report}")
     if as_json:
         print_json(_record(found))
     else:

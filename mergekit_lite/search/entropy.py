@@ -116,7 +116,7 @@ class Entropy:
         said = torch.log_softmax(logits.float(), 1)
         entropy = -(said.exp() * said).sum() / max(self._predicted, 1)
         if entropy.requires_grad:
-            entropy.backward()
+            torch.autograd.backward(entropy)
         return float(entropy.detach())
 
 

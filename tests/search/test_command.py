@@ -28,13 +28,15 @@ def call(*words: str) -> Result:
 
 
 def test_candidates_are_told_and_the_best_is_written(folder: Path) -> None:
-    done = call("recipe.yaml", "-o", "best.yaml", "--trials", "2", "--test", "later.txt", "--json")
+    done = call("recipe.yaml", "-o", "best.yaml", "--trials", "2", "--test", "later.txt", "--json",
+                "--report", "page.html")  # fmt: skip
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert [trial["number"] for trial in told["trials"]] == [0, 1]
     assert set(told["best"]["scores"]) == {"left: bits_per_byte", "right: bits_per_byte"}
     assert told["test"]["later"]["bits_per_byte"] > 0
     assert "written: best.yaml" in done.stderr
+    assert "number 1" in (folder / "page.html").read_text()
     weight = mergekit_lite.load("best.yaml").experts["one"].weight
     assert weight == told["best"]["values"]["experts.one.weight"]
 
