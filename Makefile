@@ -12,6 +12,9 @@ MERGEKIT_PEER_PYTHON := $(abspath $(PEER))/bin/python
 PEER_READY := $(PEER)/.ready
 endif
 
+# An environment that has lm-eval, and sees what the other one has.
+HARNESS ?= .harness
+
 # llama.cpp is compiled once (some 25 minutes of one core) and kept here.
 WHEELS ?= $(HOME)/.cache/mergekit-lite/wheels
 
@@ -24,6 +27,7 @@ help:
 	@echo "make test-regression  hold every recipe and method of the zoo to the bytes and scores it gave"
 	@echo "make test-browser  lay the report's page out in a headless Chromium"
 	@echo "make test-peer  compare with mergekit 0.1.5, installed in an environment of its own"
+	@echo "make test-harness  run a task by lm-eval, installed in an environment of its own"
 	@echo "make test-runtime  load what is written in llama.cpp (compiles it once, 25 minutes)"
 	@echo "make check      lint, types, import rules, size budget, generated files, docs"
 	@echo "make docs       regenerate the generated reference pages"
@@ -68,6 +72,17 @@ $(PEER)/.ready:
 test-peer: $(READY) $(PEER_READY)
 	MERGEKIT_PEER_PYTHON=$(MERGEKIT_PEER_PYTHON) $(PYTEST) -q -m peer tests/peer
 
+$(HARNESS)/.ready: $(READY)
+	$(PYTHON) -m venv $(HARNESS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(HARNESS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt lm-eval
+	@touch $@
+
+.PHONY: test-harness
+test-harness: $(HARNESS)/.ready
+	PYTHONPATH=$(CURDIR) $(HARNESS)/bin/python -m pytest -q -m harness tests/harness
+
 $(VENV)/.llama-cpp: $(READY)
 	@mkdir -p $(WHEELS)
 	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(BIN)/python -m pip wheel --quiet --disable-pip-version-check \
@@ -95,4 +110,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/compare.py
 
 clean:
-	rm -rf merged merged.partial bench build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf merged merged.partial .harness bench build dist .mypy_cache .ruff_cache .pytest_cache

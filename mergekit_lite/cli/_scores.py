@@ -38,7 +38,7 @@ def tell_verdicts(verdicts: Sequence[Verdict]) -> None:
 def score_table(found: Evaluation, earlier: Baseline | None = None) -> str:
     """Return one line for each data and model: its score, and what MODEL has of it."""
     from mergekit_lite.quality.measures import measured
-    from mergekit_lite.quality.scores import ChoiceScore
+    from mergekit_lite.quality.scores import ChoiceScore, TaskScore
     from mergekit_lite.quality.subjects import MERGE
 
     rows = []
@@ -51,7 +51,7 @@ def score_table(found: Evaluation, earlier: Baseline | None = None) -> str:
         for name, score in others.items():
             recovery = measured("recovery", own, score)
             flips = ""
-            if isinstance(own, ChoiceScore):
+            if isinstance(own, ChoiceScore | TaskScore):
                 flips = f"{100 * measured('flips', own, score).value:.1f} %"
             like = found.likeness.get(name, {}).get(data)
             rows.append(
@@ -71,8 +71,10 @@ def score_table(found: Evaluation, earlier: Baseline | None = None) -> str:
 
 
 def _cells(score: Score) -> tuple[str, str]:
-    from mergekit_lite.quality.scores import PairScore, TextScore
+    from mergekit_lite.quality.scores import PairScore, TaskScore, TextScore
 
+    if isinstance(score, TaskScore):
+        return f"{score.mean:.4f}", f"{score.metric} over {len(score.values)}"
     if isinstance(score, PairScore):
         return f"{score.correlation:.4f}", f"correlation over {len(score.cosines)}"
     if isinstance(score, TextScore):

@@ -30,6 +30,12 @@ Scored = tuple["Evaluation", list["Verdict"], "Baseline | None", Path | None]
     help="Texts or questions, .txt or .jsonl, or zoo:NAME; may be repeated.",
 )
 @click.option(
+    "--tasks",
+    default="",
+    metavar="TASK,...",
+    help="Tasks of lm-eval, by name, or FILE.yaml of your own; all of a model is in memory then.",
+)
+@click.option(
     "--parent",
     multiple=True,
     metavar="NAME=MODEL",
@@ -69,6 +75,7 @@ Scored = tuple["Evaluation", list["Verdict"], "Baseline | None", Path | None]
 def command(
     model: str,
     data: tuple[str, ...],
+    tasks: str,
     parent: tuple[str, ...],
     recipe: Path | None,
     baseline: Path | None,
@@ -90,6 +97,8 @@ def command(
     name of the config. Any model, encoders too, takes lines with "text", "other" and "similarity":
     how well cosines of its vectors follow the order of the similarities.
 
+    --tasks goes to the evaluation harness lm-eval; its scores are compared like the others.
+
     Each parent is scored too, with the divergence of MODEL from it, the part of tokens that both
     predict alike, and recovery: MODEL's score over the parent's, of texts the parent's bits per
     byte over MODEL's, so that 1 is as good. Intervals hold 95 % of paired bootstrap draws.
@@ -105,14 +114,15 @@ def command(
 
     settings = Settings(device=device, dtype=dtype, max_memory=max_memory)
     if recipe is not None:
-        if data or parent or baseline or windows or window_bytes:
+        if data or tasks or parent or baseline or windows or window_bytes:
             raise click.UsageError("--recipe says what data, parents, baseline and windows are")
         scored = _by_recipe(model, recipe, settings, update=update_baseline)
     else:
-        if not data:
-            raise click.UsageError("give --data or --recipe")
-        most, size = windows or 16, window_bytes or 512
-        scored = _by_hand(model, data, parent, baseline, (most, size), settings, update_baseline)
+        if not data and not tasks:
+            raise click.UsageError("give --data, --tasks or --recipe")
+        size = (windows or 16, window_bytes or 512)
+        on = (data, tasks)
+        scored = _by_hand(model, on, parent, baseline, size, settings, update_baseline)
     found, verdicts, earlier, file = scored
     write_junit(verdicts, junit, f"eval {model}")
     if as_json:
@@ -129,7 +139,7 @@ def command(
 
 def _by_hand(
     model: str,
-    data: Sequence[str],
+    on: tuple[Sequence[str], str],
     parent: Sequence[str],
     baseline: Path | None,
     windows: tuple[int, int],
@@ -142,18 +152,22 @@ def _by_hand(
     from mergekit_lite.quality.evaluate import evaluate
     from mergekit_lite.quality.results import read_baseline, require_version
     from mergekit_lite.quality.subjects import MERGE, parents, subject
+    from mergekit_lite.quality.tasks import named_tasks, read_tasks
     from mergekit_lite.quality.verdicts import verdicts_of
 
     if update and baseline is None:
         raise click.UsageError("name the file to write with --baseline")
-    read = read_data(named_files(data), most=windows[0], size=windows[1])
+    read = read_data(named_files(on[0]), most=windows[0], size=windows[1])
+    tasks = read_tasks(named_tasks(on[1]))
+    if twice := {each.name for each in read} & {each.name for each in tasks}:
+        raise click.UsageError(f"a task and a file of data are called `{min(twice)}`")
     earlier = None
     if baseline is not None and not update:
         earlier = read_baseline(baseline)
-        require_version(earlier, {each.name: each.version for each in read}, baseline)
+        require_version(earlier, {each.name: each.version for each in (*read, *tasks)}, baseline)
     names = _named(parent)
     merged = subject(MERGE, model, base=names.get("base", ""))
-    found = evaluate(merged, parents(names), read, settings, tell=note)
+    found = evaluate(merged, parents(names), read, settings, tasks=tasks, tell=note)
     verdicts = verdicts_of(found)
     if earlier is not None:
         verdicts += against_baseline(found, earlier)

@@ -12,6 +12,7 @@ from mergekit_lite.errors import Problem
 from mergekit_lite.quality.data import Data, Questions, Texts
 from mergekit_lite.quality.faults import Kin, faults_of, kin_of
 from mergekit_lite.quality.forward import Pass, Predicted, Settings, Tell, require_memory
+from mergekit_lite.quality.harness import require_runnable, task_scores
 from mergekit_lite.quality.labelled import Labelled, Pairs
 from mergekit_lite.quality.scores import (
     ChoiceScore,
@@ -23,6 +24,7 @@ from mergekit_lite.quality.scores import (
 )
 from mergekit_lite.quality.sequences import Piece
 from mergekit_lite.quality.subjects import Subject
+from mergekit_lite.quality.tasks import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +36,7 @@ def evaluate(
     data: Sequence[Data],
     settings: Settings | None = None,
     *,
+    tasks: Sequence[Task] = (),
     kin: Kin | None = None,
     tell: Tell = lambda text: None,
 ) -> Evaluation:
@@ -45,8 +48,9 @@ def evaluate(
     Args:
         subject: the model.
         parents: the base and the experts that it is compared with.
-        data: what to score on, one or more.
+        data: what to score on.
         settings: how it is run.
+        tasks: of lm-eval, which has a whole model in memory; one or more of data and tasks.
         kin: what the model was made of, by which faults of its weights are told; by default the
             parents.
         tell: called with sentences on what it takes and how far it is.
@@ -58,24 +62,45 @@ def evaluate(
         ResourceError: it would take more memory than is allowed.
     """
     settings = settings or Settings()
-    own, *others = (Pass(each, data, settings) for each in (subject, *parents))
-    need = require_memory((own, *others), settings.max_memory)
-    tell(f"{_counted(own, len(others))}; about {need / 1e6:,.0f} MB of memory")
-    scores: dict[str, dict[str, Score]] = {}
-    likeness: dict[str, dict[str, Likeness]] = {}
+    subjects = (subject, *parents)
+    if tasks:
+        require_runnable(subjects, tasks, settings)
+    passes = [Pass(each, data, settings) for each in subjects] if data else []
+    if passes:
+        need = require_memory(passes, settings.max_memory)
+        tell(f"{_counted(passes[0], len(parents))}; about {need / 1e6:,.0f} MB of memory")
     faults = faults_of(subject.model, kin_of(parents) if kin is None else kin)
+    scores: dict[str, dict[str, Score]] = {each.name: {} for each in subjects}
+    likeness = _all_passed(passes, data, scores, faults, tell)
+    for each in subjects if tasks else ():
+        scores[each.name] |= task_scores(each, tasks, settings, tell)
+    versions = {each.name: each.version for each in (*data, *tasks)}
+    return Evaluation(subject.model.reference, versions, scores, likeness, tuple(faults))
+
+
+def _all_passed(
+    passes: Sequence[Pass],
+    data: Sequence[Data],
+    scores: dict[str, dict[str, Score]],
+    faults: list[Problem],
+    tell: Tell,
+) -> dict[str, dict[str, Likeness]]:
+    """Run all data through all models, the first beside each other; return likeness to those."""
+    likeness: dict[str, dict[str, Likeness]] = {}
+    if not passes:
+        return likeness
+    own, *others = passes
     with _running(own, tell):
-        scores[subject.name] = scores_of(own.pieces, own.predicted(), data, faults)
+        scores[own.subject.name] |= scores_of(own.pieces, own.predicted(), data, faults)
         for parent in others:
             with _running(parent, tell):
                 name = parent.subject.name
-                scores[name] = scores_of(parent.pieces, parent.predicted(), data, [])
+                scores[name] |= scores_of(parent.pieces, parent.predicted(), data, [])
                 if [p.ids for p in own.pieces] == [p.ids for p in parent.pieces]:
                     likeness[name] = likeness_of(own.predicted(), parent.predicted(), data)
                 else:
                     tell(f"{name} has another tokenizer: no KL, no agreement with it")
-    versions = {each.name: each.version for each in data}
-    return Evaluation(subject.model.reference, versions, scores, likeness, tuple(faults))
+    return likeness
 
 
 @contextmanager

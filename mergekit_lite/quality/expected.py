@@ -16,8 +16,9 @@ from mergekit_lite.quality.forward import Settings, Tell
 from mergekit_lite.quality.results import Baseline, read_baseline, require_version
 from mergekit_lite.quality.scores import Evaluation
 from mergekit_lite.quality.subjects import MERGE, parents_of, subject
+from mergekit_lite.quality.tasks import SCHEME, Task, read_tasks
 from mergekit_lite.quality.verdicts import Verdict, verdicts_of
-from mergekit_lite.recipe.schema import BASELINE, SCORES, Bound, Expect, Recipe
+from mergekit_lite.recipe.schema import BASELINE, SCORES, Bound, DataKind, Expect, Recipe
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Expected:
         expect: its bounds.
         data: texts and questions, in order.
         baseline: what an earlier model scored, where the recipe names one.
+        tasks: of lm-eval.
     """
 
     recipe: Recipe
     expect: Expect
     data: tuple[Data, ...]
     baseline: Baseline | None
+    tasks: tuple[Task, ...] = ()
 
     @property
     def parents(self) -> list[str]:
@@ -61,22 +64,22 @@ def expected(recipe: Recipe, *, baseline: bool = True) -> Expected | None:
     expect = recipe.expect
     require_transformers("expect")
     try:
-        read = read_data(
-            expect.data, folder=recipe.folder, most=expect.windows, size=expect.window_bytes
-        )
-        _require_kinds(expect, read)
+        files = {n: file for n, file in expect.data.items() if not file.startswith(SCHEME)}
+        read = read_data(files, folder=recipe.folder, most=expect.windows, size=expect.window_bytes)
+        tasks = read_tasks(expect.data, folder=recipe.folder)
+        _require_kinds(expect, read, tasks)
         earlier = None
         if expect.baseline is not None and baseline:
             file = recipe.folder / expect.baseline
             earlier = read_baseline(file)
             about = {b.data for b in expect.bounds if b.against == BASELINE}
-            versions = {each.name: each.version for each in read if each.name in about}
+            versions = {each.name: each.version for each in (*read, *tasks) if each.name in about}
             require_version(earlier, versions, file)
     except MergekitLiteError as error:
         where = recipe.at("expect", "data")
         placed = [replace(problem, where=problem.where or where) for problem in error.problems]
         raise type(error)(placed) from None
-    return Expected(recipe, expect, tuple(read), earlier)
+    return Expected(recipe, expect, tuple(read), earlier, tuple(tasks))
 
 
 def check(
@@ -101,7 +104,7 @@ def check(
     merged = subject(MERGE, str(folder))
     parents = parents_of(wanted.recipe, wanted.parents)
     kin = kin_of_recipe(wanted.recipe, tell)
-    found = evaluate(merged, parents, wanted.data, settings, kin=kin, tell=tell)
+    found = evaluate(merged, parents, wanted.data, settings, tasks=wanted.tasks, kin=kin, tell=tell)
     return found, judged(wanted, found)
 
 
@@ -126,8 +129,9 @@ def judged(wanted: Expected, found: Evaluation) -> list[Verdict]:
     return [*verdicts_of(found), *(verdict(bound, found, wanted.baseline) for bound in about)]
 
 
-def _require_kinds(expect: Expect, read: Sequence[Data]) -> None:
-    kinds = {each.name: KINDS[type(each)] for each in read}
+def _require_kinds(expect: Expect, read: Sequence[Data], tasks: Sequence[Task]) -> None:
+    kinds: dict[str, DataKind] = {each.name: KINDS[type(each)] for each in read}
+    kinds |= {each.name: "tasks" for each in tasks}
 
     def problem(bound: Bound) -> Problem | None:
         given = kinds[bound.data]

@@ -20,6 +20,7 @@ from mergekit_lite.quality.scores import (
     Likeness,
     PairScore,
     Score,
+    TaskScore,
     TextScore,
     correlation,
 )
@@ -31,7 +32,12 @@ SEED = 20260101
 """Of all intervals, so that the same scores always give the same ones."""
 
 
-_NAMES = {TextScore: "bits_per_byte", ChoiceScore: "accuracy", PairScore: "correlation"}
+_NAMES = {
+    TextScore: "bits_per_byte",
+    ChoiceScore: "accuracy",
+    PairScore: "correlation",
+    TaskScore: "mean",
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,11 @@ def _function(
         return lambda counts: mean(counts) / np.log(2), len(below)
     if isinstance(score, ChoiceScore) and kind == "accuracy":
         return _ratio(score.right), len(score.right)
+    if isinstance(score, TaskScore) and kind == "mean":
+        return _ratio(score.values), len(score.values)
+    if isinstance(score, TaskScore) and isinstance(other, TaskScore) and kind == "flips":
+        pairs = zip(score.values, other.values, strict=True)
+        return _ratio([now < before for now, before in pairs]), len(score.values)
     if isinstance(score, PairScore) and kind == "correlation":
         ranks = score.ranks
         return lambda counts: correlation(*ranks, counts), len(score.cosines)

@@ -86,7 +86,25 @@ class PairScore:
         return float(correlation(*self.ranks, np.ones(len(self.cosines))))
 
 
-Score = TextScore | ChoiceScore | PairScore
+@dataclass(frozen=True)
+class TaskScore:
+    """What a model scores at a task of lm-eval.
+
+    Attributes:
+        metric: of the task.
+        values: of each question; more is better.
+    """
+
+    metric: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over all questions."""
+        return math.fsum(self.values) / max(len(self.values), 1)
+
+
+Score = TextScore | ChoiceScore | PairScore | TaskScore
 
 
 def correlation(one: Any, other: Any, counts: Any) -> Any:
@@ -179,6 +197,8 @@ def score_record(score: Score) -> dict[str, Any]:
             "tokens": list(score.tokens),
             "bytes": list(score.nbytes),
         }
+    if isinstance(score, TaskScore):
+        return {"metric": score.metric, "mean": score.mean, "values": list(score.values)}
     if isinstance(score, PairScore):
         return {
             "correlation": _number(score.correlation),
@@ -204,6 +224,8 @@ def score_of(record: Mapping[str, Any]) -> Score:
         if not len(nats) == len(tokens) == len(nbytes):
             raise ValueError("windows of unlike number")
         return TextScore(nats, tokens, nbytes)
+    if "metric" in record:
+        return TaskScore(str(record["metric"]), tuple(map(float, record["values"])))
     if "cosines" in record:
         cosines, given = (tuple(map(float, record[key])) for key in ("cosines", "similarities"))
         if len(cosines) != len(given):

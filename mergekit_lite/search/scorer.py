@@ -210,7 +210,8 @@ class Scorer:
 def _joined(found: Sequence[Units]) -> Units:
     """Return what was seen of several parts as of one."""
     fields = zip(*(vars(one).values() for one in found), strict=True)
-    return type(found[0])(*(sum(parts, ()) for parts in fields))
+    make: Callable[..., Units] = type(found[0])
+    return make(*(sum(parts, ()) for parts in fields))
 
 
 def _part(data: Sequence[Data], number: int, parts: int) -> tuple[Data, ...]:

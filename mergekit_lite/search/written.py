@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mergekit_lite
-from mergekit_lite.quality.scores import PairScore, Score, TextScore
+from mergekit_lite.quality.scores import PairScore, Score, TaskScore, TextScore
 from mergekit_lite.recipe.compat.write import flow
 from mergekit_lite.recipe.marks import Node
 from mergekit_lite.recipe.schema import Objective
@@ -120,4 +120,6 @@ def score_text(score: Score) -> str:
         return f"{score.bits_per_byte:.4f} bits per byte"
     if isinstance(score, PairScore):
         return f"correlation {score.correlation:.4f}"
+    if isinstance(score, TaskScore):
+        return f"{score.metric} {score.mean:.4f}"
     return f"{100 * score.accuracy:.1f} % right of {len(score.answers)}"

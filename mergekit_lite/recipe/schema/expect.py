@@ -16,13 +16,14 @@ ScoreName = Literal[
     "perplexity",
     "accuracy",
     "correlation",
+    "mean",
     "recovery",
     "flips",
     "kl",
     "agreement",
     "similarity",
 ]
-DataKind = Literal["texts", "questions", "labels", "pairs"]
+DataKind = Literal["texts", "questions", "labels", "pairs", "tasks"]
 BASELINE = "baseline"
 """What the earlier model is called that `expect.baseline` speaks of."""
 
@@ -43,14 +44,15 @@ class ScoreKind:
     against: Literal["", "parent", "model"] = ""
 
 
-ANY: tuple[DataKind, ...] = ("texts", "questions", "labels", "pairs")
+ANY: tuple[DataKind, ...] = ("texts", "questions", "labels", "pairs", "tasks")
 SCORES: Mapping[str, ScoreKind] = {
     "bits_per_byte": ScoreKind(("texts",), False),
     "perplexity": ScoreKind(("texts",), False),
     "accuracy": ScoreKind(("questions", "labels"), True),
     "correlation": ScoreKind(("pairs",), True),
+    "mean": ScoreKind(("tasks",), True),
     "recovery": ScoreKind(ANY, True, "model"),
-    "flips": ScoreKind(("questions", "labels"), False, "model"),
+    "flips": ScoreKind(("questions", "labels", "tasks"), False, "model"),
     "kl": ScoreKind(("texts", "labels"), False, "parent"),
     "agreement": ScoreKind(("texts", "labels"), True, "parent"),
     "similarity": ScoreKind(("texts", "labels", "pairs"), True, "parent"),
@@ -65,13 +67,13 @@ class Bound(Part):
     """Name of the data that it is of."""
     score: ScoreName
     """Which number: of texts `bits_per_byte`, `perplexity`; of questions and labels `accuracy`,
-    `flips`; of pairs `correlation`; of texts and labels `kl`, `agreement`; of all but questions
-    `similarity`; of all `recovery`."""
+    `flips`; of pairs `correlation`; of tasks `mean`, `flips`; of texts and labels `kl`,
+    `agreement`; of texts, labels and pairs `similarity`; of all `recovery`."""
     against: str | None = None
     """Of `recovery`, `flips`, `kl`, `agreement` and `similarity`: the other model, `base`, an
     expert's name or `baseline`."""
     at_least: float | None = None
-    """The least value, of `accuracy`, `correlation`, `recovery`, `agreement` and `similarity`."""
+    """The least value, of all scores of which more is better."""
     at_most: float | None = None
     """The largest value, of `bits_per_byte`, `perplexity`, `flips` and `kl`."""
     confidence: Annotated[float | None, Field(ge=0, lt=1)] = None
@@ -84,8 +86,8 @@ class Expect(Part):
     """How good the result must be: a run whose result is not exits with code 3."""
 
     data: Mapping[str, str]
-    """Held-out texts (`.txt`, `.jsonl`, `zoo:NAME`), questions, labels and pairs (`.jsonl`) by
-    name, from the recipe's folder."""
+    """Held-out texts (`.txt`, `.jsonl`, `zoo:NAME`), questions, labels and pairs (`.jsonl`), and
+    tasks of lm-eval (`task:NAME`, `task:FILE.yaml`) by name, from the recipe's folder."""
     bounds: Annotated[tuple[Bound, ...], Field(min_length=1)]
     """What must hold, one score each."""
     baseline: str | None = None
