@@ -10,8 +10,18 @@ from mergekit_lite.errors import Problem
 FUNCTION = (
     "rms_norm_eps",
     "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_eps",
     "hidden_act",
+    "hidden_activation",
+    "activation_function",
     "num_attention_heads",
+    "n_head",
+    "rotary_pct",
+    "partial_rotary_factor",
+    "global_rope_theta",
+    "local_rope_theta",
+    "rope_local_base_freq",
     "num_key_value_heads",
     "head_dim",
     "sliding_window",
@@ -47,7 +57,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = inner.get("rope_parameters")
     scaling = rope if isinstance(rope, Mapping) else inner.get("rope_scaling") or {}
     base = (rope.get("rope_theta") if isinstance(rope, Mapping) else None) or inner.get(
-        "rope_theta"
+        "rope_theta", inner.get("rotary_emb_base")
     )
     if isinstance(base, int | float):
         found["rope base"] = float(base)
