@@ -105,8 +105,11 @@ def _head(scores: Mapping[str, Any]) -> Callable[[str], str]:
     return lambda data: f"{data} ({_kind(scores[data]).replace('_', ' ')})"
 
 
+_KINDS = ("bits_per_byte", "accuracy", "correlation", "mean")
+
+
 def _kind(score: Mapping[str, Any]) -> str:
-    return "bits_per_byte" if "bits_per_byte" in score else "accuracy"
+    return next((kind for kind in _KINDS if kind in score), "accuracy")
 
 
 def _score_rows(scores: Mapping[str, Mapping[str, Any]], data: Sequence[str]) -> list[list[str]]:

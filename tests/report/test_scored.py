@@ -13,7 +13,14 @@ from mergekit_lite.calibrate.probe import Loss, Probe
 from mergekit_lite.calibrate.routing import LayerRouting
 from mergekit_lite.errors import DataError, Problem, SourceError
 from mergekit_lite.quality.results import record
-from mergekit_lite.quality.scores import ChoiceScore, Evaluation, TextScore
+from mergekit_lite.quality.scores import (
+    ChoiceScore,
+    Evaluation,
+    PairScore,
+    Score,
+    TaskScore,
+    TextScore,
+)
 from mergekit_lite.report.page import page
 from mergekit_lite.report.scored import read_section, routing_section, scores_section
 from tests.report.test_page import text_of, vectors
@@ -48,6 +55,17 @@ def test_scores_and_recovery_of_every_parent_are_told() -> None:
         assert wanted in text
     assert "0.500 [0.500, 0.500]" in text
     assert "Faults" not in text
+
+
+def test_pairs_and_tasks_have_their_own_numbers() -> None:
+    scores: dict[str, dict[str, Score]] = {
+        "merge": {"sts": PairScore((0.1, 0.2, 0.3), (1, 3, 2)), "arc": TaskScore("acc", (1, 0))},
+        "base": {"sts": PairScore((0.1, 0.2, 0.3), (1, 2, 3)), "arc": TaskScore("acc", (1, 1))},
+    }
+    found = Evaluation("./merged", dict.fromkeys(scores["merge"], "v1"), scores)
+    text = text_of(page(vectors(), [scores_section(json.loads(json.dumps(record(found))))]))
+    for wanted in ("sts (correlation)", "arc (mean)", "0.500", "1.000"):
+        assert wanted in text
 
 
 def test_faults_are_told() -> None:
