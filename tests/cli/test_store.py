@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,28 @@ def test_what_is_refused_and_its_exit_codes(
     store.write_bytes(data[:-9])
     assert call("store", "list", store).exit_code == 3
     assert not out.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_has_exit_code_4(
+    code: int,
+    words: list[object],
+    base_folder: Path,
+    expert_folders: dict[str, Path],
+    tmp_path: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Patches and stores alike: no file is there, and nothing is left beside it."""
+
+    def full(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("mergekit_lite.checkpoint.writer.ShardWriter.copy_from", full)
+    out = tmp_path / "out.safetensors"
+    patch = ["compress", expert_folders["math"], "--base", base_folder]
+    for verb in (patch, words):
+        found = call(*verb, "-o", out)
+        assert found.exit_code == 4, found.stderr
+        assert "free some space" in found.stderr
+        assert list(tmp_path.iterdir()) == []
