@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ROUTED = "routed"
 GATELESS = "gateless"
 EVERYONE = -1
+_MANIFEST = "moe_manifest.json"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,18 @@ def expert_names(folder: Path, skeleton: Skeleton) -> tuple[str, ...]:
     if not routers:
         return ()
     rows = next(weight for weight in routers[0][1].parameters() if weight.dim() == 2)
-    return _named(folder / "moe_manifest.json") or tuple(map(str, range(rows.shape[0])))
+    return _named(folder / _MANIFEST) or tuple(map(str, range(rows.shape[0])))
+
+
+def identical_layers(folder: Path) -> frozenset[int]:
+    """Return the layers of a routed model all of whose experts are one."""
+    file = folder / _MANIFEST
+    if not file.is_file():
+        return frozenset()
+    try:
+        return frozenset(json.loads(file.read_bytes()).get("identical", ()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"`{file}` does not say what the layers are: {error}") from error
 
 
 def _named(file: Path) -> tuple[str, ...]:
@@ -149,6 +161,7 @@ def probe(
     belongs: Mapping[str, tuple[int, ...]],
     *,
     baselines: bool = True,
+    without: Set[int] = frozenset(),
     tell: Callable[[str], object] = lambda text: None,
 ) -> Probe:
     """Run texts through a routed model, and through its experts without its routers.
@@ -160,6 +173,7 @@ def probe(
         weights: of that model.
         experts: names of the routed experts, in order.
         belongs: for each domain the experts that it belongs to.
+        without: layers whose routers decide nothing, as all their experts are one.
         baselines: also run the mean of all experts and each expert alone.
         tell: called with sentences on how far it is.
     """
@@ -171,7 +185,7 @@ def probe(
     start = stream.embed(prepared.batches)
     batches = [_tried(b, force) for force in ways.values() for b in prepared.batches]
     hidden = [state for _ in ways for state in start]
-    routers = _Routers(prepared, len(experts))
+    routers = _Routers(prepared, len(experts), without)
     for place in stream.layers(batches, hidden, watch=routers.watch, before=routers.before):
         routers.leave()
         tell(f"layer {place.index + 1} of {len(prepared.skeleton.layers)}")
@@ -192,7 +206,8 @@ def probe(
 class _Routers:
     """Watches the routers of one layer after the other, and overrules them where that is asked."""
 
-    def __init__(self, prepared: Prepared, experts: int) -> None:
+    def __init__(self, prepared: Prepared, experts: int, without: Set[int]) -> None:
+        self._without = without
         self._domains = len(prepared.samples.domains)
         self._samples = len(prepared.samples.samples)
         self._experts = experts
@@ -203,7 +218,7 @@ class _Routers:
 
     def watch(self, place: Place) -> None:
         router = place.router()
-        if router is None:
+        if router is None or place.index in self._without:
             return
         self._sums = RoutingSums(place.index, *router, self._domains, self._samples)
         self._handle = router[1].register_forward_hook(self._seen)

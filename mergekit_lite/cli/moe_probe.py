@@ -66,7 +66,7 @@ def command(
     Examples:
       mergekit-lite moe probe ./routed --data math=heldout.jsonl --data code=heldout.txt
     """
-    from mergekit_lite.calibrate.probe import belonging, expert_names, probe
+    from mergekit_lite.calibrate.probe import belonging, expert_names, identical_layers, probe
     from mergekit_lite.calibrate.run import Settings, prepare, sentence
     from mergekit_lite.calibrate.texts import data_files, read_texts
     from mergekit_lite.calibrate.weights import Weights
@@ -82,7 +82,15 @@ def command(
     note(sentence(prepared))
     weights = Weights(prepared.skeleton, {"model": found})
     try:
-        result = probe(prepared, weights, names, belongs, baselines=not no_baselines, tell=note)
+        result = probe(
+            prepared,
+            weights,
+            names,
+            belongs,
+            baselines=not no_baselines,
+            without=identical_layers(found.root),
+            tell=note,
+        )
     finally:
         weights.close()
     if as_json:

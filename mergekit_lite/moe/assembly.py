@@ -23,9 +23,9 @@ class MadeRow:
     Attributes:
         name, shape: of the tensor; fp32 in the file of gates.
         kind: `router`, `bias` (of the choice of experts), `normal` (random entries of spread 0.02),
-            `tiny` (random entries around 2^-30, whose sigmoid is a half), `named` (made under its
-            own name), or `order`: of a carved layer, which neuron stands where; it is not in the
-            output.
+            `tiny` (random entries around 2^-30, whose sigmoid is a half), `zeros`, `named` (made
+            under its own name), or `order`: of a carved layer, which neuron stands where; it is not
+            in the output.
         layer: it belongs to.
     """
 
@@ -51,6 +51,7 @@ class Assembly:
         carve: how the base is cut into these experts; None where they are models of their own.
         settings: entries of the config that are other than usual in the family.
         expand: how experts are made of others; None where none are.
+        identical: name of each layer all of whose experts are the base's own layer.
     """
 
     family: Family
@@ -66,6 +67,11 @@ class Assembly:
     carve: Carve | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     expand: Expand | None = None
+    identical: Mapping[int, str] = field(default_factory=dict)
+
+    def root(self, layer: int) -> str:
+        """Return the name of a layer that has experts."""
+        return self.roots[layer] if layer in self.roots else self.identical[layer]
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -105,14 +111,23 @@ class Assembly:
             if self.routing is not None and self.routing.null_experts:
                 nulls = self.routing.null_experts
                 yield MadeRow(f"{root}.{NULLS}", (nulls, hidden), "normal", layer)
-            if family.correction:
-                shape = (1, count) if family.correction_rows else (count,)
-                yield MadeRow(f"{root}.{family.correction}", shape, "bias", layer)
-            if self.shared is not None and family.shared is not None and family.shared.sigmoid:
-                yield MadeRow(f"{root}.{family.shared.sigmoid}", (1, hidden), "tiny", layer)
+            yield from self._beside(root, layer)
             if self.carve is not None:
                 slots = self.carve.experts * self.sizes.width
                 yield MadeRow(f"{root}.neurons", (slots,), "order", layer)
+        for layer, root in self.identical.items():
+            yield MadeRow(f"{root}.{family.router}", (self.sizes.experts, hidden), "zeros", layer)
+            yield from self._beside(root, layer)
+
+    def _beside(self, root: str, layer: int) -> Iterator[MadeRow]:
+        """Yield what stands beside the rows of a router."""
+        family, count = self.family, self.sizes.experts
+        if family.correction:
+            shape = (1, count) if family.correction_rows else (count,)
+            yield MadeRow(f"{root}.{family.correction}", shape, "bias", layer)
+        if self.shared is not None and family.shared is not None and family.shared.sigmoid:
+            name = f"{root}.{family.shared.sigmoid}"
+            yield MadeRow(name, (1, self.donor.hidden), "tiny", layer)
 
     def _exact_rows(self, root: str, layer: int) -> Iterator[MadeRow]:
         count, hidden = self.sizes.experts, self.donor.hidden
@@ -139,6 +154,7 @@ class Assembly:
             if self.shared is None
             else {**self.shared.model_dump(mode="json"), "width": sizes.shared_width},
             "layers": list(sizes.routed),
+            **({"identical": list(sizes.identical)} if sizes.identical else {}),
             **({"routing": self.routing.model_dump(mode="json")} if self.routing else {}),
             "gate": {"method": self.gate, "params": dict(self.params)},
             **self._carved(),

@@ -168,7 +168,7 @@ def _routed_roots(moe: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         f"{root}.layers.{layer}.{module}."
         for root in roots
-        for layer in moe["layers"]
+        for layer in (*moe["layers"], *moe.get("identical", ()))
         for module in modules
     )
 

@@ -127,6 +127,8 @@ def _tensors(plan: Plan, gates: Gates) -> dict[str, Array]:
         elif kind in SPREADS:
             key = random_key(plan.seed, f"gate.{kind}", "", name)
             found[name] = (normals(0, int(np.prod(shape)), key) * SPREADS[kind]).astype(np.float32)
+        elif kind == "zeros":
+            found[name] = np.zeros(shape, np.float32)
         elif kind == "order":
             found[name] = gates.orders[layer]
         elif kind == "named":

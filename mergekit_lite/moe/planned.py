@@ -135,7 +135,8 @@ def _assembled(assembly: Assembly, jobs: Iterable[Job]) -> dict[str, Any]:
     total = routed = 0
     family, sizes = assembly.family, assembly.sizes
     marks = tuple(name.partition("{e}")[0] for name in family.experts.values())
-    starts = tuple(f"{root}.{mark}" for root in assembly.roots.values() for mark in marks)
+    roots = (*assembly.roots.values(), *assembly.identical.values())
+    starts = tuple(f"{root}.{mark}" for root in roots for mark in marks)
     for job in jobs:
         total += prod(job.shape)
         if job.name.startswith(starts):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mergekit_lite.checkpoint import role_of
 from mergekit_lite.moe.assembly import Assembly, FeedForward, MadeRow
 from mergekit_lite.moe.families import PARTS
+from mergekit_lite.moe.parts import COPIED, Matrix, Part, scaled, zeros
 from mergekit_lite.ops._place import random_key
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.frame import Frame, Target
@@ -22,28 +23,6 @@ from mergekit_lite.recipe.schema import BASE, MoeExpert, Recipe
 
 if TYPE_CHECKING:
     from mergekit_lite.plan.rows import Rows
-
-_COPIED = Step("passthrough", {"source": None, "scale": 1.0, "weights": [1.0]})
-Matrix = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A matrix of an expert: the row that would give a whole one, and what of it is wanted.
-
-    Attributes:
-        job: the row.
-        shape: rows and columns in the end.
-        scale: factor of its entries.
-        first: row and column of the whole at which it begins.
-        order: puts the whole in another order first.
-    """
-
-    job: Job
-    shape: Matrix
-    scale: float = 1.0
-    first: Matrix = (0, 0)
-    order: Order | None = None
 
 
 class RoutedRows:
@@ -78,11 +57,13 @@ class RoutedRows:
     def jobs(self, frame: Frame) -> Iterator[Job]:
         """Yield every row of the output; a layer's experts stand where its dense layer stood."""
         done: set[int] = set()
+        sizes = self.assembly.sizes
         routed = {
             name: layer
-            for layer in self.assembly.sizes.routed
+            for layer in (*sizes.routed, *sizes.identical)
             for name in self.feed.names[layer].values()
         }
+        targets = {target.name: target for target in frame.targets if target.name in routed}
         for target in frame.targets:
             layer = routed.get(target.name)
             if layer is None:
@@ -91,14 +72,23 @@ class RoutedRows:
                     yield job
             elif layer not in done:
                 done.add(layer)
-                yield from self._layer(layer)
+                if layer in sizes.identical:
+                    yield from self._layer(layer, self._copies(layer, targets), silent=True)
+                else:
+                    yield from self._layer(layer, list(self.experts_of(layer)))
 
-    def _layer(self, layer: int) -> Iterator[Job]:
-        root, family = self.assembly.roots[layer], self.assembly.family
+    def _layer(
+        self,
+        layer: int,
+        experts: Sequence[tuple[MoeExpert, Mapping[str, Part]]],
+        *,
+        silent: bool = False,
+    ) -> Iterator[Job]:
+        """Yield the rows of a layer; a silent shared expert adds nothing."""
+        root, family = self.assembly.root(layer), self.assembly.family
         for row in self.made[layer]:
             if row.kind != "order":
                 yield self._made(row)
-        experts = list(self.experts_of(layer))
         if any(len(parts) < len(PARTS) for _, parts in experts):
             return
         if family.fused:
@@ -109,7 +99,26 @@ class RoutedRows:
                     job = self._job(f"{root}.{name.format(e=number)}", parts[part], layer)
                     job = self._redrawn(job, expert, part, f"{root}.{number}")
                     yield self._noisy(job, expert)
-        yield from self._shared(layer)
+        yield from self._shared(layer, silent=silent)
+
+    def _copies(
+        self, layer: int, targets: Mapping[str, Target]
+    ) -> list[tuple[MoeExpert, Mapping[str, Part]]]:
+        """Return the matrices of a layer's experts that are all the base's own layer."""
+        width, found = self.assembly.sizes.width, {}
+        for part in PARTS:
+            job = self.rows.row(targets[self.feed.names[layer][part]])
+            if job is None or job.base is not None or [r.source for r in job.reads] != [BASE]:
+                self.findings.problem_with(
+                    f"`{self.feed.names[layer][part]}`",
+                    "`outside: identical` copies the base's own feed-forward layers, and these are"
+                    " merged or left out",
+                    self.recipe.at("moe", "outside"),
+                    "merge in a stage and write `base: '@STAGE'`, or a rule that takes the base's",
+                )
+                continue
+            found[part] = Part(job, self._shape(part, width))
+        return [(MoeExpert(expert=BASE), found)] * self.assembly.sizes.experts
 
     def experts_of(self, layer: int) -> Iterator[tuple[MoeExpert, Mapping[str, Part]]]:
         """Yield the matrices of every routed expert of a layer."""
@@ -198,9 +207,9 @@ class RoutedRows:
             read = self._window(replace(part, scale=1.0))
             moved = job.kind == "copy" and is_moved(read)
             job = replace(job, shape=part.shape, reads=(read,))
-            job = job if moved else replace(job, kind="merge", steps=(_COPIED,))
+            job = job if moved else replace(job, kind="merge", steps=(COPIED,))
         job = replace(job, name=name, layer=layer)
-        return _scaled(job, part.scale) if part.scale != 1.0 else job
+        return scaled(job, part.scale) if part.scale != 1.0 else job
 
     def _window(self, part: Part) -> Read:
         """Return a matrix as one of another size: cut off, or with zeros around it."""
@@ -236,7 +245,7 @@ class RoutedRows:
         self, layer: int, experts: Sequence[Mapping[str, Part]], names: Mapping[str, str]
     ) -> Iterator[Job]:
         """Yield the two tensors of a layer in which all experts lie one after the other."""
-        root = self.assembly.roots[layer]
+        root = self.assembly.root(layer)
         for expert in self.assembly.experts:
             if expert.noise is not None or expert.redraw is not None:
                 self.findings.problem(
@@ -272,7 +281,7 @@ class RoutedRows:
             start=0,
             kind="copy" if moved else "merge",
             reads=(read,),
-            steps=() if moved else (_COPIED,),
+            steps=() if moved else (COPIED,),
             layer=layer,
             rule=first.rule,
         )
@@ -318,12 +327,13 @@ class RoutedRows:
         )
         return replace(job, kind="merge", steps=(step,))
 
-    def _shared(self, layer: int) -> Iterator[Job]:
+    def _shared(self, layer: int, *, silent: bool) -> Iterator[Job]:
         asked, holds = self.assembly.shared, self.assembly.family.shared
         if asked is None or holds is None:
             return
-        root, width = self.assembly.roots[layer], self.assembly.sizes.shared_width
-        source = BASE if asked.expert == "zero" else asked.expert
+        root, width = self.assembly.root(layer), self.assembly.sizes.shared_width
+        silent = silent or asked.expert == "zero"
+        source = BASE if silent else asked.expert
         # The sigmoid that weighs it is a half, which twice the weights make up for.
         scales = {"down": asked.residual_scale * (2.0 if holds.sigmoid else 1.0)}
         whole = {
@@ -343,7 +353,7 @@ class RoutedRows:
                 yield self._job(f"{root}.{holds.names[part]}", whole[part], layer)
         name = f"{root}.{holds.names['down']}"
         down = self._job(name, whole["down"], layer)
-        yield _zeros(down) if asked.expert == "zero" else down
+        yield zeros(down) if silent else down
 
     def shared_part(self, layer: int, part: str, found: Part) -> Part:
         """Return a matrix of the shared expert, given the first neurons of its source."""
@@ -357,19 +367,3 @@ class RoutedRows:
             dtype = "F32"  # choices hang on small differences; 2^-30 is zero in half precision
         rule = f"{self.recipe.at('moe', 'gate')} made by the gate `{self.assembly.gate}`"
         return made_job(row.name, dtype, row.shape, row.layer, rule)
-
-
-def _scaled(job: Job, scale: float) -> Job:
-    params = dict((job.steps or (_COPIED,))[0].params)
-    step = Step("passthrough", {**params, "scale": params["scale"] * scale})
-    return replace(job, kind="merge", steps=(step,))
-
-
-def _zeros(job: Job) -> Job:
-    """Return a row of zeros, of which nothing is read."""
-    rows, columns = job.shape[0], job.shape[1]
-    nothing = Read("", "", zero=True)
-    block = Block(nothing, (0, columns), (0, 0), (rows, columns))
-    return replace(
-        job, kind="merge", reads=(Read("", "", blocks=(block,)),), base=None, steps=(_COPIED,)
-    )

@@ -14,6 +14,7 @@ from mergekit_lite.moe.donors import DENSE, Donor, donor_of
 from mergekit_lite.moe.experts import check_experts, width_of
 from mergekit_lite.moe.families import FAMILIES, Family, Sizes
 from mergekit_lite.moe.gates import GateSpec, registry
+from mergekit_lite.moe.outside import check_outside, outside_layers
 from mergekit_lite.moe.routing import check_gate, check_routing
 from mergekit_lite.plan import configs
 from mergekit_lite.plan.findings import Findings
@@ -71,11 +72,14 @@ class Settler:
             )
         if gate is None or len(self.findings.problems) > before:
             return None
-        roots = {layer: self.feed.roots[layer] for layer in sizes.routed}
+        roots, identical = (
+            {layer: self.feed.roots[layer] for layer in layers}
+            for layers in (sizes.routed, sizes.identical)
+        )
         found = Assembly(
             family, donor, sizes, experts, shared, gate.name, params, roots, self.moe.for_training,
             routing=(self.moe.routing or Routing()) if family is FAMILIES["routed"] else None,
-            expand=self.moe.expand,
+            expand=self.moe.expand, identical=identical,
         )  # fmt: skip
         self.warn_of_loaders(found)
         return found
@@ -181,7 +185,9 @@ class Settler:
         width //= split
         shared, shared_width = self._shared(family, width)
         routed = self.layers(donor, family)
-        sizes = Sizes(count, per_token, width, shared_width, routed, donor.layers, split)
+        others = outside_layers(self.recipe, family, routed, donor.layers, self.findings)
+        sizes = Sizes(count, per_token, width, shared_width, routed, donor.layers, split, others)
+        check_outside(self.recipe, family, sizes, donor.hidden, self.findings)
         return sizes, shared
 
     def _check_split(self, family: Family, per_token: int, width: int) -> None:
@@ -261,13 +267,15 @@ class Settler:
                 "layers are counted from 0",
             )
             return every
+        if self.moe.outside == "identical":
+            return routed
         dense = [layer for layer in every if layer not in routed]
         if dense and family.dense == "none":
             self.findings.problem(
                 f"every layer of a `{family.name}` model is routed",
                 where,
-                "leave `layers` out, or take a family with dense layers, such as `qwen3_moe` or"
-                " `glm4_moe`",
+                "leave `layers` out, take a family with dense layers, such as `qwen3_moe` or"
+                " `glm4_moe`, or write `outside: identical` for layers whose experts are all one",
             )
         elif family.dense == "first" and dense != list(range(len(dense))):
             self.findings.problem(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NO_EXPERT = ("none", "zero")
 """What `shared` may say in place of a name."""
+OUTSIDE = ("dense", "identical")
 _EXAMPLE = "write `moe: {experts_per_token: 2, gate: random}`"
 
 
@@ -76,6 +77,10 @@ class MoeReader:
             data["routing"] = self._routing(entries["routing"])
         if "gate" in data:
             data["gate"] = self._gate(entries["gate"])
+        if "outside" in data and data["outside"] not in OUTSIDE:
+            what = f"`moe.outside: {show(data.pop('outside'))}` is not known"
+            hint = nearest(entries["outside"].value, OUTSIDE) or f"known here: {', '.join(OUTSIDE)}"
+            self.problems.add(what, entries["outside"].mark, hint)
         if isinstance(data.get("allow"), str):
             data["allow"] = [data["allow"]]
         for key in ("slices", "output.lora"):

@@ -8,7 +8,8 @@ from typing import Literal
 
 from mergekit_lite.moe.carve.unit import unit_weights
 from mergekit_lite.moe.families import PARTS
-from mergekit_lite.moe.rows import Part, RoutedRows
+from mergekit_lite.moe.parts import Part
+from mergekit_lite.moe.rows import RoutedRows
 from mergekit_lite.plan.types import Order
 from mergekit_lite.recipe.schema import BASE, MoeExpert
 

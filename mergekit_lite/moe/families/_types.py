@@ -28,6 +28,7 @@ class Sizes:
         shared_width: of the shared expert, 0 where there is none.
         routed: indices of the routed layers.
         layers: number of layers.
+        identical: indices of layers all of whose experts are the base's own layer.
     """
 
     experts: int
@@ -37,11 +38,13 @@ class Sizes:
     routed: tuple[int, ...]
     layers: int
     split: int = 1
+    identical: tuple[int, ...] = ()
 
     @property
     def dense_layers(self) -> tuple[int, ...]:
-        """Indices of the layers that are not routed."""
-        return tuple(layer for layer in range(self.layers) if layer not in self.routed)
+        """Indices of the layers that have one feed-forward layer."""
+        with_experts = (*self.routed, *self.identical)
+        return tuple(layer for layer in range(self.layers) if layer not in with_experts)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mergekit_lite.plan.names import few
 from mergekit_lite.recipe.layers import covers
 from mergekit_lite.recipe.schema import BASE, Gate, Moe, MoeExpert, Recipe
 
-_OF_DENSE = ("split", "shared", "routing", "allow")
+_OF_DENSE = ("outside", "split", "shared", "routing", "allow")
 _OF_EXPERTS = ("prompts", "negative", "data", "noise", "redraw")
 
 

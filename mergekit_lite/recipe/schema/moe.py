@@ -149,6 +149,10 @@ class Moe(Part):
     """The shared expert; by default `zero` where the family cannot be without, else `none`."""
     layers: LayerRanges | None = None
     """Layers that are routed; the others keep one feed-forward layer. By default all."""
+    outside: Literal["dense", "identical"] = "dense"
+    """What the other layers are: one feed-forward layer (`dense`), in families that have such, or
+    as many experts as the others have, all of them the base's own layer (`identical`), which in
+    every family says what that layer says, and takes their disk and memory."""
     routing: Routing | None = None
     """For `target: routed`: routers with a threshold, with choices that do nothing, or skipping."""
     gate: Gate | None = None
