@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from mergekit_lite.calibrate.expert_scores import differences, esft_config, expert_scores, fewest
 from mergekit_lite.cli.main import main
 from mergekit_lite.errors import DataError, RecipeError, SourceError
+from tests.moe import dense, routed
 
 COUNTS = {1: [[6.0, 2, 1, 1], [0, 0, 9, 1]], 2: [[1, 1, 4, 4], [4, 4, 1, 1]]}
 WEIGHTS = {1: [1.0, 8, 0.5, 0.5], 2: [2.5, 2.5, 2.5, 2.5]}
@@ -100,3 +101,46 @@ def test_the_command(stats: Path) -> None:
     compared = run(stats, "--of", "math", "--against", "code", "--top", 1)
     assert "+60.0 %" in compared.output
     assert run(stats, "--of", "math").exit_code == 2
+
+
+@pytest.mark.parametrize(("family", "names"), [("qwen3_moe", 3), ("granitemoe", 0)])
+def test_all_but_the_experts_to_train_stays_as_it_is(
+    stats: Path, tmp_path: Path, family: str, names: int
+) -> None:
+    """Experts that are stored one by one, and all of a layer in one tensor."""
+    model = routed.make(family, tmp_path / "model")
+    out = tmp_path / "cfg" / "expert_cfg.json"
+    shown = run(stats, "--part", 0.75, "--model", model, "-o", out)
+    assert shown.exit_code == 0, shown.output
+    mask = json.loads(out.with_name("freeze_mask.json").read_text())
+    stored = set(dense.shapes(model))
+    free = stored - set(mask["frozen"]) - set(mask["frozen_experts"])
+    if names:
+        wanted = {1: [0, 2], 2: [0, 1, 2]}
+        parts = ("gate_proj", "up_proj", "down_proj")
+        assert free == {
+            f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight"
+            for layer, experts in wanted.items()
+            for expert in experts
+            for part in parts
+        }
+    else:
+        assert free == set()
+        root = "model.layers.1.block_sparse_moe"
+        assert mask["frozen_experts"][f"{root}.input_linear.weight"] == [1, 3, 4, 5, 6, 7]
+        assert len(mask["frozen_experts"]) == 4
+    assert "model.embed_tokens.weight" in mask["frozen"]
+
+
+def test_a_mask_is_of_the_model_that_was_measured(stats: Path, tmp_path: Path) -> None:
+    few = routed.make("mixtral", tmp_path / "few", num_local_experts=2)
+    asked = ["--part", 1, "-o", stats / "expert_cfg.json"]
+    shown = run(stats, *asked, "--model", few)
+    assert (shown.exit_code, "no expert 3 in layer 1" in shown.output) == (3, True)
+    assert not (stats / "expert_cfg.json").exists()
+    dense_one = dense.make("llama", tmp_path / "dense")
+    assert "has no experts in layer 1" in run(stats, *asked, "--model", dense_one).output
+    record = {"domains": ["math", "code"], "model_sha256": "0" * 64}
+    (stats / "calibration.json").write_text(json.dumps(record))
+    assert "measured of another model" in run(stats, *asked, "--model", few).output
+    assert run(stats, "--model", few).exit_code == 2

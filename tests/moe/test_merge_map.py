@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def described(base: Path, groups: Any = GROUPS, **merge: Any) -> dict[str, Any]:
 
 
 def grouped(base: Path) -> torch.Tensor:
-    """Return the logits of a Qwen3-MoE in which each expert is the mean of its group."""
+    """Return the logits of a model in which each expert is the mean of its group."""
     model = dense.load(base)
     with torch.no_grad():
         for layer, groups in GROUPS.items():
@@ -35,16 +36,18 @@ def grouped(base: Path) -> torch.Tensor:
     return found
 
 
-def test_rows_choose_the_experts_of_their_groups(tmp_path: Path) -> None:
-    base, out = routed.make("qwen3_moe", tmp_path / "base"), tmp_path / "merged"
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_rows_choose_the_experts_of_their_groups(tmp_path: Path, family: str) -> None:
+    base, out = routed.make(family, tmp_path / "base"), tmp_path / "merged"
     api.run(described(base), out)
     model = load(out)
+    module = "block_sparse_moe" if family == "mixtral" else "mlp"
     assert model.config.num_experts == 5
     # In the order of the experts that lead: 0, 3, 4, 6 and 7.
     assert model.config.expert_map[0] == [0, 0, 0, 1, 2, 1, 3, 4]
     assert torch.equal(
         dense.tensor(out, "model.layers.1.mlp.gate.weight"),
-        dense.tensor(base, "model.layers.1.mlp.gate.weight"),
+        dense.tensor(base, f"model.layers.1.{module}.gate.weight"),
     )
     assert torch.allclose(logits(model), grouped(base), atol=5e-6)
 
@@ -82,7 +85,20 @@ def test_a_class_of_our_own_stays_what_it_is(tmp_path: Path) -> None:
         api.plan(described(tmp_path / "merged", [[0, 1]]))
 
 
+def test_what_a_mixtral_leaves_unsaid_is_said(tmp_path: Path) -> None:
+    """Its defaults are not those of the class that the result has."""
+    base = routed.make("mixtral", tmp_path / "base", rope_theta=1e6, rms_norm_eps=1e-5)
+    config = json.loads((base / "config.json").read_text())
+    for key in ("rope_theta", "rope_parameters", "rms_norm_eps", "sliding_window"):
+        config.pop(key, None)
+    (base / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "merged"
+    api.run(described(base), out)
+    assert dense.config(out)["sliding_window"] is None
+    assert torch.allclose(logits(load(out)), grouped(base), atol=5e-6)
+
+
 def test_other_families_have_no_such_class(tmp_path: Path) -> None:
-    base = routed.make("mixtral", tmp_path / "base")
-    with pytest.raises(RecipeError, match="is for Qwen3-MoE models"):
+    base = routed.make("granitemoe", tmp_path / "base")
+    with pytest.raises(RecipeError, match="is for Mixtral, Qwen3-MoE"):
         api.plan(described(base))

@@ -12,8 +12,19 @@ from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import Recipe
 
-_CLASSES = {"qwen3_moe": "qwen3"}
-"""Families that are a dense one with experts under the names of `target: routed`."""
+_CLASSES = {"qwen3_moe": "qwen3", "mixtral": "mistral"}
+"""Families that are a dense one with experts in place of feed-forward layers."""
+_NAMES = {
+    "mixtral": {
+        ".block_sparse_moe.": ".mlp.",
+        ".w1.": ".gate_proj.",
+        ".w3.": ".up_proj.",
+        ".w2.": ".down_proj.",
+    }
+}
+"""Parts of names in a family, and what they are in `target: routed`, where that is not the same."""
+_DEFAULTS = {"mixtral": {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "sliding_window": None}}
+"""What a family takes where its config says nothing, and the dense one takes something else."""
 
 
 def check_map(recipe: Recipe, fewer: Fewer, base: View, findings: Findings) -> None:
@@ -25,8 +36,16 @@ def check_map(recipe: Recipe, fewer: Fewer, base: View, findings: Findings) -> N
     findings.problem(
         f"no code is written for a `{kind}` model some of whose router's rows share an expert",
         recipe.at("moe", "merge", "router"),
-        "`router: map` is for Qwen3-MoE models and for those of `target: routed`; take `lse`",
+        "`router: map` is for Mixtral, Qwen3-MoE and models of `target: routed` whose experts are"
+        " stored one by one; take `lse`",
     )
+
+
+def mapped_name(name: str, base: View) -> str:
+    """Return what a tensor of the base is called in the class that the result has."""
+    for part, own in _NAMES.get(configs.model_type(base.model.config), {}).items():
+        name = name.replace(part, own)
+    return name
 
 
 def mapped_config(
@@ -50,6 +69,10 @@ def mapped_config(
     }
     kind = configs.model_type(config)
     if kind in _CLASSES:
+        said = {*config, *(("rope_theta",) if "rope_parameters" in config else ())}
+        usual = {k: v for k, v in _DEFAULTS.get(kind, {}).items() if k not in said}
+        experts = 1 + max(row for own in maps.values() for row in own)
+        found |= usual | {"num_experts": experts}
         found |= {
             "architectures": ["RoutedForCausalLM"],
             "model_type": f"routed_{_CLASSES[kind]}",

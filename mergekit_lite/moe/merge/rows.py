@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mergekit_lite.moe.fewer.rows import jobs as fewer_jobs
 from mergekit_lite.moe.merge.groups import Group
 from mergekit_lite.moe.merge.made import order_name, refit_name, router_name
+from mergekit_lite.moe.merge.mapped import mapped_name
 from mergekit_lite.moe.merge.matrices import Held
 from mergekit_lite.moe.merge.settle import Merging
 from mergekit_lite.plan.frame import Frame
@@ -40,6 +41,11 @@ class MergedRows:
 
     def jobs(self, frame: Frame) -> Iterator[Job]:
         """Yield every row of the result, in the base's order."""
+        for job in self._jobs(frame):
+            mapped = self.merging.merge.router == "map"
+            yield replace(job, name=mapped_name(job.name, self._base)) if mapped else job
+
+    def _jobs(self, frame: Frame) -> Iterator[Job]:
         alone: dict[str, tuple[str, Group, Held]] = {}
         stacked: dict[str, tuple[str, Held]] = {}
         routers: set[str] = set()
