@@ -20,7 +20,7 @@ from mergekit_lite.calibrate.texts import Text
 from mergekit_lite.calibrate.tokens import Batch, Samples, batches, load_tokenizer, tokenise
 from mergekit_lite.calibrate.weights import Weights
 from mergekit_lite.errors import RecipeError, nearest
-from mergekit_lite.plan.digests import DigestCache, model_sha256
+from mergekit_lite.plan.digests import DigestCache, file_sha256, model_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,6 +162,7 @@ def calibrate(
     max_memory: int | None = None,
     overwrite: bool = False,
     tell: Tell = lambda text: None,
+    files: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Measure a model on texts and write a folder of statistics; return its record.
 
@@ -178,6 +179,7 @@ def calibrate(
         max_memory: most bytes that it may take.
         overwrite: replace a folder of statistics.
         tell: called with sentences on what it takes and how far it is.
+        files: that the texts are from; their digests are in the record.
 
     Raises:
         RecipeError, SourceError, DataError: see `prepare`.
@@ -189,6 +191,8 @@ def calibrate(
     tell(sentence(prepared))
     require_memory(prepared.estimate, max_memory)
     record = provenance(model, prepared, kinds, settings)
+    if files:
+        record["files"] = sorted({file_sha256(file) for file in files})
     store = Store(out, record, overwrite=overwrite)
     if store.done:
         tell(f"{store.done} steps of an earlier run, of a layer each, are taken up")

@@ -86,15 +86,17 @@ def command(
     if out is None:
         raise click.UsageError("name the folder to make with -o/--out")
     kinds = [kind.strip() for kind in collect.split(",") if kind.strip()]
+    named = data_files(data)
     record = calibrate(
         resolve(model, relative_to=Path(), kind="checkpoint"),
-        read_texts(data_files(data)),
+        read_texts(named),
         out,
         kinds=kinds,
         settings=Settings(length, max_tokens, batch, device, dtype),
         max_memory=max_memory,
         overwrite=overwrite,
         tell=note,
+        files=[one if isinstance(one, Path) else one[1] for one in named],
     )
     if as_json:
         print_json(record)

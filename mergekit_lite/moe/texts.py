@@ -11,6 +11,7 @@ from mergekit_lite.moe.experts import width_of
 from mergekit_lite.moe.families import Family, Sizes
 from mergekit_lite.moe.gates import GateSpec
 from mergekit_lite.moe.gates.domain_embed import require_embeddings
+from mergekit_lite.moe.judged import warn_of_text
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View, placed
 from mergekit_lite.recipe.schema import BASE, MoeExpert, Recipe
@@ -122,6 +123,8 @@ def check_file(recipe: Recipe, file: str, whose: str, findings: Findings, where:
         findings.problem(f"there is no file `{file}` with texts {whose}", where, hint)
     elif path.suffix not in (".txt", ".jsonl"):
         findings.problem(f"`{file}`, the texts {whose}, is of no known kind", where, hint)
+    else:
+        warn_of_text(recipe, path, whose, findings, where)
 
 
 def _check_embeddings(

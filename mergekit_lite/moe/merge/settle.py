@@ -9,6 +9,7 @@ from typing import Any
 from mergekit_lite.moe.fewer.config import number_of
 from mergekit_lite.moe.fewer.settle import Asked, settle_base
 from mergekit_lite.moe.fewer.stored import RoutedModule
+from mergekit_lite.moe.judged import warn_of_statistics
 from mergekit_lite.moe.merge.checks import check_base, check_groups
 from mergekit_lite.moe.merge.groups import Group
 from mergekit_lite.moe.merge.made import Made, made_of, working
@@ -81,6 +82,7 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Mer
     fewer = settle_base(recipe, asked, base, findings)
     if fewer is None:
         return None
+    warn_of_statistics(recipe, merge.stats, findings, recipe.at("moe", "merge"))
     before = len(findings.problems)
     matrices = matrices_of(fewer.modules, base)
     check_base(recipe, merge, fewer.modules, matrices, base, findings)

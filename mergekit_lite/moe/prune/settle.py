@@ -9,6 +9,7 @@ from typing import Any
 from mergekit_lite.moe.fewer.config import number_of
 from mergekit_lite.moe.fewer.settle import Asked, settle_base
 from mergekit_lite.moe.fewer.stored import RoutedModule
+from mergekit_lite.moe.judged import warn_of_statistics
 from mergekit_lite.plan.findings import Findings
 from mergekit_lite.plan.inputs import View
 from mergekit_lite.recipe.schema import BASE, Prune, Recipe
@@ -72,6 +73,7 @@ def settle(recipe: Recipe, found: Mapping[str, View], findings: Findings) -> Pru
     fewer = settle_base(recipe, asked, base, findings)
     if fewer is None:
         return None
+    warn_of_statistics(recipe, prune.stats, findings, recipe.at("moe", "prune"))
     # Here, because assembling a model needs no numpy.
     from mergekit_lite.moe.prune.decide import decide
 
