@@ -50,7 +50,7 @@ def tune(base: Path, out: Path, domain: str, steps: int, rate: float) -> None:
 def overlap(out: Path) -> float:
     """Return the part of the choices that fitted routers share, over layers and models."""
     layers = json.loads((out / "moe_manifest.json").read_text())["layers"]
-    shares = [share for layer in layers for share in layer["overlap"].values()]
+    shares = [float(share) for layer in layers for share in layer["overlap"].values()]
     return sum(shares) / len(shares)
 
 

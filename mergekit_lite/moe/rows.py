@@ -118,7 +118,8 @@ class RoutedRows:
                 )
                 continue
             found[part] = Part(job, self._shape(part, width))
-        return [(MoeExpert(expert=BASE), found)] * self.assembly.sizes.experts
+        own = MoeExpert(expert=BASE, where=self.recipe.at("moe", "outside"))
+        return [(own, found)] * self.assembly.sizes.experts
 
     def experts_of(self, layer: int) -> Iterator[tuple[MoeExpert, Mapping[str, Part]]]:
         """Yield the matrices of every routed expert of a layer."""

@@ -52,7 +52,7 @@ def mapped_config(
     fewer: Fewer, groups: Mapping[str, Sequence[Group]], base: View
 ) -> dict[str, Any]:
     """Return the entries of the result's config: of its class, and which row is whose."""
-    config = base.model.config
+    config = base.model.config or {}
     maps: dict[int, list[int]] = {}
     for root, own in groups.items():
         module = fewer.modules[root]
