@@ -10,6 +10,7 @@ from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
 from mergekit_lite.recipe.schema import BASE, BASELINE, SCORES, Bound, Expect
+from mergekit_lite.recipe.scored import BLANK, files_of, scored
 from mergekit_lite.recipe.text import number
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ExpectReader:
         if not isinstance(node.value, dict):
             what = f"`expect` must be a mapping, not {kind_of(node.value)}"
             self.problems.add(what, node.mark, f"{_DATA}; {_BOUND}")
-            return {"data": {}, "bounds": [{"data": "", "score": "recovery"}]}
+            return {"data": {}, "bounds": [BLANK]}
         entries = self.shaper.known(node, keys_of(Expect), "expect")
         data = {key: value.plain() for key, value in entries.items() if value.value is not None}
         data["data"] = self._data(entries.get("data"), node)
@@ -42,7 +43,7 @@ class ExpectReader:
         if listed is None or not isinstance(listed.value, list) or not listed.items():
             what = "`expect` has no `bounds`" if listed is None else "`bounds` is no list of bounds"
             self.problems.add(what, (listed or node).mark, _BOUND)
-            return {**data, "bounds": [{"data": "", "score": "recovery"}]}
+            return {**data, "bounds": [BLANK]}
         has_baseline = "baseline" in data
         data["bounds"] = [self._bound(one, data["data"], has_baseline) for one in listed.items()]
         return data
@@ -52,38 +53,16 @@ class ExpectReader:
             what = "`expect` names no `data`" if node is None else "`data` maps names to files"
             self.problems.add(what, (node or around).mark, _DATA)
             return {}
-        found = {}
-        for name, file in node.entries().items():
-            if isinstance(file.value, str) and file.value:
-                found[name] = file.value
-            else:
-                what = f"the data `{name}` must be a file's name, not {kind_of(file.value)}"
-                self.problems.add(what, file.mark, _DATA)
-        return found
+        return files_of(node, self.problems, _DATA)
 
     def _bound(self, node: Node, data: Mapping[str, str], has_baseline: bool) -> dict[str, Any]:
-        if not isinstance(node.value, dict):
-            self.problems.add(f"a bound must be a mapping, not {kind_of(node.value)}", node.mark)
-            return {"data": "", "score": "recovery"}
-        entries = self.shaper.known(node, keys_of(Bound), "expect.bounds")
-        entries = {key: value for key, value in entries.items() if value.value is not None}
-        found = {key: value.plain() for key, value in entries.items()}
-        for key in ("data", "score"):
-            if key not in found:
-                self.problems.add(f"the bound has no `{key}`", node.mark, _BOUND)
-        name, score = show(found.get("data", "")), show(found.get("score", ""))
-        if "data" in found and name not in data:
-            what = f"`expect.data` has no `{name}`"
-            self.problems.add(what, entries["data"].mark, nearest(name, data))
-        if "score" in found and score not in SCORES:
-            what = f"no score is called `{score}`"
-            hint = nearest(score, SCORES) or f"there are {', '.join(SCORES)}"
-            self.problems.add(what, entries["score"].mark, hint)
-        if score not in SCORES:
-            return {**found, "data": name, "score": "recovery", "where": str(node.mark)}
-        self._against(score, entries, node, has_baseline)
-        self._limit(score, entries, node)
-        return {**found, "data": name, "where": str(node.mark)}
+        found = scored(self.shaper, node, Bound, "expect.bounds", data, _BOUND)
+        if found is None:
+            return BLANK
+        if found.score:
+            self._against(found.score, found.entries, node, has_baseline)
+            self._limit(found.score, found.entries, node)
+        return found.plain(node)
 
     def _against(
         self, score: str, entries: Mapping[str, Node], node: Node, has_baseline: bool

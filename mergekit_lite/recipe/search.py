@@ -10,6 +10,7 @@ from mergekit_lite.errors import nearest
 from mergekit_lite.recipe.marks import Node, kind_of, show
 from mergekit_lite.recipe.places import keys_of
 from mergekit_lite.recipe.schema import BASE, SCORES, Objective, Search
+from mergekit_lite.recipe.scored import BLANK, files_of, scored
 from mergekit_lite.recipe.text import number
 
 if TYPE_CHECKING:
@@ -52,43 +53,23 @@ class SearchReader:
         if not isinstance(node.value, dict):
             self.problems.add("data maps names to files", node.mark, _DATA)
             return {}
-        found = {}
-        for name, file in node.entries().items():
-            if isinstance(file.value, str) and file.value:
-                found[name] = file.value
-            else:
-                what = f"the data `{name}` must be a file's name, not {kind_of(file.value)}"
-                self.problems.add(what, file.mark, _DATA)
-        return found
+        return files_of(node, self.problems, _DATA)
 
     def _objective(self, node: Node, data: Mapping[str, str]) -> dict[str, Any]:
-        blank = {"data": "", "score": "recovery"}
-        if not isinstance(node.value, dict):
-            what = f"an objective must be a mapping, not {kind_of(node.value)}"
-            self.problems.add(what, node.mark, _OBJECTIVE)
-            return blank
-        entries = self.shaper.known(node, keys_of(Objective), "search.objectives")
-        entries = {key: value for key, value in entries.items() if value.value is not None}
-        found = {key: value.plain() for key, value in entries.items()}
-        for key in ("data", "score"):
-            if key not in found:
-                self.problems.add(f"the objective has no `{key}`", node.mark, _OBJECTIVE)
-        name, score = show(found.get("data", "")), show(found.get("score", ""))
-        if "data" in found and name not in data:
-            what = f"`search.data` has no `{name}`"
-            self.problems.add(what, entries["data"].mark, nearest(name, data))
-        if "score" in found and score not in SCORES:
-            hint = nearest(score, SCORES) or f"there are {', '.join(SCORES)}"
-            self.problems.add(f"no score is called `{score}`", entries["score"].mark, hint)
-        if score not in SCORES:
-            return {**found, **blank, "where": str(node.mark)}
+        found = scored(self.shaper, node, Objective, "search.objectives", data, _OBJECTIVE)
+        if found is None:
+            return BLANK
+        if found.score:
+            self._known(found.score, found.entries, node)
+        return found.plain(node)
+
+    def _known(self, score: str, entries: Mapping[str, Node], node: Node) -> None:
         self._against(score, entries.get("against"), node)
         if (weight := entries.get("weight")) is not None:
             part = number(weight.value)
             if part is None or not (math.isfinite(part) and part > 0):
                 what = f"`weight` must be a number above 0, not `{show(weight.value)}`"
                 self.problems.add(what, weight.mark)
-        return {**found, "data": name, "where": str(node.mark)}
 
     def _against(self, score: str, given: Node | None, node: Node) -> None:
         experts = self.shaper.experts

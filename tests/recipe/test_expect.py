@@ -57,7 +57,7 @@ def bound(inner: str, more: str = "") -> str:
         ("expect: {}", "`expect` names no `data`", "german"),
         ("expect: {data: {g: g.txt}}", "`expect` has no `bounds`", "bounds:"),
         ("expect: {data: {g: g.txt}, bounds: 3}", "no list of bounds", "bounds:"),
-        ("expect: {data: {g: g.txt}, bounds: [3]}", "a bound must be a mapping", ""),
+        ("expect: {data: {g: g.txt}, bounds: [3]}", "the bound must be a mapping", ""),
         ("expect: {data: {g: 3}, bounds: []}", "the data `g` must be a file's name", ""),
         ("expect: {data: [], bounds: []}", "`data` maps names to files", ""),
         ("expect: {dta: {}}", "unknown key `dta` in `expect`", "`data`"),

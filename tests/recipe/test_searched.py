@@ -147,7 +147,7 @@ SEARCH = "search: {{data: {{german: g.txt}}, objectives: [{{data: german, {}}}]}
         ("search: {data: [a]}", "data maps names to files", "german"),
         ("search: {test: {a: 3}}", "the data `a` must be a file's name", ""),
         ("search: {objectives: 3}", "`objectives` is no list", "bits_per_byte"),
-        ("search: {objectives: [3]}", "an objective must be a mapping", ""),
+        ("search: {objectives: [3]}", "the objective must be a mapping", ""),
         (SEARCH.format("score: bits"), "no score is called `bits`", "there are"),
         (SEARCH.format("against: base"), "the objective has no `score`", ""),
         (SEARCH.format("score: kl"), "`kl` compares with another model", "against: base"),
