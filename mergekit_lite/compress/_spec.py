@@ -55,33 +55,27 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Codec:
-    """A way to compress the difference of a model to its base.
+class Method:
+    """What every way to compress says of itself.
 
     Attributes:
-        name: as the command line and patches say it.
+        name: as the command line and files say it.
         title: its common name.
         paper: where it comes from.
         doc: what it does.
-        encode: compresses one tensor; None where that is to be stored whole.
+        encode: compresses one tensor.
         parameters: by name.
-        keep: the parameter that says which part of the model's entries is kept, for a codec that
-            asks for a survey of the whole model; else empty.
-        vectors: checked examples.
-        compares: what it asks of all tensors before it compresses the first.
-        calibrated: it makes use of Gram matrices of the layers' inputs.
+        keep: the parameter that says which part of a model's entries is kept, where a survey of
+            the whole model is asked for; else empty.
     """
 
     name: str
     title: str
     paper: str
     doc: str
-    encode: Encode
+    encode: Callable[..., Any]
     parameters: Mapping[str, Parameter]
     keep: str = ""
-    vectors: tuple[CodecVector, ...] = ()
-    compares: Comparison | None = None
-    calibrated: bool = False
 
     @property
     def summary(self) -> str:
@@ -94,28 +88,34 @@ class Codec:
         Raises:
             RecipeError: one is not known, or out of range; all are told.
         """
-        return resolved(self.name, self.parameters, params)
+        problems, known = [], self.parameters
+        for key, value in params.items():
+            if key not in known:
+                listed = ", ".join(f"`{one}`" for one in known) or "none"
+                hint = nearest(key, known) or f"its parameters: {listed}"
+                problems.append(Problem(f"`{self.name}` has no parameter `{key}`", hint=hint))
+            elif wrong := known[key].problem(value):
+                problems.append(Problem(f"`{self.name}`: `{key}` {wrong}"))
+        if problems:
+            raise RecipeError(problems)
+        return {**{p.name: p.default for p in known.values()}, **params}
 
 
-def resolved(
-    name: str, known: Mapping[str, Parameter], params: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return all parameters of a codec or method, with the defaults of those that are not given.
+@dataclass(frozen=True)
+class Codec(Method):
+    """A way to compress the difference of a model to its base.
 
-    Raises:
-        RecipeError: one is not known, or out of range; all are told.
+    Attributes:
+        encode: compresses one tensor; None where that is to be stored whole.
+        vectors: checked examples.
+        compares: what it asks of all tensors before it compresses the first.
+        calibrated: it makes use of Gram matrices of the layers' inputs.
     """
-    problems = []
-    for key, value in params.items():
-        if key not in known:
-            listed = ", ".join(f"`{one}`" for one in known) or "none"
-            hint = nearest(key, known) or f"its parameters: {listed}"
-            problems.append(Problem(f"`{name}` has no parameter `{key}`", hint=hint))
-        elif wrong := known[key].problem(value):
-            problems.append(Problem(f"`{name}`: `{key}` {wrong}"))
-    if problems:
-        raise RecipeError(problems)
-    return {**{p.name: p.default for p in known.values()}, **params}
+
+    encode: Encode
+    vectors: tuple[CodecVector, ...] = ()
+    compares: Comparison | None = None
+    calibrated: bool = False
 
 
 CODECS: dict[str, Codec] = {}

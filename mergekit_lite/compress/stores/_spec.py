@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergekit_lite.compress._spec import resolved
+from mergekit_lite.compress._spec import Method
 from mergekit_lite.compress._types import Delta, Encoded
-from mergekit_lite.ops._parameters import Parameter
 from mergekit_lite.ops._spec import parameters_of
 
 
@@ -66,45 +64,19 @@ class StoreVector:
 
 
 @dataclass(frozen=True)
-class StoreMethod:
+class StoreMethod(Method):
     """A way to compress the differences of several models to one base.
 
     Attributes:
-        name: as the command line and stores say it.
-        title: its common name.
-        paper: where it comes from.
-        doc: what it does.
         encode: compresses one tensor of all tasks.
-        parameters: by name.
-        keep: the parameter that says which part of each task's entries is kept, for a method that
-            asks for a survey of each model; else empty.
         rescaled: what is decoded of a task is multiplied by one number, so that its sum of
             magnitudes over the whole model is that of the difference.
         vectors: checked examples.
     """
 
-    name: str
-    title: str
-    paper: str
-    doc: str
     encode: Encode
-    parameters: Mapping[str, Parameter]
-    keep: str = ""
     rescaled: bool = False
     vectors: tuple[StoreVector, ...] = ()
-
-    @property
-    def summary(self) -> str:
-        """The first sentence of what it does."""
-        return re.split(r"(?<=\.)\s", self.doc, maxsplit=1)[0].replace("\n", " ")
-
-    def resolved(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all parameters, with the defaults of those that are not given.
-
-        Raises:
-            RecipeError: one is not known, or out of range; all are told.
-        """
-        return resolved(self.name, self.parameters, params)
 
 
 METHODS: dict[str, StoreMethod] = {}
